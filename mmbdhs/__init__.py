@@ -1,0 +1,1 @@
+"""Bias-driven hallucination sampling for vision-language models."""

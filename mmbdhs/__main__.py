@@ -1,0 +1,7 @@
+"""`python -m mmbdhs`."""
+
+import sys
+
+from mmbdhs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,94 @@
+"""Which code runs the native ops, and why: decided once, announced once, overridden by MMBDHS_BACKEND."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+_LOG = logging.getLogger("mmbdhs")
+_VARIABLE = "MMBDHS_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The live path: `name` is "native" or "reference", `reason` says in words why."""
+
+    name: str
+    reason: str
+
+    @property
+    def twin(self) -> ModuleType:
+        """The module that runs the ops; both have the functions of `mmbdhs.native.reference`."""
+        return importlib.import_module("mmbdhs.native." + {"native": "binding"}.get(self.name, self.name))
+
+
+@functools.cache
+def extension() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None with the reason for its absence."""
+    try:
+        return importlib.import_module("mmbdhs.native._extension"), "the compiled extension was found"
+    except ImportError as error:
+        return None, f"the compiled extension cannot be imported ({error})"
+
+
+@functools.cache
+def live() -> Backend:
+    """Decide the path. Raises ValueError for an unknown override, ImportError for native without its
+    binary."""
+    wanted = os.environ.get(_VARIABLE, "")
+    if wanted not in ("", "native", "reference"):
+        raise ValueError(f"{_VARIABLE} must be 'native' or 'reference', got {wanted!r}")
+    binary, reason = (None, "not looked for") if wanted == "reference" else extension()
+    if wanted == "native" and binary is None:
+        raise ImportError(f"{_VARIABLE}=native, but {reason}")
+    if wanted:
+        reason = f"{_VARIABLE}={wanted}"
+    chosen = Backend("native" if binary else "reference", reason)
+    _LOG.info("native ops run on the %s path: %s", chosen.name, chosen.reason)
+    return chosen
+
+
+def report() -> dict[str, str]:
+    """What an issue about an installation should quote: live path, versions, compilers. Never raises for a
+    lack."""
+    binary, reason = extension()
+    try:
+        chosen = live()
+        path = f"{chosen.name} ({chosen.reason})"
+    except (ImportError, ValueError) as error:
+        path = f"none ({error})"
+    facts = {"backend": path, "extension": str(binary.__file__) if binary else reason}
+    if binary:
+        build = binary.build_info()
+        facts |= {
+            "compiler": build["compiler"],
+            "cuda build": build["cuda"],
+            "cuda archs": build["cuda_archs"],
+        }
+    facts |= {
+        name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")
+    }
+    return facts | _torch_cuda() | {"python": sys.version.split()[0], "platform": platform.platform()}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch_cuda() -> dict[str, str]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return {"torch cuda": f"torch cannot be imported ({error})"}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    return {"torch cuda": f"{torch.version.cuda or 'CPU build'}, {device}"}

@@ -1,0 +1,177 @@
+"""Plain twins of every native op: same names, arguments and bits, in NumPy and Python, without the binary.
+
+They are the definition that the C++ and CUDA code is tested against, and the path that runs where no binary
+was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Ragged arrays are a flat array
+and an `offsets` array with one more entry than there are rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from mmbdhs.native import sentence_rule
+from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED  # noqa: F401
+
+# What a random draw is for; a part of its address, so that no two uses ever share a draw.
+IMAGE_MASK, SWAP, CUT, TOKEN, NOISE = 1, 2, 3, 4, 5
+
+# Mirror of the constants in csrc/philox.h, where the layout is described; a test compares the two.
+ADDRESS_LAYOUT = {
+    "lanes": 4,
+    "sentence_limit": 1 << 16,
+    "iteration_shift": 16,
+    "iteration_limit": 1 << 12,
+    "purpose_shift": 28,
+    "purpose_limit": 1 << 4,
+    "image_mask": IMAGE_MASK,
+    "swap": SWAP,
+    "cut": CUT,
+    "token": TOKEN,
+    "noise": NOISE,
+}
+
+_WORD = np.uint64(0xFFFFFFFF)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+COUNTERPARTS = {b"Yes": b"No", b"No": b"Yes", b"yes": b"no", b"no": b"yes"}
+
+
+def philox(counter: np.ndarray, seed: int) -> np.ndarray:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+    `counter` is uint32 [..., 4]; the key is the 64-bit `seed`, low word first. Returns uint32 [..., 4].
+    """
+    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
+    key = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
+    for _ in range(10):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = (product1 >> 32) ^ c1 ^ np.uint64(key[0]), (product0 >> 32) ^ c3 ^ np.uint64(key[1])
+        c1, c3 = product1 & _WORD, product0 & _WORD
+        key = [(k + step) & 0xFFFFFFFF for k, step in zip(key, _KEY_STEPS, strict=True)]
+    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+
+
+def draw_words(
+    seed: int, keys: np.ndarray, purpose: int, iteration: int, sentences: np.ndarray, count: int
+) -> np.ndarray:
+    """Random words of `count` items at each of N addresses: keys int64 [N], sentences [N] → uint32 [N,
+    count]."""
+    blocks = -(-count // 4)
+    counter = np.empty((len(keys), blocks, 4), dtype=np.uint32)
+    counter[..., 0] = np.arange(blocks, dtype=np.uint32)
+    head = (purpose << ADDRESS_LAYOUT["purpose_shift"]) | (iteration << ADDRESS_LAYOUT["iteration_shift"])
+    counter[..., 1] = (sentences.astype(np.uint32) | np.uint32(head))[:, None]
+    bits = keys.view(np.uint64)
+    counter[..., 2] = (bits & _WORD).astype(np.uint32)[:, None]
+    counter[..., 3] = (bits >> np.uint64(32)).astype(np.uint32)[:, None]
+    return philox(counter, seed).reshape(len(keys), blocks * 4)[:, :count]
+
+
+def visible_from(threshold: float) -> int:
+    """The smallest random word that leaves an image token visible: ⌈threshold · 2^32⌉, exact in float64."""
+    return math.ceil(threshold * 2**32)
+
+
+def sample_visible(
+    seed: int, keys: torch.Tensor, iteration: int, tokens: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twin of `ops.sample_visible`."""
+    rows = []
+    for key, count in zip(keys.numpy()[:, None], tokens.tolist(), strict=True):
+        words = draw_words(seed, key, IMAGE_MASK, iteration, np.zeros(1, np.int32), count)[0]
+        rows.append(np.flatnonzero(words.astype(np.uint64) >= visible_from(threshold)).astype(np.int32))
+    flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
+    return torch.from_numpy(flat), _offsets([len(row) for row in rows])
+
+
+def random_uniform(
+    seed: int, keys: torch.Tensor, purpose: int, iteration: int, sentences: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Twin of `ops.random_uniform`."""
+    words = draw_words(seed, keys.numpy(), purpose, iteration, sentences.numpy(), count)
+    return torch.from_numpy(words * 2.0**-32)
+
+
+def split_sentences(text: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twin of `ops.split_sentences`."""
+    tables = [sentence_rule.split(raw) for raw in _rows(text, offsets)]
+    rows = [row for table in tables for row in table]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4), _offsets([len(table) for table in tables])
+
+
+def sentence_ends(
+    text: torch.Tensor, offsets: torch.Tensor, begins: torch.Tensor, final: torch.Tensor
+) -> torch.Tensor:
+    """Twin of `ops.sentence_ends`."""
+    rows = zip(_rows(text, offsets), begins.tolist(), final.tolist(), strict=True)
+    return torch.tensor([sentence_rule.end_of_sentence(*row) for row in rows], dtype=torch.int64)
+
+
+def draw_splices(
+    seed: int,
+    keys: torch.Tensor,
+    iteration: int,
+    sentences: torch.Tensor,
+    swappable: torch.Tensor,
+    choices: torch.Tensor,
+    swapped_low: torch.Tensor,
+    swapped_choices: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twin of `ops.draw_splices`."""
+    address = (keys.numpy(), iteration, sentences.numpy())
+    coin, cut = (
+        draw_words(seed, address[0], purpose, *address[1:], 1)[:, 0].astype(np.uint64)
+        for purpose in (SWAP, CUT)
+    )
+    swapped = swappable.numpy() & (coin >= 1 << 31)
+    low = np.where(swapped, swapped_low.numpy(), 0).astype(np.int64)
+    high = np.where(swapped, swapped_choices.numpy(), choices.numpy()).astype(np.int64)
+    width = np.maximum(high - low, 0).astype(np.uint64)
+    choice = low + ((cut * width) >> np.uint64(32)).astype(np.int64)
+    return torch.from_numpy(swapped), torch.from_numpy(choice.astype(np.int32))
+
+
+def join_splices(
+    text: torch.Tensor,
+    offsets: torch.Tensor,
+    table: torch.Tensor,
+    sentence_offsets: torch.Tensor,
+    swapped: torch.Tensor,
+    kept_bytes: torch.Tensor,
+    completions: torch.Tensor,
+    completion_offsets: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twin of `ops.join_splices`."""
+    spans, bounds = table.tolist(), sentence_offsets.tolist()
+    swaps, kept = swapped.tolist(), kept_bytes.tolist()
+    endings = list(_rows(completions, completion_offsets))
+    joined = []
+    for row, raw in enumerate(_rows(text, offsets)):
+        begin, pieces = 0, []
+        for s in range(bounds[row], bounds[row + 1]):
+            content_end, span_end = spans[s][:2]
+            sentence = _swap(raw, begin, spans[s]) if swaps[s] else raw[begin:content_end]
+            pieces += [sentence[: kept[s]], endings[s], raw[content_end:span_end]]
+            begin = span_end
+        joined.append(b"".join(pieces))
+    flat = torch.from_numpy(np.frombuffer(bytearray(b"".join(joined)), dtype=np.uint8))
+    return flat, _offsets([len(row) for row in joined])
+
+
+def _swap(raw: bytes, begin: int, span: list[int]) -> bytes:
+    content_end, _, word_begin, word_end = span
+    return raw[begin:word_begin] + COUNTERPARTS[raw[word_begin:word_end]] + raw[word_end:content_end]
+
+
+def _rows(flat: torch.Tensor, offsets: torch.Tensor) -> Iterator[bytes]:
+    raw, bounds = flat.numpy().tobytes(), offsets.tolist()
+    return (raw[begin:end] for begin, end in pairwise(bounds))
+
+
+def _offsets(lengths: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
