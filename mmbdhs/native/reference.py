@@ -82,11 +82,11 @@ def sample_visible(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Twin of `ops.sample_visible`."""
     rows = []
-    for key, count in zip(keys.numpy()[:, None], tokens.tolist(), strict=True):
+    for key, count in zip(keys.cpu().numpy()[:, None], tokens.tolist(), strict=True):
         words = draw_words(seed, key, IMAGE_MASK, iteration, np.zeros(1, np.int32), count)[0]
         rows.append(np.flatnonzero(words.astype(np.uint64) >= visible_from(threshold)).astype(np.int32))
     flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
-    return torch.from_numpy(flat), _offsets([len(row) for row in rows])
+    return torch.from_numpy(flat).to(keys.device), _offsets([len(row) for row in rows]).to(keys.device)
 
 
 def random_uniform(

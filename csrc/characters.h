@@ -1,0 +1,120 @@
+// UTF-8 decoding and the character classes that the sentence rule (sentences.h) needs, as explicit tables:
+// the same ones stand in sentence_rule.py.
+#pragma once
+
+#include <cstdint>
+
+namespace mmbdhs {
+
+constexpr uint32_t ELLIPSIS = 0x2026;
+
+struct Char {
+    uint32_t code;
+    int width;  // bytes
+};
+
+inline bool is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
+
+// The character at `place` < end. A byte b that starts no valid sequence comes out as U+DC00 + b, one byte
+// wide.
+inline Char decode(const uint8_t* bytes, int64_t place, int64_t end) {
+    const uint8_t* b = bytes + place;
+    if (b[0] < 0x80) return {b[0], 1};
+    const Char stray = {0xDC00u + b[0], 1};
+    const int width = b[0] >= 0xF0 ? 4 : b[0] >= 0xE0 ? 3 : 2;
+    if (b[0] < 0xC2 || b[0] > 0xF4 || end - place < width) return stray;
+    uint32_t code = b[0] & (0x7Fu >> width);
+    for (int i = 1; i < width; ++i) {
+        if (!is_continuation(b[i])) return stray;
+        code = code << 6 | (b[i] & 0x3Fu);
+    }
+    const bool overlong = (width == 3 && code < 0x800) || (width == 4 && code < 0x10000);
+    if (overlong || (code >= 0xD800 && code <= 0xDFFF) || code > 0x10FFFF) return stray;
+    return {code, width};
+}
+
+// The length of a growing text without a last character whose bytes have not all arrived.
+inline int64_t whole_length(const uint8_t* bytes, int64_t length) {
+    for (int64_t back = 1; back <= 3 && back <= length; ++back) {
+        const uint8_t byte = bytes[length - back];
+        if (byte < 0x80) break;
+        if (byte < 0xC0) continue;
+        const int64_t needed = byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+        return needed > back ? length - back : length;
+    }
+    return length;
+}
+
+inline bool is_break(uint32_t c) { return (c >= 0xA && c <= 0xD) || c == 0x85 || c == 0x2028 || c == 0x2029; }
+
+// Unicode White_Space.
+inline bool is_space(uint32_t c) {
+    if (c < 0x80) return c == 0x20 || (c >= 0x9 && c <= 0xD);
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
+           c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+inline bool is_cjk_stop(uint32_t c) {
+    return c == 0x3002 || c == 0xFF01 || c == 0xFF1F || c == 0xFF61 || c == 0xFF0E;
+}
+
+inline bool is_stop(uint32_t c) {
+    return c == '.' || c == '!' || c == '?' || c == ELLIPSIS || is_cjk_stop(c);
+}
+
+// " ' ) ] } * _ and ” ’ » 」 』 ） 】
+inline bool is_closer(uint32_t c) {
+    switch (c) {
+        case '"':
+        case '\'':
+        case ')':
+        case ']':
+        case '}':
+        case '*':
+        case '_':
+        case 0x201D:
+        case 0x2019:
+        case 0xBB:
+        case 0x300D:
+        case 0x300F:
+        case 0xFF09:
+        case 0x3011:
+            return true;
+        default:
+            return false;
+    }
+}
+
+// Lower case: ASCII, Latin-1, and the basic Greek and Cyrillic letters.
+inline bool is_lower(uint32_t c) {
+    return (c >= 'a' && c <= 'z') || (c >= 0xDF && c <= 0xFF && c != 0xF7) || (c >= 0x3AC && c <= 0x3CE) ||
+           (c >= 0x430 && c <= 0x45F);
+}
+
+inline bool is_ascii_letter(uint32_t c) { return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
+inline bool is_ascii_digit(uint32_t c) { return c >= '0' && c <= '9'; }
+
+// Part of a word: ASCII letters, digits and _, and everything from U+0080 on but these ranges of punctuation,
+// spaces and symbols.
+inline bool is_word(uint32_t c) {
+    if (c < 0x80) return is_ascii_letter(c) || is_ascii_digit(c) || c == '_';
+    constexpr uint32_t NON_WORD[][2] = {
+        {0x80, 0xA9},     {0xAB, 0xB4},     {0xB6, 0xB9},      {0xBB, 0xBF},     {0xD7, 0xD7},
+        {0xF7, 0xF7},     {0x1680, 0x1680}, {0x2000, 0x206F},  {0x2190, 0x2BFF}, {0x2E00, 0x2E7F},
+        {0x3000, 0x303F}, {0xFE10, 0xFE1F}, {0xFE30, 0xFE6F},  {0xFF00, 0xFF0F}, {0xFF1A, 0xFF20},
+        {0xFF3B, 0xFF40}, {0xFF5B, 0xFF65}, {0x1F000, 0x1FAFF}};
+    for (const auto& range : NON_WORD) {
+        if (c <= range[1]) return c < range[0];
+    }
+    return true;
+}
+
+// Do the bytes before `place` > 0 end in a line break?
+inline bool ends_in_break(const uint8_t* bytes, int64_t place) {
+    const uint8_t* last = bytes + place - 1;
+    if (*last < 0x80) return is_break(*last);
+    if (place >= 2 && last[-1] == 0xC2) return *last == 0x85;
+    return place >= 3 && last[-2] == 0xE2 && last[-1] == 0x80 && (*last == 0xA8 || *last == 0xA9);
+}
+
+}  // namespace mmbdhs

@@ -1,0 +1,115 @@
+"""The compiled ops, with the functions and arguments of `reference`: they make room for the results and pass
+pointers. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmbdhs.native import _extension, reference
+
+_UNSIGNED = (1 << 64) - 1
+_BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
+
+
+def sample_visible(
+    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Native `ops.sample_visible`."""
+    if keys.is_cuda:
+        return _sample_visible_cuda(seed, keys, iteration, tokens, threshold)
+    examples, visible_from = len(keys), reference.visible_from(threshold)
+    indices = torch.empty(int(tokens.sum()), dtype=torch.int32)
+    offsets = torch.empty(examples + 1, dtype=torch.int64)
+    inputs = (seed & _UNSIGNED, keys.data_ptr(), iteration, tokens.data_ptr(), examples, visible_from)
+    count = _extension.sample_visible(*inputs, indices.data_ptr(), offsets.data_ptr())
+    return indices[:count].clone(), offsets
+
+
+def _sample_visible_cuda(
+    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    if not hasattr(_extension, "count_visible_cuda"):
+        return reference.sample_visible(seed, keys, iteration, tokens, threshold)
+    with torch.cuda.device(keys.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        visible_from = reference.visible_from(threshold)
+        inputs = (seed & _UNSIGNED, keys.data_ptr(), iteration, tokens.data_ptr(), len(keys), visible_from)
+        offsets = keys.new_zeros(len(keys) + 1)
+        counts = torch.empty_like(keys)
+        _extension.count_visible_cuda(*inputs, counts.data_ptr(), stream)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        indices = keys.new_empty(int(offsets[-1]), dtype=torch.int32)
+        _extension.write_visible_cuda(*inputs, offsets.data_ptr(), indices.data_ptr(), stream)
+    return indices, offsets
+
+
+def random_uniform(
+    seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int
+) -> Tensor:
+    """Native `ops.random_uniform`."""
+    numbers = torch.empty(len(keys), count, dtype=torch.float64)
+    place = (purpose, iteration, sentences.data_ptr())
+    _extension.random_uniform(seed & _UNSIGNED, keys.data_ptr(), *place, len(keys), count, numbers.data_ptr())
+    return numbers
+
+
+def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Native `ops.split_sentences`."""
+    sentence_offsets = torch.empty_like(offsets)
+    needed = len(text) // _BYTES_PER_SENTENCE + len(offsets)
+    capacity = -1
+    while needed > capacity:
+        capacity = needed
+        table = torch.empty(capacity, 4, dtype=torch.int64)
+        results = (capacity, table.data_ptr(), sentence_offsets.data_ptr())
+        needed = _extension.split_sentences(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *results)
+    return table[:needed].clone(), sentence_offsets
+
+
+def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
+    """Native `ops.sentence_ends`."""
+    ends = torch.empty_like(begins)
+    inputs = (text.data_ptr(), offsets.data_ptr(), begins.data_ptr(), final.data_ptr(), len(begins))
+    _extension.sentence_ends(*inputs, ends.data_ptr())
+    return ends
+
+
+def draw_splices(
+    seed: int,
+    keys: Tensor,
+    iteration: int,
+    sentences: Tensor,
+    swappable: Tensor,
+    choices: Tensor,
+    swapped_low: Tensor,
+    swapped_choices: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Native `ops.draw_splices`."""
+    swapped, choice = torch.empty_like(swappable), torch.empty_like(choices)
+    columns = (sentences, swappable, choices, swapped_low, swapped_choices)
+    pointers = (column.data_ptr() for column in columns)
+    results = (swapped.data_ptr(), choice.data_ptr())
+    _extension.draw_splices(seed & _UNSIGNED, keys.data_ptr(), iteration, *pointers, len(keys), *results)
+    return swapped, choice
+
+
+def join_splices(
+    text: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    sentence_offsets: Tensor,
+    swapped: Tensor,
+    kept_bytes: Tensor,
+    completions: Tensor,
+    completion_offsets: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Native `ops.join_splices`."""
+    spaces = int((table[:, 1] - table[:, 0]).sum())
+    joined = text.new_empty(int(kept_bytes.sum()) + len(completions) + spaces)
+    joined_offsets = torch.empty_like(offsets)
+    columns = (table, sentence_offsets, swapped, kept_bytes, completions, completion_offsets)
+    pointers = (column.data_ptr() for column in (*columns, joined, joined_offsets))
+    _extension.join_splices(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
+    return joined, joined_offsets
