@@ -1,1 +1,47 @@
 """Bias-driven hallucination sampling for vision-language models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbdhs.decoder_inputs import UnsupportedModelError
+    from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
+    from mmbdhs.sampling import bdhs_sample, iter_bdhs_samples, povid_sample
+    from mmbdhs.splicing import SentenceSplice
+
+__version__ = "0.1.0"
+
+# Resolved at first use, so that `import mmbdhs` brings in neither transformers nor sentence-transformers.
+_HOMES = {
+    "BDHSConfig": "samples",
+    "BDHSFailure": "samples",
+    "BDHSSample": "samples",
+    "ExampleError": "samples",
+    "POVIDSample": "samples",
+    "SentenceSplice": "splicing",
+    "UnsupportedModelError": "decoder_inputs",
+    "bdhs_sample": "sampling",
+    "iter_bdhs_samples": "sampling",
+    "povid_sample": "sampling",
+}
+
+__all__ = [
+    "BDHSConfig",
+    "BDHSFailure",
+    "BDHSSample",
+    "ExampleError",
+    "POVIDSample",
+    "SentenceSplice",
+    "UnsupportedModelError",
+    "bdhs_sample",
+    "iter_bdhs_samples",
+    "povid_sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -20,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="mmbdhs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser(
-        "doctor", help="print the live backend and the versions of everything it rests on"
-    )
+    doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
     doctor.set_defaults(run=_doctor)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)

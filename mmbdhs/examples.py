@@ -1,0 +1,70 @@
+"""One example, read and encoded: images, prompt and reference become what the text decoder receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mmbdhs.branches import NonFiniteError
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs, longest_sequence
+from mmbdhs.prompts import Turn, as_messages, content_key, encode, key_address, load_images, render_turn
+
+# What one bad example may raise; anything else is a fault of the model or the library and ends the run.
+EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
+
+
+@dataclass(frozen=True)
+class Example:
+    """address: the 64 bits (signed) under which its random draws stand."""
+
+    index: int
+    key: int | str
+    address: int
+    images: list[Any]
+    turn: Turn
+    reference: str
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """inputs: of prompt and reference together. prompt_length: tokens before the reference.
+    prompt_tail: the last of their ids, for decoding the text that follows."""
+
+    inputs: DecoderInputs
+    prompt_length: int
+    prompt_tail: tuple[int, ...]
+
+
+class ExampleReader:
+    """Reads examples for one model and processor; `generated` tokens at most will follow prompt and reference."""
+
+    def __init__(self, model: nn.Module, processor: Any, generated: int = 0) -> None:
+        self._model, self._processor = model, processor
+        self._longest = longest_sequence(model, generated)
+
+    def read(self, index: int, images: Any, prompt: Any, reference: str, key: int | str | None) -> Example:
+        """Raises ValueError or TypeError for what cannot be sampled from."""
+        if not isinstance(reference, str) or not reference.strip():
+            raise ValueError(f"references: needs text, got {reference!r}")
+        loaded = load_images(images)
+        messages = as_messages(prompt, len(loaded))
+        key = content_key(messages, reference, loaded) if key is None else key
+        turn = render_turn(self._processor, messages, reference)
+        return Example(index, key, key_address(key), loaded, turn, reference)
+
+    def encode(self, example: Example, images: list[Any]) -> EncodedExample:
+        """Encode the example with `images` in place of its own."""
+        device = self._model.get_input_embeddings().weight.device
+        batch, prompt_length = encode(self._processor, example.turn, images, device)
+        ids = batch["input_ids"][0]
+        if len(ids) > self._longest:
+            raise ValueError(
+                f"references: prompt and reference need at most {self._longest} tokens (the model's context), "
+                f"got {prompt_length} + {len(ids) - prompt_length}"
+            )
+        inputs = decoder_inputs(self._model, batch)
+        if not len(inputs.image_positions):
+            raise ValueError("model: needs image tokens in its decoder, got none for this prompt")
+        return EncodedExample(inputs, prompt_length, tuple(ids[:prompt_length][-8:].tolist()))

@@ -1,0 +1,204 @@
+"""From what the user has (image, prompt, reference) to token ids, through the processor's public face alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and its reference as the chat template writes them.
+
+    text: the rendered conversation.
+    start: index in `text` of the reference's first character that is not white space.
+    token_ids: the tokens of the reference, as they stand in that conversation.
+    closing: how many tokens the template puts after them.
+    token_spans: for each, the [begin, end) of its characters in the reference, leading white space left out.
+    """
+
+    text: str
+    start: int
+    token_ids: tuple[int, ...]
+    closing: int
+    token_spans: tuple[tuple[int, int], ...]
+
+
+def load_images(images: Any) -> list[Image]:
+    """One image or a list of them, each a PIL image, a path, or encoded bytes, as RGB images."""
+    several = images if isinstance(images, (list, tuple)) else [images]
+    if not several or any(image is None for image in several):
+        raise ValueError(f"images: needs at least one image for each prompt, got {images!r}")
+    return [_load_image(image) for image in several]
+
+
+def _load_image(image: Any) -> Image:
+    from PIL import Image as PILImage
+
+    if isinstance(image, PILImage.Image):
+        return image.convert("RGB")
+    if not isinstance(image, (str, Path, bytes)):
+        raise TypeError(f"images: needs a PIL image, a path or encoded bytes, got {type(image).__name__}")
+    try:
+        with PILImage.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError) as error:
+        name = f"{len(image)} bytes" if isinstance(image, bytes) else repr(str(image))
+        raise ValueError(f"images: needs an image that can be decoded, got {name} ({error})") from error
+
+
+def as_messages(prompt: str | Messages, image_count: int) -> Messages:
+    """A string becomes a user turn with the images first; a message list is checked against the images."""
+    if isinstance(prompt, str):
+        content = [{"type": "image"}] * image_count + [{"type": "text", "text": prompt}]
+        return [{"role": "user", "content": content}]
+    if not isinstance(prompt, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in prompt):
+        raise TypeError(f"prompts: needs a string or a list of messages with a role, got {type(prompt).__name__}")
+    placeholders = sum(
+        part.get("type") == "image"
+        for message in prompt
+        if not isinstance(message.get("content"), str)
+        for part in message.get("content") or ()
+    )
+    if placeholders != image_count:
+        raise ValueError(
+            f"prompts: needs as many image placeholders as images, got {placeholders} for {image_count} image(s)"
+        )
+    return [dict(message) for message in prompt]
+
+
+def render_turn(processor: Any, messages: Messages, reference: str) -> Turn:
+    """Write prompt + assistant turn with the processor's chat template and find the reference's tokens in it."""
+    text = _render(processor, messages, reference)
+    body = reference.strip()
+    lead = len(reference) - len(reference.lstrip())
+    begin = text.rfind(body)
+    if begin < 0:
+        raise ValueError(
+            f"references: the chat template must keep the reference as it is, {reference!r} became {text!r}"
+        )
+    encoding = _tokenizer(processor)(text, return_offsets_mapping=True)
+    spans = [_trimmed(text, *span) for span in encoding["offset_mapping"]]
+    end = begin + len(body)
+    inside = [i for i, (b, e) in enumerate(spans) if b < end and e > begin]
+    first, stop = inside[0], inside[-1] + 1
+    shift = lead - begin
+    return Turn(
+        text=text,
+        start=begin,
+        token_ids=tuple(encoding["input_ids"][first:stop]),
+        closing=len(spans) - stop,
+        token_spans=tuple((max(b, begin) + shift, min(e, end) + shift) for b, e in spans[first:stop]),
+    )
+
+
+def retokenize(
+    processor: Any, turn: Turn, head: str, sentence: str
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Tokenize `sentence` where it follows `head`, a beginning of the reference. Returns its token ids and, for each,
+    the [begin, end) of its characters in `sentence`."""
+    before = turn.text[: turn.start] + head.lstrip()
+    lead = len(sentence) - len(sentence.lstrip()) if not head else 0
+    text = before + sentence[lead:].rstrip()
+    encoding = _tokenizer(processor)(text, return_offsets_mapping=True)
+    spans = [_trimmed(text, *span) for span in encoding["offset_mapping"]]
+    kept = [i for i, (b, e) in enumerate(spans) if b >= len(before) and e > b]
+    shift = lead - len(before)
+    return tuple(encoding["input_ids"][i] for i in kept), tuple(
+        (spans[i][0] + shift, spans[i][1] + shift) for i in kept
+    )
+
+
+def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device) -> tuple[dict[str, Any], int]:
+    """The processor's output (batch size 1) over prompt + reference, and the number of tokens before the reference.
+
+    Raises ValueError if the processor does not arrive at the reference tokens that its own tokenizer gives.
+    """
+    inputs = _call(processor, turn.text, images)
+    shape = inputs["input_ids"].shape
+    end = shape[1] - turn.closing
+    start = end - len(turn.token_ids)
+    if tuple(inputs["input_ids"][0, start:end].tolist()) != turn.token_ids:
+        raise ValueError("processor: needs to tokenize text like processor.tokenizer, the reference's tokens differ")
+    inputs = {k: v[:, :end] if isinstance(v, Tensor) and v.shape == shape else v for k, v in inputs.items()}
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}, start
+
+
+def decode_after(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that `ids` add after `context`: decode(context + ids) without decode(context)."""
+    context = list(context)[-8:]
+    before = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    whole = tokenizer.decode([*context, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return whole[len(before) :]
+
+
+def content_key(messages: Messages, reference: str, images: list[Image]) -> str:
+    """A key that depends on the example alone: 16 hexadecimal digits of a hash of prompt, reference and images."""
+    digest = blake2b(repr((messages, reference)).encode("utf-8", "surrogatepass"), digest_size=8)
+    for image in images:
+        digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.hexdigest()
+
+
+def key_address(key: int | str) -> int:
+    """The 64 bits under which a key's random draws stand, as a signed integer: an integer is its own address, a
+    string is hashed."""
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise TypeError(f"keys: needs integers or strings, got {type(key).__name__}")
+    if isinstance(key, str):
+        key = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    if not -(2**63) <= key < 2**64:
+        raise ValueError(f"keys: needs integers of at most 64 bits, got {key}")
+    return key - 2**64 if key >= 2**63 else key
+
+
+def _render(processor: Any, messages: Messages, reference: str) -> str:
+    if not any(getattr(holder, "chat_template", None) for holder in (processor, _tokenizer(processor))):
+        raise ValueError(
+            "processor: needs a chat template to write prompts with (processor.chat_template), "
+            f"{type(processor).__name__} has none"
+        )
+    plain = all(isinstance(message.get("content"), str) for message in messages)
+    content = reference if plain else [{"type": "text", "text": reference}]
+    text = processor.apply_chat_template([*messages, {"role": "assistant", "content": content}], tokenize=False)
+    tokenizer = _tokenizer(processor)
+    bos = tokenizer.bos_token
+    # The tokenizer adds its own; a second one would make another prompt than the one the model was trained on.
+    if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return text[len(bos) :]
+    return text
+
+
+def _tokenizer(processor: Any) -> Any:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            "processor: needs a .tokenizer that reports character offsets (a fast tokenizer), "
+            f"got {type(tokenizer).__name__}"
+        )
+    return tokenizer
+
+
+def _call(processor: Any, text: str, images: list[Image]) -> Mapping[str, Any]:
+    try:
+        return processor(text=[text], images=images, return_tensors="pt", padding=True)
+    except Exception as error:
+        raise ValueError(f"processor: could not encode {len(images)} image(s) with {text!r}: {error}") from error
+
+
+def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Without leading white space, unless the token is nothing else."""
+    stripped = text[begin:end].lstrip()
+    return (end - len(stripped), end) if stripped else (begin, end)

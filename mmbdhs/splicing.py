@@ -1,0 +1,267 @@
+"""Reference-guided completion (Eq. 7): sentences, yes/no swaps, cuts, stops and joins."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmbdhs.branches import Branch
+from mmbdhs.native import ops
+from mmbdhs.native.sentence_rule import BREAKS, STOPS
+from mmbdhs.prompts import Turn, decode_after, retokenize
+
+_COUNTERPART = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
+
+
+@dataclass(frozen=True)
+class SentenceSplice:
+    """One sentence of a rejected response: what was kept of the reference and what the model made of the rest.
+
+    reference: the sentence with the white space after it; the references of a sample tile its reference text.
+    swapped: whether its leading yes/no was replaced by the counterpart.
+    cut: how many tokens of the (swapped) sentence were kept.
+    kept, completion: the text before and after the cut.
+    prefix_ids: response tokens that the completion was conditioned on: all of the reference before the cut, a swapped
+        word only in its own sentence.
+    completion_ids: the tokens that were generated.
+    """
+
+    reference: str
+    swapped: bool
+    cut: int
+    kept: str
+    completion: str
+    prefix_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A sentence as written or swapped, and where it may be cut: (tokens kept, characters kept) for each cut."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    cuts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    begin: int  # its first character in the reference
+    token_begin: int  # its first token
+    written: _Variant
+    swapped: _Variant | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sentence with its draws.
+
+    head: the text before the completion, from the beginning of the reference.
+    begin: byte of `head` at which the sentence begins.
+    shared_length: tokens of the reference that the branch shares with all others.
+    forced_ids: the tokens of a swapped sentence, which follow them in this branch alone.
+    """
+
+    reference: str
+    swapped: bool
+    cut: int
+    kept: str
+    head: str
+    begin: int
+    shared_length: int
+    forced_ids: tuple[int, ...]
+
+
+class Reference:
+    """A reference split into sentences once, to be cut anew in each iteration."""
+
+    def __init__(self, processor: Any, turn: Turn, text: str) -> None:
+        self.text, self.token_ids = text, turn.token_ids
+        self._flat, self._offsets = _ragged([text])
+        self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
+        spans = turn.token_spans
+        self._sentences, begin = [], 0
+        for content_end, end, word_begin, word_end in _characters(text, self._table):
+            token_begin = next((i for i, span in enumerate(spans) if span[0] >= begin), len(spans))
+            token_end = next((i for i, span in enumerate(spans) if span[0] >= content_end), len(spans))
+            inside = [(b - begin, e - begin) for b, e in spans[token_begin:token_end]]
+            sentence = text[begin:end]
+            written = _Variant(sentence, turn.token_ids[token_begin:token_end], _cuts(inside))
+            word = (word_begin - begin, word_end - begin) if word_begin >= 0 else None
+            swapped = _swapped(processor, turn, text[:begin], sentence, word) if word else None
+            self._sentences.append(_Sentence(begin, token_begin, written, swapped))
+            begin = end
+
+    def draw(self, seed: int, key: int, iteration: int) -> list[Cut]:
+        """A swap and a cut for each sentence, from their addressed draws."""
+        count = len(self._sentences)
+        choices = [[len(s.written.cuts), len(s.swapped.cuts) if s.swapped else 0] for s in self._sentences]
+        swappable = torch.tensor([s.swapped is not None for s in self._sentences])
+        written, other = torch.tensor(choices, dtype=torch.int32).T.contiguous()
+        keys, numbers = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
+        drawn = ops.draw_splices(seed, keys, iteration, numbers, swappable, written, torch.zeros_like(other), other)
+        pairs = zip(self._sentences, *(column.tolist() for column in drawn), strict=True)
+        return [self._cut(sentence, swapped, choice) for sentence, swapped, choice in pairs]
+
+    def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
+        variant = sentence.swapped if swapped else sentence.written
+        text = variant.text
+        # Nothing can be kept of a sentence of one token but the white space before it.
+        cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))
+        before = self.text[: sentence.begin]
+        return Cut(
+            reference=sentence.written.text,
+            swapped=swapped,
+            cut=cut,
+            kept=text[:end],
+            head=before + text[:end],
+            begin=len(_utf8(before)),
+            shared_length=sentence.token_begin + (0 if swapped else cut),
+            forced_ids=variant.token_ids[:cut] if swapped else (),
+        )
+
+    def join(self, cuts: Sequence[Cut], completions: Sequence[str]) -> str:
+        """The rejected response: kept + completion of each sentence, with the reference's own white space."""
+        swapped = torch.tensor([cut.swapped for cut in cuts])
+        kept = torch.tensor([len(_utf8(cut.kept)) for cut in cuts])
+        flat, _ = ops.join_splices(
+            self._flat,
+            self._offsets,
+            self._table,
+            self._sentence_offsets,
+            swapped,
+            kept,
+            *_ragged(completions),
+        )
+        return bytes(flat.numpy()).decode()
+
+
+@dataclass(eq=False)
+class Continuation:
+    """What a branch continues, and the text it adds.
+
+    pair: the caller's example.
+    cut: the cut that it completes; None for a whole response.
+    context_ids: the tokens before it, as far as they matter to decoding its text.
+    """
+
+    pair: Any
+    cut: Cut | None
+    context_ids: tuple[int, ...]
+    suspect: bool = False  # a stop may stand in the text, which the next token decides
+    text: str = ""
+
+
+class SentenceStops:
+    """Decides which branches have ended: a sentence at its first sentence end, by the rule that splits references; a
+    whole response at the end of sequence; both at their maximum length. Trims `ids` and sets the owner's text."""
+
+    def __init__(self, tokenizer: Any, end_ids: set[int], max_sentence_tokens: int, max_new_tokens: int) -> None:
+        self._tokenizer, self._end_ids = tokenizer, end_ids
+        self._max_sentence_tokens, self._max_new_tokens = max_sentence_tokens, max_new_tokens
+        self._may_stop = _stop_table(tokenizer)
+
+    def __call__(self, branches: list[Branch]) -> list[bool]:
+        final = [self._is_final(branch) for branch in branches]
+        checked = []
+        for branch, last in zip(branches, final, strict=True):
+            owner: Continuation = branch.owner
+            if owner.cut is None:
+                owner.text = self._text(branch) if last else ""
+            elif last or owner.suspect or self._may_stop[branch.ids[-1]]:
+                checked.append((branch, last))
+        ended = {id(branch) for branch in self._ended_sentences(checked)}
+        return [
+            id(branch) in ended or (last and branch.owner.cut is None)
+            for branch, last in zip(branches, final, strict=True)
+        ]
+
+    def _is_final(self, branch: Branch) -> bool:
+        if branch.ids[-1] in self._end_ids:
+            branch.ids.pop()
+            return True
+        limit = self._max_new_tokens if branch.owner.cut is None else self._max_sentence_tokens
+        return len(branch.ids) >= limit
+
+    def _ended_sentences(self, checked: list[tuple[Branch, bool]]) -> list[Branch]:
+        """The exact rule, on the text of branches in which a stop may stand."""
+        if not checked:
+            return []
+        texts = [branch.owner.cut.head + self._text(branch) for branch, _ in checked]
+        begins = torch.tensor([branch.owner.cut.begin for branch, _ in checked])
+        final = torch.tensor([last for _, last in checked])
+        ended = []
+        for (branch, _), text, end in zip(
+            checked, texts, ops.sentence_ends(*_ragged(texts), begins, final).tolist(), strict=True
+        ):
+            branch.owner.suspect = end == ops.UNDECIDED
+            if end >= 0:
+                self._finish(branch, _utf8(text)[len(_utf8(branch.owner.cut.head)) : end].decode())
+                ended.append(branch)
+        return ended
+
+    def _finish(self, branch: Branch, text: str) -> None:
+        # Tokens beyond the stop were only looked at.
+        while branch.ids and len(decode_after(self._tokenizer, branch.owner.context_ids, branch.ids[:-1])) >= len(text):
+            branch.ids.pop()
+        # The white space before a sentence of which nothing was kept belongs to the sentence before.
+        branch.owner.text = text if branch.owner.cut.kept.strip() else text.lstrip()
+
+    def _text(self, branch: Branch) -> str:
+        return decode_after(self._tokenizer, branch.owner.context_ids, branch.ids)
+
+
+_STOP_TABLES: WeakKeyDictionary[Any, list[bool]] = WeakKeyDictionary()
+
+
+def _stop_table(tokenizer: Any) -> list[bool]:
+    """For each token id whether its text could hold a stop, a line break, or a part of a character."""
+    if tokenizer not in _STOP_TABLES:
+        telling = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+        _STOP_TABLES[tokenizer] = [not telling.isdisjoint(text) for text in texts]
+    return _STOP_TABLES[tokenizer]
+
+
+def _cuts(spans: Sequence[tuple[int, int]], word_end: int = 0) -> tuple[tuple[int, int], ...]:
+    """Every cut (tokens kept, characters kept) that leaves both parts non-empty, splits no character, and comes after
+    `word_end`."""
+    return tuple(
+        (kept, before[1])
+        for kept, (before, after) in enumerate(itertools.pairwise(spans), 1)
+        if before[1] <= after[0] and before[1] >= word_end
+    )
+
+
+def _swapped(processor: Any, turn: Turn, head: str, sentence: str, word: tuple[int, int]) -> _Variant:
+    """The sentence with its leading yes/no replaced, tokenised anew, to be cut after that word."""
+    counterpart = _COUNTERPART[sentence[slice(*word)]]
+    text = sentence[: word[0]] + counterpart + sentence[word[1] :]
+    token_ids, spans = retokenize(processor, turn, head, text)
+    cuts = _cuts(spans, word[0] + len(counterpart))
+    return _Variant(text, token_ids, cuts or ((len(token_ids), spans[-1][1]),))
+
+
+def _characters(text: str, table: Tensor) -> list[list[int]]:
+    """The byte positions of a sentence table as character positions."""
+    if text.isascii():
+        return table.tolist()
+    encoded = _utf8(text)
+    return [[len(encoded[:n].decode()) if n >= 0 else n for n in row] for row in table.tolist()]
+
+
+def _ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    encoded = [_utf8(text) for text in texts]
+    offsets = torch.tensor([0, *map(len, encoded)]).cumsum(0)
+    return torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)), offsets
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode()

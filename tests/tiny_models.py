@@ -1,0 +1,187 @@
+"""Tiny random vision-language models with real processors, built from configurations."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+TEXTS = [
+    "The image shows a red car next to a small dog. There are two people, e.g. a woman and a man.",
+    "Yes, there is a cat on the table. No, the banana isn't green! What is in the picture? It costs 3.5 dollars.",
+    "USER: ASSISTANT: describe the image in detail. A tree stands behind the house, and the sky is blue.",
+]
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer(special: tuple[str, ...], eos: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 500 tokens, in which a word is one to three tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=list(special), initial_alphabet=sorted(alphabet))
+    core.train_from_iterator(TEXTS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=eos, pad_token="<pad>", extra_special_tokens=list(special)
+    )
+
+
+def text_settings(**more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,  # apart enough that the arg-max is no matter of rounding
+        **more,
+    }
+
+
+def vision_settings(size: int) -> dict[str, Any]:
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": size,
+        "patch_size": 8,
+        "projection_dim": 32,
+    }
+
+
+@cache
+def llava() -> tuple[Any, Any]:
+    words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = LlavaConfig(
+        vision_config=vision_settings(48),
+        text_config=text_settings(model_type="llama", vocab_size=len(words) + 3),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    return _built(LlavaForConditionalGeneration, config), processor
+
+
+@cache
+def llava_next() -> tuple[Any, Any]:
+    words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
+    grid = [[24, 48], [48, 24], [48, 48]]
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
+        ),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision_settings(24),
+        text_config=text_settings(model_type="llama", vocab_size=len(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+    )
+    return _built(LlavaNextForConditionalGeneration, config), processor
+
+
+class _ImagesOnly(Qwen2_5_VLProcessor):
+    """Without the video processor, which needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
+        if argument_name != "video_processor":
+            super().check_argument_for_proper_class(argument_name, argument)
+
+
+@cache
+def qwen2_5_vl() -> tuple[Any, Any]:
+    special = (
+        "<pad>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+    )
+    words = tokenizer(special, "<|im_end|>")
+    processor = _ImagesOnly(
+        Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
+        words,
+        chat_template=QWEN_TEMPLATE,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=text_settings(
+            vocab_size=len(words), rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]}
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "out_hidden_size": 64,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        **{
+            name: words.convert_tokens_to_ids(token)
+            for name, token in {
+                "image_token_id": "<|image_pad|>",
+                "video_token_id": "<|video_pad|>",
+                "vision_start_token_id": "<|vision_start|>",
+                "vision_end_token_id": "<|vision_end|>",
+            }.items()
+        },
+    )
+    return _built(Qwen2_5_VLForConditionalGeneration, config), processor
+
+
+def _built(model_class: type, config: Any) -> Any:
+    torch.manual_seed(0)
+    model = model_class(config).eval().float()
+    model.generation_config.eos_token_id = None
+    return model
