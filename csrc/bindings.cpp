@@ -56,8 +56,7 @@ std::map<std::string, std::string> build_info() {
 
 // Counter and words are four uint32 each.
 void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
-    const Words out =
-        philox({{counter[0], counter[1], counter[2], counter[3]}}, uint32_t(seed), uint32_t(seed >> 32));
+    const Words out = philox({{counter[0], counter[1], counter[2], counter[3]}}, uint32_t(seed), uint32_t(seed >> 32));
     for (int lane = 0; lane < LANES; ++lane) words[lane] = out.lane[lane];
 }
 

@@ -2,8 +2,8 @@
 
 namespace mmbdhs {
 
-int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                       int64_t examples, uint64_t visible_from, int32_t* indices, int64_t* offsets) {
+int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                       uint64_t visible_from, int32_t* indices, int64_t* offsets) {
     int64_t total = 0;
     offsets[0] = 0;
     for (int64_t example = 0; example < examples; ++example) {

@@ -41,11 +41,10 @@ __device__ Scan block_scan(int value, int* warp_sums) {
 
 // One block of threads per example, four tokens per thread and turn. Writes counts if `counts` is given, else
 // indices.
-__global__ __launch_bounds__(THREADS) void visible_kernel(uint64_t seed, const int64_t* keys,
-                                                          uint32_t iteration, const int32_t* tokens,
-                                                          int64_t examples, uint64_t visible_from,
-                                                          int64_t* counts, const int64_t* offsets,
-                                                          int32_t* indices) {
+__global__ __launch_bounds__(THREADS) void visible_kernel(uint64_t seed, const int64_t* keys, uint32_t iteration,
+                                                          const int32_t* tokens, int64_t examples,
+                                                          uint64_t visible_from, int64_t* counts,
+                                                          const int64_t* offsets, int32_t* indices) {
     __shared__ int warp_sums[WARPS];
     for (int64_t example = blockIdx.x; example < examples; example += gridDim.x) {
         const Address at = address(seed, keys[example], IMAGE_MASK, iteration, 0);
@@ -70,24 +69,22 @@ void launch(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_
             uint64_t visible_from, int64_t* counts, const int64_t* offsets, int32_t* indices, void* stream) {
     if (examples == 0) return;
     const auto grid = unsigned(std::min(examples, MAX_GRID));
-    visible_kernel<<<grid, THREADS, 0, static_cast<cudaStream_t>(stream)>>>(
-        seed, keys, iteration, tokens, examples, visible_from, counts, offsets, indices);
+    visible_kernel<<<grid, THREADS, 0, static_cast<cudaStream_t>(stream)>>>(seed, keys, iteration, tokens, examples,
+                                                                            visible_from, counts, offsets, indices);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess)
-        throw std::runtime_error(std::string("sample_visible: CUDA launch failed: ") +
-                                 cudaGetErrorString(error));
+        throw std::runtime_error(std::string("sample_visible: CUDA launch failed: ") + cudaGetErrorString(error));
 }
 
 }  // namespace
 
-void count_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                        int64_t examples, uint64_t visible_from, int64_t* counts, void* stream) {
+void count_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                        uint64_t visible_from, int64_t* counts, void* stream) {
     launch(seed, keys, iteration, tokens, examples, visible_from, counts, nullptr, nullptr, stream);
 }
 
-void write_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                        int64_t examples, uint64_t visible_from, const int64_t* offsets, int32_t* indices,
-                        void* stream) {
+void write_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                        uint64_t visible_from, const int64_t* offsets, int32_t* indices, void* stream) {
     launch(seed, keys, iteration, tokens, examples, visible_from, nullptr, offsets, indices, stream);
 }
 

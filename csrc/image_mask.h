@@ -14,22 +14,20 @@ MMBDHS_HOST_DEVICE inline uint32_t visible_bits(const Address& at, uint32_t bloc
     const Words words = draw_block(at, block);
     const int64_t left = int64_t{tokens} - int64_t{LANES} * block;
     uint32_t bits = 0;
-    for (int lane = 0; lane < LANES; ++lane)
-        bits |= uint32_t(lane < left && words.lane[lane] >= visible_from) << lane;
+    for (int lane = 0; lane < LANES; ++lane) bits |= uint32_t(lane < left && words.lane[lane] >= visible_from) << lane;
     return bits;
 }
 
 // keys, tokens [examples] -> indices (room for all tokens), offsets [examples + 1]. Returns the number of
 // indices.
-int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                       int64_t examples, uint64_t visible_from, int32_t* indices, int64_t* offsets);
+int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                       uint64_t visible_from, int32_t* indices, int64_t* offsets);
 
 // On the current CUDA device and the given stream (a cudaStream_t): counts int64 [examples], then, with the
 // offsets that follow from them, the indices. Throws std::runtime_error if a launch fails.
-void count_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                        int64_t examples, uint64_t visible_from, int64_t* counts, void* stream);
-void write_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
-                        int64_t examples, uint64_t visible_from, const int64_t* offsets, int32_t* indices,
-                        void* stream);
+void count_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                        uint64_t visible_from, int64_t* counts, void* stream);
+void write_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
+                        uint64_t visible_from, const int64_t* offsets, int32_t* indices, void* stream);
 
 }  // namespace mmbdhs

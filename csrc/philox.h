@@ -67,7 +67,7 @@ MMBDHS_HOST_DEVICE inline Words draw_block(const Address& at, uint32_t block) {
 inline uint32_t below(uint32_t word, uint32_t count) { return uint32_t(uint64_t{word} * count >> 32); }
 
 // `count` numbers at each of `rows` addresses, row-major, in [0, 1).
-void random_uniform(uint64_t seed, const int64_t* keys, uint32_t purpose, uint32_t iteration,
-                    const int32_t* sentences, int64_t rows, int64_t count, double* numbers);
+void random_uniform(uint64_t seed, const int64_t* keys, uint32_t purpose, uint32_t iteration, const int32_t* sentences,
+                    int64_t rows, int64_t count, double* numbers);
 
 }  // namespace mmbdhs

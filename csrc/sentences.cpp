@@ -10,14 +10,13 @@ namespace {
 
 using std::string_view;
 
-constexpr string_view NEVER_FINAL[] = {
-    "Mr",  "Mrs",  "Ms",  "Mx",   "Dr",  "Prof", "St",     "Mt",  "Ft",   "Gen", "Col", "Capt",   "Lt",
-    "Sgt", "Rev",  "Hon", "Sen",  "Rep", "Gov",  "Messrs", "Mme", "Mlle", "vs",  "cf",  "approx", "ca",
-    "viz", "resp", "fig", "figs", "Fig", "Figs", "eq",     "eqs", "Eq",   "Eqs", "vol", "Vol",    "pp"};
+constexpr string_view NEVER_FINAL[] = {"Mr",  "Mrs",  "Ms", "Mx",  "Dr",     "Prof", "St",  "Mt",   "Ft",  "Gen",
+                                       "Col", "Capt", "Lt", "Sgt", "Rev",    "Hon",  "Sen", "Rep",  "Gov", "Messrs",
+                                       "Mme", "Mlle", "vs", "cf",  "approx", "ca",   "viz", "resp", "fig", "figs",
+                                       "Fig", "Figs", "eq", "eqs", "Eq",     "Eqs",  "vol", "Vol",  "pp"};
 constexpr string_view OFTEN_FINAL[] = {"etc", "Inc", "inc", "Ltd", "ltd", "Co",  "Corp", "corp",
                                        "Jr",  "Sr",  "al",  "a.m", "p.m", "A.M", "P.M"};
-constexpr string_view LINE_LEAD =
-    " \t*#>(-";  // what may stand between a line's start and the number of its list item
+constexpr string_view LINE_LEAD = " \t*#>(-";  // what may stand between a line's start and the number of its list item
 constexpr string_view SWAP_WORDS[] = {"Yes", "yes", "No", "no"};
 
 enum class Verdict { GO_ON, END, UNDECIDED };
@@ -83,8 +82,7 @@ bool never_ends(const Text& text, int64_t token, string_view word) {
 }
 
 Verdict judge_by_case(const Text& text, int64_t after, bool final) {
-    const int64_t following =
-        text.skip(after, [](uint32_t code) { return is_space(code) && !is_break(code); });
+    const int64_t following = text.skip(after, [](uint32_t code) { return is_space(code) && !is_break(code); });
     if (following == text.end) return final ? Verdict::END : Verdict::UNDECIDED;
     return is_lower(text.at(following).code) ? Verdict::GO_ON : Verdict::END;
 }
@@ -160,8 +158,8 @@ void find_swap_word(const Text& text, int64_t begin, int64_t* word) {
 
 }  // namespace
 
-int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t rows, int64_t capacity,
-                        int64_t* table, int64_t* sentence_offsets) {
+int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t rows, int64_t capacity, int64_t* table,
+                        int64_t* sentence_offsets) {
     int64_t count = 0;
     sentence_offsets[0] = 0;
     for (int64_t row = 0; row < rows; ++row) {

@@ -34,8 +34,8 @@ constexpr int64_t UNDECIDED = -2;
 // Texts of `rows` rows -> table rows (content_end, span_end, word_begin, word_end) and sentence_offsets [rows
 // + 1]. Positions count from the first byte of the row; the word is a leading yes or no, or -1, -1. Returns
 // the number of sentences; beyond `capacity` they are counted, not written.
-int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t rows, int64_t capacity,
-                        int64_t* table, int64_t* sentence_offsets);
+int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t rows, int64_t capacity, int64_t* table,
+                        int64_t* sentence_offsets);
 
 // For each row the end of the sentence that begins at begins[row], NO_STOP or UNDECIDED. `final` (0 or 1): no
 // more text will follow, so the end of the text ends the sentence.

@@ -35,8 +35,7 @@ void draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const 
                   const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice) {
     for (int64_t row = 0; row < rows; ++row) {
         const auto word = [&](Purpose purpose) {
-            return draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0)
-                .lane[0];
+            return draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
         };
         swapped[row] = swappable[row] && word(SWAP) >= 1u << 31;
         const int32_t low = swapped[row] ? swapped_low[row] : 0;
@@ -55,9 +54,7 @@ void join_splices(const uint8_t* text, const int64_t* offsets, int64_t rows, con
     joined_offsets[0] = 0;
     for (int64_t row = 0; row < rows; ++row) {
         const char* bytes = reinterpret_cast<const char*>(text) + offsets[row];
-        const auto part = [&](int64_t from, int64_t to) {
-            return string_view(bytes + from, size_t(to - from));
-        };
+        const auto part = [&](int64_t from, int64_t to) { return string_view(bytes + from, size_t(to - from)); };
         int64_t begin = 0;
         for (int64_t s = sentence_offsets[row]; s < sentence_offsets[row + 1]; ++s) {
             const int64_t *span = table + 4 * s, content_end = span[0], span_end = span[1];

@@ -72,9 +72,7 @@ def report() -> dict[str, str]:
             "cuda build": build["cuda"],
             "cuda archs": build["cuda_archs"],
         }
-    facts |= {
-        name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")
-    }
+    facts |= {name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")}
     return facts | _torch_cuda() | {"python": sys.version.split()[0], "platform": platform.platform()}
 
 

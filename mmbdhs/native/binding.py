@@ -13,9 +13,7 @@ _UNSIGNED = (1 << 64) - 1
 _BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
 
 
-def sample_visible(
-    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
-) -> tuple[Tensor, Tensor]:
+def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Native `ops.sample_visible`."""
     if keys.is_cuda:
         return _sample_visible_cuda(seed, keys, iteration, tokens, threshold)
@@ -45,9 +43,7 @@ def _sample_visible_cuda(
     return indices, offsets
 
 
-def random_uniform(
-    seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int
-) -> Tensor:
+def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
     """Native `ops.random_uniform`."""
     numbers = torch.empty(len(keys), count, dtype=torch.float64)
     place = (purpose, iteration, sentences.data_ptr())

@@ -12,9 +12,7 @@ from torch import Tensor
 from mmbdhs.native.reference import ADDRESS_LAYOUT, COUNTERPARTS
 
 
-def tensor(
-    name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: str = "cpu"
-) -> Tensor:
+def tensor(name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: str = "cpu") -> Tensor:
     """`value`, contiguous, if it has this dtype, one dimension, this device and (if given) number of rows."""
     if value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
@@ -74,9 +72,7 @@ def spans(offsets: np.ndarray, table: np.ndarray, sentence_offsets: np.ndarray) 
     """The spans of `table` tile their texts."""
     content_end, span_end = table[:, 0], table[:, 1]
     begins = span_begins(table, sentence_offsets)
-    _refuse(
-        "table must have begin ≤ content_end ≤ span_end", (begins > content_end) | (content_end > span_end)
-    )
+    _refuse("table must have begin ≤ content_end ≤ span_end", (begins > content_end) | (content_end > span_end))
     counts, reached = np.diff(sentence_offsets), np.zeros(len(offsets) - 1, np.int64)
     reached[counts > 0] = span_end[sentence_offsets[1:][counts > 0] - 1]
     wrong = reached != np.diff(offsets)
@@ -102,9 +98,7 @@ def splices(
     for s in np.flatnonzero(swapped).tolist():
         word = text[starts[s] + word_begin[s] : starts[s] + word_end[s]].tobytes()
         if word not in COUNTERPARTS:
-            raise ValueError(
-                f"table must point a swapped sentence at yes or no, got {word!r} in sentence {s}"
-            )
+            raise ValueError(f"table must point a swapped sentence at yes or no, got {word!r} in sentence {s}")
         growth[s] = len(COUNTERPARTS[word]) - len(word)
     room = content_end - begins + growth
     _refuse("kept_bytes must be in 0 … the sentence's length", (kept_bytes < 0) | (kept_bytes > room))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +36,7 @@ __all__ = [
 _COUNT_LIMIT = 1 << 34  # 2^32 blocks of 4 items each
 
 
-def sample_visible(
-    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
-) -> tuple[Tensor, Tensor]:
+def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Draw the visible image tokens of E examples (Eq. 6): token i stays visible iff u_i ≥ threshold.
 
     keys int64 [E], tokens int32 [E] (image tokens of each example), both on the CPU or both on one CUDA
@@ -47,9 +46,7 @@ def sample_visible(
     return torch.ops.mmbdhs.sample_visible(_signed(seed), keys, iteration, tokens, threshold)
 
 
-def random_uniform(
-    seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int
-) -> Tensor:
+def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
     """Uniform numbers in [0, 1), `count` at each of N addresses: keys int64 [N], sentences int32 [N].
 
     Returns float64 [N, count], each a multiple of 2^-32.
@@ -131,9 +128,7 @@ def _signed(seed: int) -> int:
 # Registered implementations: check every argument, then hand over to the live twin.
 
 
-def _sample_visible(
-    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
-) -> tuple[Tensor, Tensor]:
+def _sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     device = keys.device.type
     keys = checks.tensor("keys", keys, torch.int64, device=device)
     tokens = checks.tensor("tokens", tokens, torch.int32, rows=len(keys), device=device)
@@ -144,9 +139,7 @@ def _sample_visible(
     return backend.live().twin.sample_visible(seed, keys, iteration, tokens, threshold)
 
 
-def _random_uniform(
-    seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int
-) -> Tensor:
+def _random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
     keys, iteration, sentences = checks.address(keys, iteration, sentences)
     checks.number("purpose", purpose, ADDRESS_LAYOUT["purpose_limit"])
     checks.number("count", count, _COUNT_LIMIT)
@@ -164,9 +157,9 @@ def _sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor)
     rows = len(offsets) - 1
     begins = checks.at_least_zero("begins", checks.tensor("begins", begins, torch.int64, rows=rows))
     final = checks.tensor("final", final, torch.bool, rows=rows)
-    late = offsets[:-1] + begins > offsets[1:]
+    late = begins.numpy() > np.diff(offsets.numpy())
     if late.any():
-        row = int(late.nonzero()[0])
+        row = int(late.argmax())
         raise ValueError(f"begins must not pass the end of its text, got {int(begins[row])} at row {row}")
     return backend.live().twin.sentence_ends(text, offsets, begins, final)
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmbdhs.native import sentence_rule
 from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED  # noqa: F401
@@ -77,9 +78,7 @@ def visible_from(threshold: float) -> int:
     return math.ceil(threshold * 2**32)
 
 
-def sample_visible(
-    seed: int, keys: torch.Tensor, iteration: int, tokens: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Twin of `ops.sample_visible`."""
     rows = []
     for key, count in zip(keys.cpu().numpy()[:, None], tokens.tolist(), strict=True):
@@ -89,24 +88,20 @@ def sample_visible(
     return torch.from_numpy(flat).to(keys.device), _offsets([len(row) for row in rows]).to(keys.device)
 
 
-def random_uniform(
-    seed: int, keys: torch.Tensor, purpose: int, iteration: int, sentences: torch.Tensor, count: int
-) -> torch.Tensor:
+def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
     """Twin of `ops.random_uniform`."""
     words = draw_words(seed, keys.numpy(), purpose, iteration, sentences.numpy(), count)
     return torch.from_numpy(words * 2.0**-32)
 
 
-def split_sentences(text: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Twin of `ops.split_sentences`."""
     tables = [sentence_rule.split(raw) for raw in _rows(text, offsets)]
     rows = [row for table in tables for row in table]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4), _offsets([len(table) for table in tables])
 
 
-def sentence_ends(
-    text: torch.Tensor, offsets: torch.Tensor, begins: torch.Tensor, final: torch.Tensor
-) -> torch.Tensor:
+def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
     """Twin of `ops.sentence_ends`."""
     rows = zip(_rows(text, offsets), begins.tolist(), final.tolist(), strict=True)
     return torch.tensor([sentence_rule.end_of_sentence(*row) for row in rows], dtype=torch.int64)
@@ -114,19 +109,18 @@ def sentence_ends(
 
 def draw_splices(
     seed: int,
-    keys: torch.Tensor,
+    keys: Tensor,
     iteration: int,
-    sentences: torch.Tensor,
-    swappable: torch.Tensor,
-    choices: torch.Tensor,
-    swapped_low: torch.Tensor,
-    swapped_choices: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    sentences: Tensor,
+    swappable: Tensor,
+    choices: Tensor,
+    swapped_low: Tensor,
+    swapped_choices: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Twin of `ops.draw_splices`."""
     address = (keys.numpy(), iteration, sentences.numpy())
     coin, cut = (
-        draw_words(seed, address[0], purpose, *address[1:], 1)[:, 0].astype(np.uint64)
-        for purpose in (SWAP, CUT)
+        draw_words(seed, address[0], purpose, *address[1:], 1)[:, 0].astype(np.uint64) for purpose in (SWAP, CUT)
     )
     swapped = swappable.numpy() & (coin >= 1 << 31)
     low = np.where(swapped, swapped_low.numpy(), 0).astype(np.int64)
@@ -137,15 +131,15 @@ def draw_splices(
 
 
 def join_splices(
-    text: torch.Tensor,
-    offsets: torch.Tensor,
-    table: torch.Tensor,
-    sentence_offsets: torch.Tensor,
-    swapped: torch.Tensor,
-    kept_bytes: torch.Tensor,
-    completions: torch.Tensor,
-    completion_offsets: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    text: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    sentence_offsets: Tensor,
+    swapped: Tensor,
+    kept_bytes: Tensor,
+    completions: Tensor,
+    completion_offsets: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Twin of `ops.join_splices`."""
     spans, bounds = table.tolist(), sentence_offsets.tolist()
     swaps, kept = swapped.tolist(), kept_bytes.tolist()
@@ -168,10 +162,10 @@ def _swap(raw: bytes, begin: int, span: list[int]) -> bytes:
     return raw[begin:word_begin] + COUNTERPARTS[raw[word_begin:word_end]] + raw[word_end:content_end]
 
 
-def _rows(flat: torch.Tensor, offsets: torch.Tensor) -> Iterator[bytes]:
+def _rows(flat: Tensor, offsets: Tensor) -> Iterator[bytes]:
     raw, bounds = flat.numpy().tobytes(), offsets.tolist()
     return (raw[begin:end] for begin, end in pairwise(bounds))
 
 
-def _offsets(lengths: list[int]) -> torch.Tensor:
+def _offsets(lengths: list[int]) -> Tensor:
     return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))

@@ -1,0 +1,240 @@
+"""The checked door: validation, registration, tracing, and the choice of the backend."""
+
+import inspect
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ragged import arange32, flat, int32, random_keys
+
+from mmbdhs.native import backend, binding, checks, ops, reference
+
+INT64, INT32, BOOL = torch.int64, torch.int32, torch.bool
+
+
+def arguments() -> dict[str, dict]:
+    """Good arguments of every op."""
+    text, offsets = flat(["Yes, a cat. It sits. ", "No"])
+    table, sentence_offsets = ops.split_sentences(text, offsets)
+    completions, completion_offsets = flat(["a", "", "bc"])
+    address = {"seed": 2**64 - 1, "keys": random_keys(3), "iteration": 5}
+    return {
+        "sample_visible": {**address, "tokens": int32(5, 0, 129), "threshold": 0.5},
+        "random_uniform": {**address, "purpose": ops.NOISE, "sentences": arange32(3), "count": 5},
+        "split_sentences": {"text": text, "offsets": offsets},
+        "sentence_ends": {
+            "text": text,
+            "offsets": offsets,
+            "begins": torch.tensor([3, 0]),
+            "final": torch.tensor([False, True]),
+        },
+        "draw_splices": {
+            **address,
+            "sentences": arange32(3),
+            "swappable": torch.tensor([True, False, True]),
+            "choices": int32(4, 5, 6),
+            "swapped_low": int32(1, 2, 3),
+            "swapped_choices": int32(3, 4, 5),
+        },
+        "join_splices": {
+            "text": text,
+            "offsets": offsets,
+            "table": table,
+            "sentence_offsets": sentence_offsets,
+            "swapped": torch.tensor([True, False, True]),
+            "kept_bytes": torch.tensor([9, 3, 3]),
+            "completions": completions,
+            "completion_offsets": completion_offsets,
+        },
+    }
+
+
+NAMES = tuple(arguments())
+
+
+def call(name, module=ops, **changes):
+    return getattr(module, name)(**{**arguments()[name], **changes})
+
+
+def assert_same(got, expected):
+    for value, truth in zip(
+        torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(expected), strict=True
+    ):
+        assert value.dtype == truth.dtype and torch.equal(value, truth)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_equals_its_twins(name):
+    assert_same(call(name), call(name, reference))
+    assert_same(call(name), call(name, binding))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("module", [binding, reference])
+def test_twins_have_the_same_arguments(name, module):
+    assert inspect.signature(getattr(module, name)) == inspect.signature(getattr(ops, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slices_of_larger_tensors(name):
+    """Every second element of a larger tensor: the pointers must follow a contiguous copy."""
+    plain = arguments()[name]
+    strided = {
+        key: torch.stack([value, torch.zeros_like(value)], -1)[..., 0] if isinstance(value, torch.Tensor) else value
+        for key, value in plain.items()
+    }
+    assert_same(getattr(ops, name)(**strided), call(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    good = arguments()[name]
+    if "seed" in good:
+        good["seed"] = -1  # the same bits as 2^64 - 1: schemas know signed integers only
+    torch.library.opcheck(getattr(torch.ops.mmbdhs, name).default, tuple(good.values()))
+
+
+WRONG = [
+    ("sample_visible", "seed", -1, "seed must be in 0"),
+    ("sample_visible", "seed", 2**64, "seed must be in 0"),
+    ("sample_visible", "keys", random_keys(3).int(), "keys must have dtype torch.int64, got torch.int32"),
+    ("sample_visible", "keys", random_keys(3)[None], r"keys must have 1 dimension, got shape \(1, 3\)"),
+    ("sample_visible", "tokens", arange32(2), r"tokens must have 3 row\(s\), got 2"),
+    ("sample_visible", "tokens", torch.arange(3), "tokens must have dtype torch.int32, got torch.int64"),
+    ("sample_visible", "tokens", int32(1, -2, 3), "tokens must not be negative, got -2 at row 1"),
+    ("sample_visible", "iteration", 4096, "iteration must be in 0 … 4095, got 4096"),
+    ("sample_visible", "iteration", -1, "iteration must be in 0 … 4095, got -1"),
+    ("sample_visible", "threshold", 1.01, r"threshold must be in \[0, 1\], got 1.01"),
+    ("sample_visible", "threshold", -0.1, r"threshold must be in \[0, 1\], got -0.1"),
+    ("sample_visible", "threshold", float("nan"), r"threshold must be in \[0, 1\], got nan"),
+    ("random_uniform", "purpose", 16, "purpose must be in 0 … 15, got 16"),
+    ("random_uniform", "iteration", 4096, "iteration must be in 0 … 4095"),
+    ("random_uniform", "sentences", int32(0, 65536, 1), "sentences must be in 0 … 65535, got 65536"),
+    ("random_uniform", "sentences", int32(0, -1, 1), "sentences must not be negative, got -1 at row 1"),
+    ("random_uniform", "sentences", arange32(4), r"sentences must have 3 row\(s\), got 4"),
+    ("random_uniform", "count", -1, "count must be in 0 …"),
+    ("random_uniform", "keys", random_keys(3).double(), "keys must have dtype"),
+    ("split_sentences", "text", torch.zeros(23, dtype=torch.int8), "text must have dtype torch.uint8"),
+    ("split_sentences", "offsets", torch.tensor([], dtype=INT64), "offsets must have at least 1 entry, got 0"),
+    ("split_sentences", "offsets", torch.tensor([0, 24]), r"offsets must rise from 0 to 23, got \[ 0 24\]"),
+    ("split_sentences", "offsets", torch.tensor([1, 23]), "offsets must rise from 0 to 23"),
+    ("split_sentences", "offsets", torch.tensor([0, 9, 8, 23]), "offsets must rise from 0 to 23"),
+    ("split_sentences", "offsets", torch.tensor([0, 23], dtype=INT32), "offsets must have dtype torch.int64"),
+    ("sentence_ends", "begins", torch.tensor([0, 3]), "begins must not pass the end of its text, got 3 at row 1"),
+    ("sentence_ends", "begins", torch.tensor([-1, 0]), "begins must not be negative, got -1 at row 0"),
+    ("sentence_ends", "begins", torch.tensor([0]), r"begins must have 2 row\(s\), got 1"),
+    ("sentence_ends", "final", torch.tensor([0, 1]), "final must have dtype torch.bool"),
+    ("sentence_ends", "final", torch.tensor([True]), r"final must have 2 row\(s\)"),
+    ("draw_splices", "swappable", int32(0, 1, 1), "swappable must have dtype torch.bool"),
+    ("draw_splices", "choices", int32(4, -5, 6), "choices must not be negative, got -5 at row 1"),
+    ("draw_splices", "swapped_low", int32(-1, 5, 6), "swapped_low must not be negative"),
+    ("draw_splices", "swapped_choices", int32(1), r"swapped_choices must have 3 row\(s\), got 1"),
+    ("join_splices", "table", torch.zeros(3, 3, dtype=INT64), r"table must have shape \[S, 4\], got \(3, 3\)"),
+    ("join_splices", "table", torch.zeros(12, dtype=INT64), r"table must have shape \[S, 4\]"),
+    ("join_splices", "table", torch.zeros(3, 4, dtype=INT32), "table must have dtype torch.int64"),
+    ("join_splices", "sentence_offsets", torch.tensor([0, 3]), "sentence_offsets must have 3 entries, got 2"),
+    ("join_splices", "sentence_offsets", torch.tensor([0, 1, 3]), "span_end, not so in sentence 2"),
+    (
+        "join_splices",
+        "swapped",
+        torch.tensor([True, True, True]),
+        "swapped word inside its sentence, not so in sentence 1",
+    ),
+    ("join_splices", "kept_bytes", torch.tensor([11, 3, 3]), "kept_bytes must be in 0 .* not so in sentence 0"),
+    ("join_splices", "kept_bytes", torch.tensor([9, -3, 3]), "kept_bytes must be in 0 .* not so in sentence 1"),
+    ("join_splices", "kept_bytes", torch.tensor([9, 3, 4]), "kept_bytes must be in 0 .* not so in sentence 2"),
+    ("join_splices", "completion_offsets", torch.tensor([0, 3]), "completion_offsets must have 4 entries, got 2"),
+    ("join_splices", "completion_offsets", torch.tensor([0, 1, 1, 4]), "completion_offsets must rise from 0 to 3"),
+    ("join_splices", "completions", torch.zeros(4, dtype=torch.uint8), "completion_offsets must rise from 0 to 4"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "message"), WRONG)
+def test_wrong_arguments(name, argument, value, message):
+    with pytest.raises(TypeError if "dtype" in message else ValueError, match=message):
+        call(name, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        (0, 0, 13, "begin ≤ content_end ≤ span_end, not so in sentence 0"),
+        (0, 1, -1, "begin ≤ content_end ≤ span_end, not so in sentence 1"),
+        (1, 1, 20, "tile their text, not so in text 0"),
+        (1, 2, 2**62, "tile their text, not so in text 1"),
+        (2, 0, -1, "swapped word inside its sentence, not so in sentence 0"),
+        (3, 2, 3, "swapped word inside its sentence, not so in sentence 2"),
+        (3, 0, 2, "point a swapped sentence at yes or no, got b'Ye' in sentence 0"),
+        (2, 0, 3, "point a swapped sentence at yes or no, got b'' in sentence 0"),
+    ],
+)
+def test_wrong_tables(column, row, value, message):
+    table = arguments()["join_splices"]["table"].clone()
+    table[row, column] = value
+    with pytest.raises(ValueError, match=message):
+        call("join_splices", table=table)
+
+
+def test_wrong_device():
+    with pytest.raises(ValueError, match="keys must be on device cpu, got meta"):
+        checks.tensor("keys", torch.zeros(1, device="meta"), torch.float32)
+
+
+def test_registered_ops_check_too():
+    """Whoever calls the dispatcher meets the same checks."""
+    with pytest.raises(ValueError, match="offsets must rise"):
+        torch.ops.mmbdhs.split_sentences(torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 4]))
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+BLOCK = "import sys; sys.modules['mmbdhs.native._extension'] = None; "
+ASK = "from mmbdhs.native import backend; print(backend.live().name)"
+
+
+def test_backend_override():
+    """With the reference asked for, no binary is touched; with the binary asked for, its lack is an error."""
+    assert run_python(ASK, MMBDHS_BACKEND="native").stdout == "native\n"
+    blocked = run_python(BLOCK + ASK, MMBDHS_BACKEND="native")
+    assert "ImportError: MMBDHS_BACKEND=native, but the compiled extension cannot be imported" in blocked.stderr
+    assert run_python(BLOCK + ASK).stdout == "reference\n"
+    unknown = run_python(ASK, MMBDHS_BACKEND="cuda")
+    assert "MMBDHS_BACKEND must be 'native' or 'reference', got 'cuda'" in unknown.stderr
+
+
+def test_backend_is_announced_once(caplog, monkeypatch):
+    monkeypatch.setenv("MMBDHS_BACKEND", "reference")
+    backend.live.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger="mmbdhs"):
+            assert backend.live() is backend.live()
+        assert [record.message for record in caplog.records] == [
+            "native ops run on the reference path: MMBDHS_BACKEND=reference"
+        ]
+        for name in NAMES:
+            assert_same(call(name), call(name, binding))
+    finally:
+        backend.live.cache_clear()
+
+
+def test_doctor_without_binary_or_transformers():
+    code = "import sys; sys.modules['transformers'] = None; " + BLOCK
+    done = run_python(code + "from mmbdhs.cli import main; main(['doctor'])")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert lines["backend"].startswith("reference (the compiled extension cannot be imported")
+    assert lines["torch"] and lines["python"] == sys.version.split()[0]
+
+
+def test_doctor_report():
+    facts = backend.report()
+    assert facts["extension"].endswith(binding._extension.__file__.split("/")[-1])
+    assert facts["backend"].startswith(backend.live().name)
+    assert {"compiler", "cuda build", "cuda archs", "torch", "transformers", "python"} <= set(facts)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged import arange32, flat, int32, random_keys, texts_of
+from scipy import stats
+
+from mmbdhs.native import binding, ops, reference
+
+
+def columns(count: int, swappable: bool = True, choices: int = 7, low: int = 2, swapped_choices: int = 6):
+    full = [torch.full((count,), value, dtype=torch.int32) for value in (choices, low, swapped_choices)]
+    return torch.full((count,), swappable), *full
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 1000])
+def test_draws_agree(count):
+    generator = torch.Generator().manual_seed(count)
+    swappable = torch.rand(count, generator=generator) < 0.5
+    ranges = [torch.randint(0, high, (count,), generator=generator, dtype=torch.int32) for high in (40, 9, 2**31 - 1)]
+    arguments = (2**63, random_keys(count), 4095, arange32(count), swappable, *ranges)
+    (swapped, choice), (plain_swapped, plain_choice) = (
+        module.draw_splices(*arguments) for module in (binding, reference)
+    )
+    assert swapped.dtype == torch.bool and choice.dtype == torch.int32
+    assert torch.equal(swapped, plain_swapped) and torch.equal(choice, plain_choice)
+
+
+def test_draws_come_from_their_addresses(twin):
+    """ξ is item 0 of purpose SWAP, the cut item 0 of purpose CUT."""
+    keys, sentences = random_keys(50), arange32(50)
+    swapped, choice = twin.draw_splices(8, keys, 3, sentences, *columns(50))
+    coin, cut = (
+        reference.random_uniform(8, keys, purpose, 3, sentences, 1)[:, 0] for purpose in (reference.SWAP, reference.CUT)
+    )
+    assert torch.equal(swapped, coin >= 0.5)
+    assert torch.equal(choice.long(), torch.where(swapped, 2 + (cut * 4).long(), (cut * 7).long()))
+
+
+def test_empty_ranges(twin):
+    swapped, choice = twin.draw_splices(1, random_keys(64), 0, arange32(64), *columns(64, True, 0, 5, 5))
+    assert set(choice[~swapped].tolist()) == {0} and set(choice[swapped].tolist()) == {5}
+    _, choice = twin.draw_splices(1, random_keys(64), 0, arange32(64), *columns(64, True, 1, 5, 3))
+    assert set(choice.tolist()) == {0, 5}
+
+
+def test_half_of_the_swappable_are_swapped(twin):
+    """Exact binomial test; false alarm 1e-6."""
+    swapped, _ = twin.draw_splices(2, random_keys(20_000), 0, torch.zeros(20_000, dtype=torch.int32), *columns(20_000))
+    assert stats.binomtest(int(swapped.sum()), 20_000, 0.5).pvalue > 1e-6
+    swapped, _ = twin.draw_splices(2, random_keys(1000), 0, arange32(1000), *columns(1000, swappable=False))
+    assert not swapped.any()
+
+
+def test_cuts_are_uniform(twin):
+    """Chi-square for kept and swapped sentences; false alarm 2e-6."""
+    swapped, choice = twin.draw_splices(
+        3, random_keys(20_000), 1, torch.ones(20_000, dtype=torch.int32), *columns(20_000)
+    )
+    assert stats.chisquare(torch.bincount(choice[~swapped], minlength=7).numpy()).pvalue > 1e-6
+    cells = torch.bincount(choice[swapped], minlength=6)
+    assert cells[:2].tolist() == [0, 0] and len(cells) == 6
+    assert stats.chisquare(cells[2:].numpy()).pvalue > 1e-6
+
+
+def join(twin, texts, swapped, kept, completions):
+    text = flat(texts)
+    table, offsets = twin.split_sentences(*text)
+    return texts_of(
+        *twin.join_splices(
+            *text,
+            table,
+            offsets,
+            torch.tensor(swapped, dtype=torch.bool),
+            torch.tensor(kept),
+            *flat(completions),
+        )
+    )
+
+
+def test_joins_by_hand(twin):
+    texts = ["Yes, a cat. A dog sits.\n", "", "no"]
+    assert join(twin, texts, [False, False, True], [4, 5, 3], [" a bird.", " runs.", ", it is"]) == [
+        b"Yes, a bird. A dog runs.\n",
+        b"",
+        b"yes, it is",
+    ]
+    assert join(twin, texts, [True, False, False], [11, 0, 0], ["!", "X", ""]) == [
+        b"No, a cat.! X\n",
+        b"",
+        b"",
+    ]
+    assert join(twin, ["  No. ", "Yes"], [True, True], [6, 1], ["-", "o"]) == [b"  Yes.- ", b"No"]
+
+
+TEXTS = st.lists(
+    st.lists(st.sampled_from(["Yes", "no", "No", ".", ". ", " ", "\n", "cat", "猫", "。", ","]), max_size=12).map(
+        "".join
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.data())
+def test_join_twins_agree(texts, data):
+    text = flat(texts)
+    table, offsets = binding.split_sentences(*text)
+    swapped = (table[:, 2] >= 0) & torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(table), max_size=len(table))), dtype=torch.bool
+    )
+    begins = torch.cat([torch.zeros(1, dtype=torch.int64), table[:, 1]])[:-1]
+    begins[offsets[:-1][offsets.diff() > 0]] = 0
+    grown = torch.where(swapped, torch.where(table[:, 3] - table[:, 2] == 3, -1, 1), 0)
+    room = (table[:, 0] - begins + grown).tolist()
+    kept = torch.tensor([data.draw(st.integers(0, most)) for most in room], dtype=torch.int64)
+    completions = flat([data.draw(st.sampled_from(["", "x", " é."])) for _ in room])
+    arguments = (*text, table, offsets, swapped, kept, *completions)
+    native, plain = ops.join_splices(*arguments), reference.join_splices(*arguments)
+    assert torch.equal(native[0], plain[0]) and torch.equal(native[1], plain[1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_keeping_everything_changes_nothing(texts):
+    text = flat(texts)
+    table, offsets = ops.split_sentences(*text)
+    begins = torch.cat([torch.zeros(1, dtype=torch.int64), table[:, 1]])[:-1]
+    begins[offsets[:-1][offsets.diff() > 0]] = 0
+    nothing = flat([""] * len(table))
+    unswapped = torch.zeros(len(table), dtype=torch.bool)
+    joined = ops.join_splices(*text, table, offsets, unswapped, table[:, 0] - begins, *nothing)
+    assert texts_of(*joined) == [text.encode() for text in texts]
+
+
+def test_swapping_twice_changes_nothing(twin):
+    texts = ["Yes. no, it\nNo", "yes"]
+    once = join(twin, texts, [True, True, True, True], [3, 7, 3, 2], [""] * 4)
+    assert once == [b"No. yes, it\nYes".replace(b"No.", b"No."), b"no"]
+    twice = join(twin, once, [True, True, True, True], [4, 6, 2, 3], [""] * 4)
+    assert twice == [text.encode() for text in texts]
+
+
+def test_int32_limits(twin):
+    top = 2**31 - 1
+    _, choice = twin.draw_splices(0, random_keys(9), 0, arange32(9), *columns(9, False, top, 0, top))
+    assert choice.min() >= 0 and choice.max() > 2**27
+    swapped, choice = twin.draw_splices(0, random_keys(9), 0, arange32(9), *columns(9, True, 1, top, 0))
+    assert choice.tolist() == [top if swap else 0 for swap in swapped.tolist()]
+    assert int32(top).item() == top
