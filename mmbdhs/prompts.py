@@ -20,20 +20,25 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and its reference as the chat template writes them.
+    """A prompt and its response as the chat template writes them.
 
     text: the rendered conversation.
-    start: index in `text` of the reference's first character that is not white space.
-    token_ids: the tokens of the reference, as they stand in that conversation.
+    opening: index in `text` where the generation prompt ends and the response's tokens begin.
+    start: index of the response's first character that is not white space; `lead` characters of white space in the
+        user's text stand before it.
+    token_ids: the response's tokens, as they stand in that conversation.
+    token_spans: for each, the [begin, end) of its characters in the user's text, leading white space left out; -1 as
+        the begin of a token that stands before the text.
     closing: how many tokens the template puts after them.
-    token_spans: for each, the [begin, end) of its characters in the reference, leading white space left out.
     """
 
     text: str
+    opening: int
     start: int
+    lead: int
     token_ids: tuple[int, ...]
-    closing: int
     token_spans: tuple[tuple[int, int], ...]
+    closing: int
 
 
 def load_images(images: Any) -> list[Image]:
@@ -81,44 +86,35 @@ def as_messages(prompt: str | Messages, image_count: int) -> Messages:
 
 def render_turn(processor: Any, messages: Messages, reference: str) -> Turn:
     """Write prompt + assistant turn with the processor's chat template and find the reference's tokens in it."""
-    text = _render(processor, messages, reference)
+    plain = all(isinstance(message.get("content"), str) for message in messages)
+    content = reference if plain else [{"type": "text", "text": reference}]
+    text = _render(processor, [*messages, {"role": "assistant", "content": content}], False)
+    prompt = _render(processor, messages, True)
     body = reference.strip()
-    lead = len(reference) - len(reference.lstrip())
-    begin = text.rfind(body)
-    if begin < 0:
-        raise ValueError(
-            f"references: the chat template must keep the reference as it is, {reference!r} became {text!r}"
-        )
+    start = text.rfind(body)
+    if start < 0:
+        raise ValueError(f"references: the chat template must keep the text, {reference!r} became {text!r}")
+    opening = len(prompt) if text.startswith(prompt) else start
+    return _turn(processor, text, opening, start, start + len(body), len(reference) - len(reference.lstrip()))
+
+
+def reworded(processor: Any, turn: Turn, response: str) -> Turn:
+    """The turn with another response, tokenised anew in its place; it ends with the response."""
+    text = turn.text[: turn.start] + response.strip()
+    return _turn(processor, text, turn.opening, turn.start, len(text), len(response) - len(response.lstrip()))
+
+
+def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: int) -> Turn:
     encoding = _tokenizer(processor)(text, return_offsets_mapping=True)
-    spans = [_trimmed(text, *span) for span in encoding["offset_mapping"]]
-    end = begin + len(body)
-    inside = [i for i, (b, e) in enumerate(spans) if b < end and e > begin]
+    raw = encoding["offset_mapping"]
+    inside = [i for i, (b, e) in enumerate(raw) if e > opening and b < end and e > b]
     first, stop = inside[0], inside[-1] + 1
-    shift = lead - begin
-    return Turn(
-        text=text,
-        start=begin,
-        token_ids=tuple(encoding["input_ids"][first:stop]),
-        closing=len(spans) - stop,
-        token_spans=tuple((max(b, begin) + shift, min(e, end) + shift) for b, e in spans[first:stop]),
-    )
-
-
-def retokenize(
-    processor: Any, turn: Turn, head: str, sentence: str
-) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Tokenize `sentence` where it follows `head`, a beginning of the reference. Returns its token ids and, for each,
-    the [begin, end) of its characters in `sentence`."""
-    before = turn.text[: turn.start] + head.lstrip()
-    lead = len(sentence) - len(sentence.lstrip()) if not head else 0
-    text = before + sentence[lead:].rstrip()
-    encoding = _tokenizer(processor)(text, return_offsets_mapping=True)
-    spans = [_trimmed(text, *span) for span in encoding["offset_mapping"]]
-    kept = [i for i, (b, e) in enumerate(spans) if b >= len(before) and e > b]
-    shift = lead - len(before)
-    return tuple(encoding["input_ids"][i] for i in kept), tuple(
-        (spans[i][0] + shift, spans[i][1] + shift) for i in kept
-    )
+    shift = lead - start
+    spans = []
+    for b, e in raw[first:stop]:
+        b = e - len(text[b:e].lstrip()) if text[b:e].strip() else b
+        spans.append((max(b, start) + shift if e > start else -1, max(min(e, end) + shift, 0)))
+    return Turn(text, opening, start, lead, tuple(encoding["input_ids"][first:stop]), tuple(spans), len(raw) - stop)
 
 
 def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device) -> tuple[dict[str, Any], int]:
@@ -164,16 +160,14 @@ def key_address(key: int | str) -> int:
     return key - 2**64 if key >= 2**63 else key
 
 
-def _render(processor: Any, messages: Messages, reference: str) -> str:
-    if not any(getattr(holder, "chat_template", None) for holder in (processor, _tokenizer(processor))):
+def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> str:
+    tokenizer = _tokenizer(processor)
+    if not any(getattr(holder, "chat_template", None) for holder in (processor, tokenizer)):
         raise ValueError(
             "processor: needs a chat template to write prompts with (processor.chat_template), "
             f"{type(processor).__name__} has none"
         )
-    plain = all(isinstance(message.get("content"), str) for message in messages)
-    content = reference if plain else [{"type": "text", "text": reference}]
-    text = processor.apply_chat_template([*messages, {"role": "assistant", "content": content}], tokenize=False)
-    tokenizer = _tokenizer(processor)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     bos = tokenizer.bos_token
     # The tokenizer adds its own; a second one would make another prompt than the one the model was trained on.
     if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
@@ -196,9 +190,3 @@ def _call(processor: Any, text: str, images: list[Image]) -> Mapping[str, Any]:
         return processor(text=[text], images=images, return_tensors="pt", padding=True)
     except Exception as error:
         raise ValueError(f"processor: could not encode {len(images)} image(s) with {text!r}: {error}") from error
-
-
-def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
-    """Without leading white space, unless the token is nothing else."""
-    stripped = text[begin:end].lstrip()
-    return (end - len(stripped), end) if stripped else (begin, end)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmbdhs.branches import Branch
 from mmbdhs.native import ops
 from mmbdhs.native.sentence_rule import BREAKS, STOPS
-from mmbdhs.prompts import Turn, decode_after, retokenize
+from mmbdhs.prompts import Turn, decode_after, reworded
 
 _COUNTERPART = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
 
@@ -44,17 +44,21 @@ class SentenceSplice:
 
 @dataclass(frozen=True)
 class _Variant:
-    """A sentence as written or swapped, and where it may be cut: (tokens kept, characters kept) for each cut."""
+    """A sentence, as written or swapped.
+
+    token_ids: of the response up to the sentence's end. token_begin: how many of them stand before the sentence.
+    cuts: (tokens kept, characters kept) of the sentence, for each place where it may be cut.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    token_begin: int
     cuts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class _Sentence:
     begin: int  # its first character in the reference
-    token_begin: int  # its first token
     written: _Variant
     swapped: _Variant | None
 
@@ -86,17 +90,17 @@ class Reference:
         self.text, self.token_ids = text, turn.token_ids
         self._flat, self._offsets = _ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
-        spans = turn.token_spans
         self._sentences, begin = [], 0
         for content_end, end, word_begin, word_end in _characters(text, self._table):
-            token_begin = next((i for i, span in enumerate(spans) if span[0] >= begin), len(spans))
-            token_end = next((i for i, span in enumerate(spans) if span[0] >= content_end), len(spans))
-            inside = [(b - begin, e - begin) for b, e in spans[token_begin:token_end]]
-            sentence = text[begin:end]
-            written = _Variant(sentence, turn.token_ids[token_begin:token_end], _cuts(inside))
-            word = (word_begin - begin, word_end - begin) if word_begin >= 0 else None
-            swapped = _swapped(processor, turn, text[:begin], sentence, word) if word else None
-            self._sentences.append(_Sentence(begin, token_begin, written, swapped))
+            written = _variant(turn, text[begin:end], begin, content_end)
+            swapped = None
+            if word_begin >= 0:
+                word = text[word_begin:word_end]
+                sentence = text[begin:word_begin] + _COUNTERPART[word] + text[word_end:end]
+                kept = word_begin + len(_COUNTERPART[word])
+                other = reworded(processor, turn, text[:begin] + sentence)
+                swapped = _variant(other, sentence, begin, begin + len(sentence), kept)
+            self._sentences.append(_Sentence(begin, written, swapped))
             begin = end
 
     def draw(self, seed: int, key: int, iteration: int) -> list[Cut]:
@@ -112,25 +116,26 @@ class Reference:
 
     def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
         variant = sentence.swapped if swapped else sentence.written
-        text = variant.text
+        text, before = variant.text, self.text[: sentence.begin]
         # Nothing can be kept of a sentence of one token but the white space before it.
         cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))
-        before = self.text[: sentence.begin]
+        prefix_ids = variant.token_ids[: variant.token_begin + cut]
+        shared = len(prefix_ids) if not swapped else _common(prefix_ids, self.token_ids[: sentence.written.token_begin])
         return Cut(
             reference=sentence.written.text,
             swapped=swapped,
             cut=cut,
             kept=text[:end],
             head=before + text[:end],
-            begin=len(_utf8(before)),
-            shared_length=sentence.token_begin + (0 if swapped else cut),
-            forced_ids=variant.token_ids[:cut] if swapped else (),
+            begin=len(before.encode()),
+            shared_length=shared,
+            forced_ids=prefix_ids[shared:],
         )
 
     def join(self, cuts: Sequence[Cut], completions: Sequence[str]) -> str:
         """The rejected response: kept + completion of each sentence, with the reference's own white space."""
         swapped = torch.tensor([cut.swapped for cut in cuts])
-        kept = torch.tensor([len(_utf8(cut.kept)) for cut in cuts])
+        kept = torch.tensor([len(cut.kept.encode()) for cut in cuts])
         flat, _ = ops.join_splices(
             self._flat,
             self._offsets,
@@ -203,7 +208,7 @@ class SentenceStops:
         ):
             branch.owner.suspect = end == ops.UNDECIDED
             if end >= 0:
-                self._finish(branch, _utf8(text)[len(_utf8(branch.owner.cut.head)) : end].decode())
+                self._finish(branch, text.encode()[len(branch.owner.cut.head.encode()) : end].decode())
                 ended.append(branch)
         return ended
 
@@ -230,38 +235,37 @@ def _stop_table(tokenizer: Any) -> list[bool]:
     return _STOP_TABLES[tokenizer]
 
 
-def _cuts(spans: Sequence[tuple[int, int]], word_end: int = 0) -> tuple[tuple[int, int], ...]:
-    """Every cut (tokens kept, characters kept) that leaves both parts non-empty, splits no character, and comes after
-    `word_end`."""
-    return tuple(
-        (kept, before[1])
-        for kept, (before, after) in enumerate(itertools.pairwise(spans), 1)
-        if before[1] <= after[0] and before[1] >= word_end
+def _variant(turn: Turn, sentence: str, begin: int, end: int, kept: int = 0) -> _Variant:
+    """The sentence of the turn's response at the characters [begin, end), to be cut after character `kept`."""
+    spans = turn.token_spans
+    first = next((i for i, span in enumerate(spans) if span[0] >= begin), len(spans))
+    stop = next((i for i, span in enumerate(spans) if span[0] >= end), len(spans))
+    cuts = tuple(
+        (count, before[1] - begin)
+        for count, (before, after) in enumerate(itertools.pairwise(spans[first:stop]), 1)
+        if before[1] <= after[0] and before[1] >= kept  # no character is split
     )
+    if kept and not cuts:
+        cuts = ((stop - first, spans[stop - 1][1] - begin),)
+    return _Variant(sentence, turn.token_ids[:stop], first, cuts)
 
 
-def _swapped(processor: Any, turn: Turn, head: str, sentence: str, word: tuple[int, int]) -> _Variant:
-    """The sentence with its leading yes/no replaced, tokenised anew, to be cut after that word."""
-    counterpart = _COUNTERPART[sentence[slice(*word)]]
-    text = sentence[: word[0]] + counterpart + sentence[word[1] :]
-    token_ids, spans = retokenize(processor, turn, head, text)
-    cuts = _cuts(spans, word[0] + len(counterpart))
-    return _Variant(text, token_ids, cuts or ((len(token_ids), spans[-1][1]),))
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens the two have in common at their beginning."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _characters(text: str, table: Tensor) -> list[list[int]]:
     """The byte positions of a sentence table as character positions."""
     if text.isascii():
         return table.tolist()
-    encoded = _utf8(text)
+    encoded = text.encode()
     return [[len(encoded[:n].decode()) if n >= 0 else n for n in row] for row in table.tolist()]
 
 
 def _ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    encoded = [_utf8(text) for text in texts]
+    encoded = [text.encode() for text in texts]
     offsets = torch.tensor([0, *map(len, encoded)]).cumsum(0)
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)), offsets
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode()

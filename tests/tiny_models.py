@@ -101,7 +101,7 @@ def llava() -> tuple[Any, Any]:
         text_config=text_settings(model_type="llama", vocab_size=len(words) + 3),
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
-    return _built(LlavaForConditionalGeneration, config), processor
+    return _built(LlavaForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -124,7 +124,7 @@ def llava_next() -> tuple[Any, Any]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
     )
-    return _built(LlavaNextForConditionalGeneration, config), processor
+    return _built(LlavaNextForConditionalGeneration, config, words), processor
 
 
 class _ImagesOnly(Qwen2_5_VLProcessor):
@@ -177,11 +177,15 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             }.items()
         },
     )
-    return _built(Qwen2_5_VLForConditionalGeneration, config), processor
+    return _built(Qwen2_5_VLForConditionalGeneration, config, words), processor
 
 
-def _built(model_class: type, config: Any) -> Any:
+def _built(model_class: type, config: Any, words: PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(0)
     model = model_class(config).eval().float()
     model.generation_config.eos_token_id = None
+    # Random weights would hardly ever end a sentence: favour stops, and what follows them.
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.weight.shape[0]), requires_grad=False)
+    favoured = words(". ! The a 3.5 dog cat red etc. Yes\n", add_special_tokens=False)["input_ids"]
+    model.lm_head.bias[favoured] = 3.0
     return model

@@ -1,0 +1,67 @@
+"""Preference pairs on disk, in the layout that TRL's vision preference training reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def preference_record(
+    images: Sequence[str | os.PathLike], prompt: str | list[dict], chosen: str, sample: Any, seed: int
+) -> dict[str, Any]:
+    """One pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and the columns that
+    make the pair traceable: key, seed, similarity, iterations, guided, visible_image_tokens, sentences.
+
+    images: paths, as they shall stand in the record.
+    prompt: text, put into one user turn behind an image place per image, or a message list, taken as it is.
+    sample: a `BDHSSample`. seed: that it was drawn with.
+
+    Raises ValueError if a message list holds another number of image places than there are images.
+    """
+    messages = [_message("user", prompt, len(images))] if isinstance(prompt, str) else prompt
+    places = sum(part.get("type") == "image" for part in _parts(messages))
+    if places != len(images):
+        raise ValueError(f"prompt: needs one image place per image, {len(images)}, got {places}")
+    return {
+        "images": [os.fspath(path) for path in images],
+        "prompt": messages,
+        "chosen": [_message("assistant", chosen)],
+        "rejected": [_message("assistant", sample.rejected)],
+        "key": sample.key,
+        "seed": seed,
+        "similarity": float(sample.similarity),
+        "iterations": sample.iterations,
+        "guided": sample.guided,
+        "visible_image_tokens": list(sample.visible_image_tokens),
+        "sentences": [asdict(sentence) for sentence in sample.sentences],
+    }
+
+
+def _message(role: str, text: str, images: int = 0) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+
+
+def _parts(messages: list[dict]) -> list[dict]:
+    return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, UTF-8; returns how many. The file appears complete or not at all: it is written
+    under another name beside its place, then renamed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            count = sum(1 for record in records if file.write(json.dumps(record, ensure_ascii=False) + "\n"))
+        os.chmod(aside, 0o644)
+        os.replace(aside, target)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return count

@@ -1,0 +1,77 @@
+"""Every greedy token is the arg-max of a plain masked forward of the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+from plain import greedy_ids, masked_logits, picture, prompt_inputs
+
+from mmbdhs import BDHSConfig, bdhs_sample
+from mmbdhs.tokens import vision_token_ids
+
+PAIRS = [
+    ("Describe the image.", "The image shows a red car, e.g. a van. A dog sits next to it. It costs 3.5 dollars!"),
+    ("Is there a cat?", "No, there is a cat on the table. Yes. The tree is green."),
+    ("What is it?", "Dog"),
+    ("Is it red?", "No"),
+    ("Is the sky blue?", "yes."),
+]
+IMAGES = [[picture(0)], [picture(1, 40, 70)], [picture(2, 48, 48)], [picture(3), picture(4, 33, 90)], [picture(5)]]
+LIMIT = 10
+
+
+def unlike(first: list[str], second: list[str]) -> list[float]:
+    return [0.0] * len(first)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_greedy_completions_replay(family: str, threshold: float) -> None:
+    model, processor = getattr(tiny_models, family)()
+    prompts, references = zip(*PAIRS, strict=True)
+    config = BDHSConfig(mask_threshold=threshold, temperature=0, max_sentence_tokens=LIMIT, seed=3)
+    samples = bdhs_sample(model, processor, IMAGES, prompts, references, config, similarity=unlike)
+    for sample, images, prompt, reference in zip(samples, IMAGES, prompts, references, strict=True):
+        assert sample.guided and sample.iterations == 1
+        assert "".join(splice.reference for splice in sample.sentences) == reference
+        inputs = prompt_inputs(processor, images, prompt)
+        before = ""
+        for splice in sample.sentences:
+            plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, LIMIT)
+            assert list(splice.completion_ids) == plain
+            before += splice.reference
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_unguided_response_replays(family: str) -> None:
+    model, processor = getattr(tiny_models, family)()
+    config = BDHSConfig(guided=False, temperature=0, max_new_tokens=LIMIT, max_iterations=1, mask_threshold=0.5)
+    (sample,) = bdhs_sample(model, processor, IMAGES[:1], ["Describe it."], ["A red car."], config, unlike)
+    assert sample.sentences == () and not sample.guided
+    inputs = prompt_inputs(processor, IMAGES[0], "Describe it.")
+    logits = masked_logits(model, inputs, sample.visible_image_tokens, list(sample.response_ids))
+    logits[:, vision_token_ids(model, processor.tokenizer)] = -torch.inf
+    predicted = logits.argmax(dim=-1).tolist()
+    assert predicted[: len(sample.response_ids)] == list(sample.response_ids)
+    assert len(sample.response_ids) == LIMIT or predicted[-1] == processor.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_kept_tokens_see_the_same_logits(family: str) -> None:
+    """Dropping against masking, to float32 rounding, prompt and response alike."""
+    from mmbdhs.decoder_inputs import decoder_arguments, text_decoder
+    from mmbdhs.examples import ExampleReader
+
+    model, processor = getattr(tiny_models, family)()
+    reader = ExampleReader(model, processor)
+    images, (prompt, reference) = IMAGES[3], PAIRS[0]
+    encoded = reader.encode(example := reader.read(0, images, prompt, reference, None), example.images)
+    visible = torch.tensor([1, 4, 7])
+    shown = encoded.inputs.show(visible)
+    with torch.no_grad():
+        hidden = text_decoder(model)(**decoder_arguments([shown]), use_cache=False).last_hidden_state[0]
+        dropped = model.lm_head(hidden[-len(example.turn.token_ids) - 1 :])
+    inputs = prompt_inputs(processor, images, prompt)
+    masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
+    torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)
