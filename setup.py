@@ -27,7 +27,7 @@ class CMakeBuild(build_ext):
             "MMBDHS_CUDA": "auto",
             "MMBDHS_CUDA_ARCHS": "",
         }
-        options |= {name: os.environ[name] for name in SWITCHES if name in os.environ}
+        options |= {name: os.environ[name] for name in SWITCHES if os.environ.get(name)}
         configure = ["cmake", "-S", ROOT, "-B", build]
         if ninja := shutil.which("ninja"):
             # Named each time: the path that an earlier isolated build left in the cache is gone.

@@ -1,0 +1,55 @@
+# make demo | test | lint | bench | clean       the first run sets up .venv, later ones reuse it
+#   PYTHON=python3.12   the interpreter behind .venv       TORCH=2.12.0   another torch than constraints.txt pins
+#   ARGS="..."          passed on to the command           MMBDHS_CUDA=auto|on|off, MMBDHS_CUDA_ARCHS="80;90"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+ARGS ?=
+CXX_FOUND := $(or $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++),none)
+BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint format bench clean setup FORCE
+
+demo: setup
+	@$(RUN) -m mmbdhs demo $(ARGS)
+
+test: setup
+	@$(RUN) -m pytest $(ARGS)
+
+lint: setup
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/clang-format --dry-run -Werror csrc/*.*
+
+format: setup
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/clang-format -i csrc/*.*
+
+bench: setup
+	@$(RUN) benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mmbdhs/native/*.so .pytest_cache .ruff_cache .hypothesis
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: $(VENV)/constraints.txt $(BUILT_FROM)
+	@echo "mmbdhs: installing into $(VENV) and building the extension (minutes the first time)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,test]'
+	@$(RUN) -m mmbdhs doctor
+	@touch $@
+
+# Written only when it changes, so that another TORCH or MMBDHS_CUDA leads to a new installation and nothing else does.
+$(VENV)/constraints.txt: constraints.txt $(VENV)/pyvenv.cfg FORCE
+	@echo "# MMBDHS_CUDA=$(MMBDHS_CUDA) MMBDHS_CUDA_ARCHS=$(MMBDHS_CUDA_ARCHS)" > $@.new
+	@sed $(if $(TORCH),'s/^torch==.*/torch==$(TORCH)/','') constraints.txt >> $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "mmbdhs: needs Python 3.10 or newer, '$(PYTHON)' is older or missing: set PYTHON=…" >&2; exit 1; }
+	@test "$(CXX_FOUND)" != none \
+		|| { echo "mmbdhs: needs a C++17 compiler, none was found: install g++ or clang++, or set CXX=…" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

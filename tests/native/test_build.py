@@ -1,0 +1,50 @@
+"""The build chooses between CPU and CUDA, and says so in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "cmake"
+
+
+def configure(build: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    fixed = (f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}")
+    command = [CMAKE, "-S", ROOT, "-B", build, f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build}", *fixed, *options]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def announcements(done: subprocess.CompletedProcess) -> list[str]:
+    return [line for line in done.stdout.splitlines() if "mmbdhs:" in line]
+
+
+@pytest.mark.slow
+def test_cpu_build(tmp_path):
+    done = configure(tmp_path, "-DMMBDHS_CUDA=off")
+    assert done.returncode == 0, done.stderr
+    assert announcements(done) == ["-- mmbdhs: CPU build (MMBDHS_CUDA=off)"]
+    subprocess.run([CMAKE, "--build", tmp_path], check=True, capture_output=True)
+    code = "import _extension as e; print(e.build_info()['cuda'], hasattr(e, 'count_visible_cuda'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "none False\n"
+
+
+def test_without_cuda_compiler(tmp_path):
+    missing = {"CUDACXX": str(tmp_path / "no-nvcc")}
+    done = configure(tmp_path / "auto", "-DMMBDHS_CUDA=auto", **missing)
+    assert done.returncode == 0, done.stderr
+    assert announcements(done) == ["-- mmbdhs: CPU build (no working CUDA compiler was found)"]
+    done = configure(tmp_path / "on", "-DMMBDHS_CUDA=on", **missing)
+    assert done.returncode != 0
+    assert "MMBDHS_CUDA=on needs a working CUDA compiler, none was found" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("value", ["ON", "yes", ""])
+def test_unknown_switch(tmp_path, value):
+    done = configure(tmp_path, f"-DMMBDHS_CUDA={value}")
+    assert done.returncode != 0 and f"MMBDHS_CUDA must be auto, on or off, got '{value}'" in done.stderr
