@@ -6,10 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 ARGS ?=
-CXX_FOUND := $(or $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++),none)
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 RUN := $(VENV)/bin/python
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint format bench clean setup FORCE
 
 demo: setup
@@ -36,8 +36,10 @@ clean:
 setup: $(VENV)/installed
 
 $(VENV)/installed: $(VENV)/constraints.txt $(BUILT_FROM)
+	@for compiler in $${CXX:-c++ g++ clang++}; do command -v $$compiler >/dev/null && exit; done; \
+		echo "mmbdhs: needs a C++17 compiler, none was found: install g++ or clang++, or set CXX=…" >&2; exit 1
 	@echo "mmbdhs: installing into $(VENV) and building the extension (minutes the first time)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,test]'
+	@$(RUN) -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,test]'
 	@$(RUN) -m mmbdhs doctor
 	@touch $@
 
@@ -50,6 +52,4 @@ $(VENV)/constraints.txt: constraints.txt $(VENV)/pyvenv.cfg FORCE
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "mmbdhs: needs Python 3.10 or newer, '$(PYTHON)' is older or missing: set PYTHON=…" >&2; exit 1; }
-	@test "$(CXX_FOUND)" != none \
-		|| { echo "mmbdhs: needs a C++17 compiler, none was found: install g++ or clang++, or set CXX=…" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
