@@ -342,7 +342,7 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 def test_bad_calls_are_named() -> None:
     model, processor = tiny_models.llava()
-    with pytest.raises(ValueError, match="lists of equal length, got {'images': 4, 'prompts': 3, 'references': 4}"):
+    with pytest.raises(ValueError, match=r"lists of equal length, got \{'images': 4, 'prompts': 3, 'references': 4\}"):
         bdhs_sample(model, processor, IMAGES, PROMPTS[:3], REFERENCES, CONFIG, unlike)
     with pytest.raises(ValueError, match="on_error"):
         bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, unlike, on_error="ignore")
