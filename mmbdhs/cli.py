@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmbdhs.native import backend
 
@@ -16,11 +18,37 @@ def _doctor(_: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from mmbdhs import demo
+
+    logging.disable_progress_bar()
+    if arguments.stats:
+        demo.print_stats(arguments.stats)
+    else:
+        demo.run(arguments.out, arguments.pairs, color=sys.stdout.isatty() or arguments.color)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="mmbdhs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
     doctor.set_defaults(run=_doctor)
+    demo = commands.add_parser("demo", help="sample rejected responses from the embedded miniature")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for pairs.jsonl, sheet.png and images")
+    demo.add_argument("--pairs", type=int, default=12, help="how many pairs to sample")
+    demo.add_argument("--color", action="store_true", help="mark changed words in colour even when piped")
+    demo.add_argument(
+        "--stats",
+        type=int,
+        nargs="?",
+        const=200,
+        metavar="N",
+        help="share of wrong captions of N images by ρ_th instead",
+    )
+    demo.set_defaults(run=_demo)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)

