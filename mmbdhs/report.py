@@ -158,7 +158,6 @@ def _flow(draw: ImageDraw.ImageDraw, stretches: list[Piece], top: int) -> int:
     font, right = ImageFont.load_default(_TEXT_SIZE), _WIDTH - 2 * _MARGIN - _GAP
     x: float = _TEXT_LEFT
     for word in _glued(stretches):
-        width = sum(font.getlength(part.text) for part in word)
         if x > _TEXT_LEFT and x + font.getlength("".join(part.text for part in word).rstrip()) > right:
             x, top = _TEXT_LEFT, top + _LINE
         for part in word:
