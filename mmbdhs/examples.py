@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mmbdhs.branches import NonFiniteError
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs, longest_sequence
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs, image_token_id, longest_sequence
 from mmbdhs.prompts import Turn, as_messages, content_key, encode, key_address, load_images, render_turn
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
@@ -42,6 +42,7 @@ class ExampleReader:
 
     def __init__(self, model: nn.Module, processor: Any, generated: int = 0) -> None:
         self._model, self._processor = model, processor
+        image_token_id(model)  # or there is nothing to hide
         self._longest = longest_sequence(model, generated)
 
     def read(self, index: int, images: Any, prompt: Any, reference: str, key: int | str | None) -> Example:

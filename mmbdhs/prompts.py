@@ -105,7 +105,7 @@ def reworded(processor: Any, turn: Turn, response: str) -> Turn:
 
 
 def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: int) -> Turn:
-    encoding = _tokenizer(processor)(text, return_offsets_mapping=True)
+    encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
     raw = encoding["offset_mapping"]
     inside = [i for i, (b, e) in enumerate(raw) if e > opening and b < end and e > b]
     first, stop = inside[0], inside[-1] + 1
@@ -161,7 +161,7 @@ def key_address(key: int | str) -> int:
 
 
 def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> str:
-    tokenizer = _tokenizer(processor)
+    tokenizer = tokenizer_of(processor)
     if not any(getattr(holder, "chat_template", None) for holder in (processor, tokenizer)):
         raise ValueError(
             "processor: needs a chat template to write prompts with (processor.chat_template), "
@@ -175,7 +175,8 @@ def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> 
     return text
 
 
-def _tokenizer(processor: Any) -> Any:
+def tokenizer_of(processor: Any) -> Any:
+    """The processor's tokenizer, which must report character offsets."""
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(

@@ -14,7 +14,7 @@ from mmbdhs.branches import NonFiniteError
 from mmbdhs.corruption import noisy_images
 from mmbdhs.decoder_inputs import decoder_arguments, text_decoder
 from mmbdhs.examples import EXAMPLE_ERRORS, Example, ExampleReader
-from mmbdhs.prompts import Messages, decode_after
+from mmbdhs.prompts import Messages, decode_after, tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
@@ -105,7 +105,7 @@ def povid_sample(
         for index, image, prompt, reference, key in _examples(images, prompts, references, keys):
             try:
                 example = reader.read(index, image, prompt, reference, key)
-                result: Any = _distort(model, processor.tokenizer, reader, example, config)
+                result: Any = _distort(model, tokenizer_of(processor), reader, example, config)
             except EXAMPLE_ERRORS as error:
                 result = BDHSFailure(key, index, str(error))
             results.append(_settled(result, on_error))

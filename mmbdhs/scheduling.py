@@ -16,6 +16,7 @@ from mmbdhs.corruption import noisy_images, visible_image_tokens
 from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader
 from mmbdhs.native import ops
+from mmbdhs.prompts import tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample
 from mmbdhs.similarity import Similarity
 from mmbdhs.splicing import Continuation, Reference, SentenceSplice, SentenceStops
@@ -48,7 +49,7 @@ class Sampler:
     def __init__(self, model: nn.Module, processor: Any, config: BDHSConfig, similarity: Similarity) -> None:
         self._processor, self._config, self._similarity = processor, config, similarity
         self._reader = ExampleReader(model, processor, max(config.max_sentence_tokens, config.max_new_tokens))
-        tokenizer = processor.tokenizer
+        tokenizer = tokenizer_of(processor)
         stops = SentenceStops(
             tokenizer, end_token_ids(model, tokenizer), config.max_sentence_tokens, config.max_new_tokens
         )

@@ -19,6 +19,7 @@ PAIRS = [
 ]
 IMAGES = [[picture(0)], [picture(1, 40, 70)], [picture(2, 48, 48)], [picture(3), picture(4, 33, 90)], [picture(5)]]
 LIMIT = 10
+FAMILIES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"]
 
 
 def unlike(first: list[str], second: list[str]) -> list[float]:
@@ -26,7 +27,7 @@ def unlike(first: list[str], second: list[str]) -> list[float]:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_completions_replay(family: str, threshold: float) -> None:
     model, processor = getattr(tiny_models, family)()
     prompts, references = zip(*PAIRS, strict=True)
@@ -43,7 +44,7 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
             before += splice.reference
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_unguided_response_replays(family: str) -> None:
     model, processor = getattr(tiny_models, family)()
     config = BDHSConfig(guided=False, temperature=0, max_new_tokens=LIMIT, max_iterations=1, mask_threshold=0.5)
@@ -57,7 +58,7 @@ def test_unguided_response_replays(family: str) -> None:
     assert len(sample.response_ids) == LIMIT or predicted[-1] == processor.tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_kept_tokens_see_the_same_logits(family: str) -> None:
     """Dropping against masking, to float32 rounding, prompt and response alike."""
     from mmbdhs.decoder_inputs import decoder_arguments, text_decoder

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -139,6 +141,26 @@ class _ImagesOnly(Qwen2_5_VLProcessor):
 
 @cache
 def qwen2_5_vl() -> tuple[Any, Any]:
+    return _qwen(
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLConfig,
+        {"mrope_section": [2, 3, 3]},
+        {"out_hidden_size": 64, "window_size": 32, "fullatt_block_indexes": [1]},
+    )
+
+
+@cache
+def qwen3_vl() -> tuple[Any, Any]:
+    """Adds visual features inside its decoder layers (deepstack)."""
+    return _qwen(
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLConfig,
+        {"mrope_section": [2, 3, 3], "mrope_interleaved": True},
+        {"out_hidden_size": 64, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+    )
+
+
+def _qwen(model_class: type, config_class: type, rope: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, Any]:
     special = (
         "<pad>",
         "<|im_start|>",
@@ -154,9 +176,9 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         words,
         chat_template=QWEN_TEMPLATE,
     )
-    config = Qwen2_5_VLConfig(
+    config = config_class(
         text_config=text_settings(
-            vocab_size=len(words), rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]}
+            vocab_size=len(words), head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}
         ),
         vision_config={
             "depth": 2,
@@ -165,9 +187,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             "num_heads": 2,
             "patch_size": 8,
             "spatial_merge_size": 2,
-            "out_hidden_size": 64,
-            "window_size": 32,
-            "fullatt_block_indexes": [1],
+            **vision,
         },
         **{
             name: words.convert_tokens_to_ids(token)
@@ -179,7 +199,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             }.items()
         },
     )
-    return _built(Qwen2_5_VLForConditionalGeneration, config, words), processor
+    return _built(model_class, config, words), processor
 
 
 def _built(model_class: type, config: Any, words: PreTrainedTokenizerFast) -> Any:
