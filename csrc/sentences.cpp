@@ -62,8 +62,7 @@ bool starts_line(const Text& text, int64_t place) {
     return place == 0 || ends_in_break(text.bytes, place);
 }
 
-// Letters joined by dots, one or two between each. A word neither begins nor ends with a dot, nor has two in
-// a row.
+// Letters joined by dots, one or two between each. A word neither begins nor ends with a dot, nor has two in a row.
 bool is_dotted(string_view word) {
     size_t length = 0;
     for (const char byte : word) {
@@ -92,12 +91,16 @@ Verdict judge(const Text& text, int64_t token, const Stop& stop, bool final) {
     if (stop.after == text.end) return final ? Verdict::END : Verdict::UNDECIDED;
     if (stop.has_cjk) return Verdict::END;
     if (!is_space(text.at(stop.after).code)) return Verdict::GO_ON;
-    if (stop.run_end == stop.begin + 1 && stop.only_dots) {
+    bool by_case = stop.after > stop.run_end;
+    if (text.view(stop.begin, stop.run_end) == ".") {
         const string_view word = token < 0 ? string_view{} : text.view(token, stop.begin);
-        if (contains(OFTEN_FINAL, word)) return judge_by_case(text, stop.after, final);
-        return never_ends(text, token, word) ? Verdict::GO_ON : Verdict::END;
+        const bool often_final = contains(OFTEN_FINAL, word);
+        if (!often_final && never_ends(text, token, word)) return Verdict::GO_ON;
+        by_case |= often_final;
+    } else {
+        by_case |= stop.only_dots;
     }
-    return stop.only_dots ? judge_by_case(text, stop.after, final) : Verdict::END;
+    return by_case ? judge_by_case(text, stop.after, final) : Verdict::END;
 }
 
 Stop read_stop(const Text& text, int64_t begin) {

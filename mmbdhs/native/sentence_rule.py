@@ -1,26 +1,25 @@
 """Where a sentence ends: the Python twin of csrc/sentences.cpp.
 
-Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. From the start of a sentence,
-white space that leads it is passed over, and then the sentence ends at the first of these places:
+Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. From the start of a sentence, white space
+that leads it is passed over, and then the sentence ends at the first of these places:
 
 1. Before a line break (LF, VT, FF, CR, U+0085, U+2028, U+2029).
-2. After a run of stops ``. ! ? …`` and the closers (quotes, brackets, ``*`` and ``_``) directly behind it, if
-   white space follows. Anything else behind them (a letter, a digit, a comma) makes the run part of the
-   sentence.
-3. After a run that holds a CJK stop ``。！？｡．``, and its closers, whatever follows.
+2. After a run of stops . ! ? … and the closers (quotes, brackets, * and _) directly behind it, if white space follows.
+   Anything else behind them (a letter, a digit, a comma) makes the run part of the sentence.
+3. After a run that holds a CJK stop 。！？｡．, and its closers, whatever follows.
 4. At the end of the text.
 
 White space after the end belongs to the sentence it follows, so that the spans of a text tile it. Rule 2 has
-exceptions, all for a word that stands directly before the stop:
+exceptions:
 
-- An ellipsis (two dots or more, or ``…``) and abbreviations that often close a sentence ("etc.", "Inc.",
-  "p.m.") end it only if the next character that is not white space is no lower-case letter.
-- A single dot does not end it behind a title or reference ("Mr.", "vs.", "Fig."), behind letters joined by
-  dots ("U.S.", "Ph.D.", "e.g."), behind one capital other than I ("J. Smith"), or behind the number or letter
-  of a list item that starts a line ("1. The", "a. The").
+- An ellipsis (two dots or more, or …), stops with closers behind them (It says "Stop!" in red) and abbreviations that
+  often close a sentence (etc. Inc. p.m.) end it only if the next character that is not white space is no lower-case
+  letter.
+- A single dot does not end it behind a title or reference (Mr. vs. Fig.), behind letters joined by dots (U.S. Ph.D.
+  e.g.), behind one capital other than I (J. Smith), or behind the number or letter of a list item that starts a line
+  (1. The, a. The).
 
-A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is
-appended.
+A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is appended.
 """
 
 from __future__ import annotations
@@ -147,14 +146,15 @@ def _judge(scan: _Scan, token: int, stop: int, run_end: int, after: int, final: 
         return _END
     if codes[after] not in SPACES:
         return _GO_ON
+    by_case = after > run_end
     if run == [0x2E]:
         word = scan.raw[scan.at[token] : scan.at[stop]] if token >= 0 else b""
-        if word in OFTEN_FINAL:
-            return _judge_by_case(scan, after, final)
-        return _GO_ON if _never_ends(scan, token, word) else _END
-    if all(code in (0x2E, 0x2026) for code in run):
-        return _judge_by_case(scan, after, final)
-    return _END
+        if word not in OFTEN_FINAL and _never_ends(scan, token, word):
+            return _GO_ON
+        by_case |= word in OFTEN_FINAL
+    else:
+        by_case |= all(code in (0x2E, 0x2026) for code in run)
+    return _judge_by_case(scan, after, final) if by_case else _END
 
 
 def _judge_by_case(scan: _Scan, after: int, final: bool) -> int:
