@@ -7,6 +7,7 @@ VENV ?= .venv
 TORCH ?=
 ARGS ?=
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+CPP := $(wildcard csrc/*.* tests/native/*.h tests/native/*.cpp)
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
@@ -21,11 +22,11 @@ test: setup
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/clang-format --dry-run -Werror csrc/*.*
+	@$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 format: setup
 	@$(VENV)/bin/ruff format .
-	@$(VENV)/bin/clang-format -i csrc/*.*
+	@$(VENV)/bin/clang-format -i $(CPP)
 
 bench: setup
 	@$(RUN) benchmarks/run.py $(ARGS)

@@ -1,5 +1,4 @@
-// The Python face of the native functions: pointers arrive as integers, and the caller answers for what they
-// point to.
+// The Python face of the native functions: pointers arrive as integers, and the caller answers for what they point to.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

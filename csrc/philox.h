@@ -1,5 +1,4 @@
-// Random words with an address: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011).
+// Random words with an address: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
 // The layout of an address, for C++, CUDA and (by ADDRESS_LAYOUT in reference.py) Python:
 //   key word 0, 1        the seed, low word first

@@ -14,6 +14,7 @@ from types import ModuleType
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_BACKEND"
+_TWINS = {"native": "mmbdhs.native.binding", "reference": "mmbdhs.native.reference"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Backend:
     @property
     def twin(self) -> ModuleType:
         """The module that runs the ops; both have the functions of `mmbdhs.native.reference`."""
-        return importlib.import_module("mmbdhs.native." + {"native": "binding"}.get(self.name, self.name))
+        return importlib.import_module(_TWINS[self.name])
 
 
 @functools.cache
@@ -43,7 +44,7 @@ def live() -> Backend:
     """Decide the path. Raises ValueError for an unknown override, ImportError for native without its
     binary."""
     wanted = os.environ.get(_VARIABLE, "")
-    if wanted not in ("", "native", "reference"):
+    if wanted not in ("", *_TWINS):
         raise ValueError(f"{_VARIABLE} must be 'native' or 'reference', got {wanted!r}")
     binary, reason = (None, "not looked for") if wanted == "reference" else extension()
     if wanted == "native" and binary is None:

@@ -29,7 +29,8 @@ def _sample_visible_cuda(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
     if not hasattr(_extension, "count_visible_cuda"):
-        return reference.sample_visible(seed, keys, iteration, tokens, threshold)
+        indices, offsets = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
+        return indices.to(keys.device), offsets.to(keys.device)
     with torch.cuda.device(keys.device):
         stream = torch.cuda.current_stream().cuda_stream
         visible_from = reference.visible_from(threshold)

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from mmbdhs.native.reference import ADDRESS_LAYOUT, COUNTERPARTS
 
+CPU = torch.device("cpu")
 
-def tensor(name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: str = "cpu") -> Tensor:
+
+def tensor(
+    name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: torch.device = CPU
+) -> Tensor:
     """`value`, contiguous, if it has this dtype, one dimension, this device and (if given) number of rows."""
     if value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
@@ -20,7 +24,7 @@ def tensor(name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = N
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if rows is not None and len(value) != rows:
         raise ValueError(f"{name} must have {rows} row(s), got {len(value)}")
-    if value.device.type != device:
+    if value.device != device:
         raise ValueError(f"{name} must be on device {device}, got {value.device}")
     return value.contiguous()
 

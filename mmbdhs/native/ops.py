@@ -129,9 +129,8 @@ def _signed(seed: int) -> int:
 
 
 def _sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    device = keys.device.type
-    keys = checks.tensor("keys", keys, torch.int64, device=device)
-    tokens = checks.tensor("tokens", tokens, torch.int32, rows=len(keys), device=device)
+    keys = checks.tensor("keys", keys, torch.int64, device=keys.device)
+    tokens = checks.tensor("tokens", tokens, torch.int32, rows=len(keys), device=keys.device)
     checks.at_least_zero("tokens", tokens)
     checks.number("iteration", iteration, ADDRESS_LAYOUT["iteration_limit"])
     if not 0.0 <= threshold <= 1.0:
@@ -263,7 +262,6 @@ _FAKES = (
 _LIBRARY = torch.library.Library("mmbdhs", "DEF")
 for _schema, _run, _fake in zip(_SCHEMAS.replace(",\n", ",").strip().split("\n"), _RUNS, _FAKES, strict=True):
     _name = _LIBRARY.define(_schema)
-    # One implementation for every device: a tensor in the wrong place is named by the checks, not by the
-    # dispatcher.
+    # One implementation for every device: a tensor in the wrong place is named by the checks, not by the dispatcher.
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mmbdhs::{_name}", _fake, lib=_LIBRARY)
