@@ -1,5 +1,5 @@
-// A CUDA block in plain C++: one thread per CUDA thread, real barriers. It shows wrong results and, under a thread sanitizer, missing
-// barriers; not what belongs to a device: launches, alignment, speed.
+// A CUDA block in plain C++: one thread per CUDA thread, real barriers. It shows wrong results and, under a thread
+// sanitizer, missing barriers; not what belongs to a device: launches, alignment, speed.
 #pragma once
 
 #include <condition_variable>
