@@ -120,8 +120,11 @@ def join_splices(
 
 
 def _signed(seed: int) -> int:
-    checks.number("seed", seed, 1 << 64)
-    value = operator.index(seed)
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {seed!r}") from None
+    checks.number("seed", value, 1 << 64)
     return value - (1 << 64) if value >> 63 else value
 
 

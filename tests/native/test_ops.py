@@ -178,6 +178,11 @@ def test_wrong_tables(column, row, value, message):
         call("join_splices", table=table)
 
 
+def test_seed_must_be_an_integer():
+    with pytest.raises(TypeError, match="seed must be an integer, got 1.5"):
+        call("sample_visible", seed=1.5)
+
+
 def test_wrong_device():
     with pytest.raises(ValueError, match="keys must be on device cpu, got meta"):
         checks.tensor("keys", torch.zeros(1, device="meta"), torch.float32)
