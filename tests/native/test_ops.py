@@ -179,7 +179,7 @@ def test_wrong_tables(column, row, value, message):
 
 
 def test_seed_must_be_an_integer():
-    with pytest.raises(TypeError, match="seed must be an integer, got 1.5"):
+    with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
         call("sample_visible", seed=1.5)
 
 
