@@ -172,13 +172,14 @@ class BranchPool:
         running = [branch for branch in self._live if not branch.error]
         ended = [branch for branch in self._live if branch.error]
         ended += [branch for branch, done in zip(running, self._stop(running), strict=True) if done]
-        self._live = [branch for branch in self._live if branch not in ended]
+        self.discard(ended)
         return ended
 
     def discard(self, branches: list[Branch]) -> None:
         """Forget `branches`."""
-        self._live = [branch for branch in self._live if branch not in branches]
-        self._waiting = deque(branch for branch in self._waiting if branch not in branches)
+        gone = set(branches)
+        self._live = [branch for branch in self._live if branch not in gone]
+        self._waiting = deque(branch for branch in self._waiting if branch not in gone)
 
     def _store(self, prompt: DecoderInputs, layers: list[tuple[Tensor, Tensor]]) -> None:
         length = len(prompt)

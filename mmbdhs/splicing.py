@@ -14,10 +14,9 @@ from torch import Tensor
 
 from mmbdhs.branches import Branch
 from mmbdhs.native import ops
+from mmbdhs.native.reference import COUNTERPARTS
 from mmbdhs.native.sentence_rule import BREAKS, STOPS
 from mmbdhs.prompts import Turn, decode_after, reworded
-
-_COUNTERPART = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,10 @@ class Reference:
             written = _variant(turn, text[begin:end], begin, content_end)
             swapped = None
             if word_begin >= 0:
-                word = text[word_begin:word_end]
-                sentence = text[begin:word_begin] + _COUNTERPART[word] + text[word_end:end]
-                kept = word_begin + len(_COUNTERPART[word])
+                word = COUNTERPARTS[text[word_begin:word_end].encode()].decode()
+                sentence = text[begin:word_begin] + word + text[word_end:end]
                 other = reworded(processor, turn, text[:begin] + sentence)
-                swapped = _variant(other, sentence, begin, begin + len(sentence), kept)
+                swapped = _variant(other, sentence, begin, begin + len(sentence), word_begin + len(word))
             self._sentences.append(_Sentence(begin, written, swapped))
             begin = end
 
@@ -174,19 +172,17 @@ class SentenceStops:
         self._may_stop = _stop_table(tokenizer)
 
     def __call__(self, branches: list[Branch]) -> list[bool]:
-        final = [self._is_final(branch) for branch in branches]
-        checked = []
-        for branch, last in zip(branches, final, strict=True):
-            owner: Continuation = branch.owner
-            if owner.cut is None:
-                owner.text = self._text(branch) if last else ""
-            elif last or owner.suspect or self._may_stop[branch.ids[-1]]:
+        ended, checked = set(), []
+        for branch in branches:
+            last = self._is_final(branch)
+            if branch.owner.cut is None:
+                if last:
+                    branch.owner.text = self._text(branch)
+                    ended.add(branch)
+            elif last or branch.owner.suspect or self._may_stop[branch.ids[-1]]:
                 checked.append((branch, last))
-        ended = {id(branch) for branch in self._ended_sentences(checked)}
-        return [
-            id(branch) in ended or (last and branch.owner.cut is None)
-            for branch, last in zip(branches, final, strict=True)
-        ]
+        ended.update(self._ended_sentences(checked))
+        return [branch in ended for branch in branches]
 
     def _is_final(self, branch: Branch) -> bool:
         if branch.ids[-1] in self._end_ids:
@@ -202,10 +198,9 @@ class SentenceStops:
         texts = [branch.owner.cut.head + self._text(branch) for branch, _ in checked]
         begins = torch.tensor([branch.owner.cut.begin for branch, _ in checked])
         final = torch.tensor([last for _, last in checked])
+        ends = ops.sentence_ends(*_ragged(texts), begins, final).tolist()
         ended = []
-        for (branch, _), text, end in zip(
-            checked, texts, ops.sentence_ends(*_ragged(texts), begins, final).tolist(), strict=True
-        ):
+        for (branch, _), text, end in zip(checked, texts, ends, strict=True):
             branch.owner.suspect = end == ops.UNDECIDED
             if end >= 0:
                 self._finish(branch, text.encode()[len(branch.owner.cut.head.encode()) : end].decode())

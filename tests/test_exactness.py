@@ -7,7 +7,9 @@ import tiny_models
 import torch
 from plain import greedy_ids, masked_logits, picture, prompt_inputs
 
-from mmbdhs import BDHSConfig, bdhs_sample
+from mmbdhs import BDHSConfig, bdhs_sample, miniature
+from mmbdhs.miniature.language import CAPTION_PROMPT, caption
+from mmbdhs.miniature.world import make_scene, render
 from mmbdhs.tokens import vision_token_ids
 
 PAIRS = [
@@ -41,6 +43,26 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
         for splice in sample.sentences:
             plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, LIMIT)
             assert list(splice.completion_ids) == plain
+            before += splice.reference
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
+def test_greedy_completions_of_the_miniature_replay(threshold: float) -> None:
+    """A trained model, which ends its sentences."""
+    model, processor = miniature.load()
+    scenes = [make_scene("balanced", index) for index in range(3)]
+    images = [render(scene) for scene in scenes]
+    prompts = [CAPTION_PROMPT, CAPTION_PROMPT, "Is there a dog in the image?"]
+    references = [caption(scenes[0]), caption(scenes[1]), "No, there is no dog in the image."]
+    config = BDHSConfig(mask_threshold=threshold, temperature=0, max_sentence_tokens=20)
+    samples = bdhs_sample(model, processor, images, prompts, references, config, similarity=unlike)
+    for sample, image, prompt in zip(samples, images, prompts, strict=True):
+        inputs = prompt_inputs(processor, [image], prompt)
+        before = ""
+        for splice in sample.sentences:
+            plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, 20)
+            assert list(splice.completion_ids) == plain
+            assert len(plain) < 20
             before += splice.reference
 
 
