@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -157,17 +158,17 @@ def _flow(draw: ImageDraw.ImageDraw, stretches: list[Piece], top: int) -> int:
     """Write words one after the other, with line breaks where needed; returns the y below the last line."""
     font, right = ImageFont.load_default(_TEXT_SIZE), _WIDTH - 2 * _MARGIN - _GAP
     x: float = _TEXT_LEFT
-    for word in _glued(stretches):
+    for word in chain.from_iterable(_fitting(word, font, right - _TEXT_LEFT) for word in _glued(stretches)):
         if x > _TEXT_LEFT and x + font.getlength("".join(part.text for part in word).rstrip()) > right:
             x, top = _TEXT_LEFT, top + _LINE
         for part in word:
-            draw.text((x, top), part.text.rstrip("\n"), _CHANGED if part.changed else _INK, font)
+            draw.text((x, top), part.text, _CHANGED if part.changed else _INK, font)
             x += font.getlength(part.text)
     return top + _LINE
 
 
 def _glued(stretches: list[Piece]) -> list[list[Piece]]:
-    """Words with the white space after them, each as its parts: a line never breaks inside a word."""
+    """Words with a space after each, as their parts: lines break between words."""
     words: list[list[Piece]] = [[]]
     for stretch in stretches:
         for text in re.findall(r"\s+|\S+", stretch.text):
@@ -175,3 +176,10 @@ def _glued(stretches: list[Piece]) -> list[list[Piece]]:
             if text.isspace():
                 words.append([])
     return [word for word in words if word]
+
+
+def _fitting(word: list[Piece], font: ImageFont.FreeTypeFont, width: float) -> list[list[Piece]]:
+    """The word, or its characters one by one if it is wider than a line, as text without spaces may be."""
+    if font.getlength("".join(part.text for part in word).rstrip()) <= width:
+        return [word]
+    return [[Piece(character, part.changed)] for part in word for character in part.text]
