@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
-from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample
+from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, probe
 from mmbdhs.decoder_inputs import decoder_inputs, text_decoder
 
 CONFIG = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=1)
@@ -52,6 +54,7 @@ def test_the_images_are_encoded_once_per_example(monkeypatch: pytest.MonkeyPatch
 
 def test_hidden_tokens_never_enter_the_decoder() -> None:
     model, processor = tiny_models.llava()
+    sample(model, processor)  # probes the model
     lengths = []
     handle = text_decoder(model).register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -79,6 +82,47 @@ def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeyp
         monkeypatch.setattr(text_decoder(model).config, name, value, raising=False)
     with pytest.raises(UnsupportedModelError, match=message):
         sample(model, processor)
+
+
+@pytest.fixture
+def unprobed() -> Iterator[tuple[Any, Any]]:
+    model, processor = tiny_models.llava()
+    probe._SOUND.discard(model)
+    yield model, processor
+    probe._SOUND.discard(model)
+
+
+def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -> None:
+    """A short convolution over the token axis, which no configuration tells of."""
+    model, processor = unprobed
+    layer = text_decoder(model).layers[0].mlp
+    handle = layer.register_forward_hook(lambda module, args, output: output + 0.1 * output.roll(1, dims=1))
+    with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
+        sample(model, processor)
+    handle.remove()
+    sample(model, processor)
+
+
+def test_logits_made_otherwise_are_caught_by_the_probe(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = unprobed
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    monkeypatch.setattr(model, "forward", scaled)
+    with pytest.raises(UnsupportedModelError, match="decoder and output head against its own forward"):
+        sample(model, processor)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_probe_allows_for_rounding(family: str, dtype: torch.dtype) -> None:
+    model, processor = getattr(tiny_models, family)()
+    model = copy.deepcopy(model).to(dtype)
+    assert len(sample(model, processor)) == 1
 
 
 def test_sequences_beyond_a_sliding_window_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
