@@ -32,15 +32,17 @@ inline Char decode(const uint8_t* bytes, int64_t place, int64_t end) {
     return {code, width};
 }
 
-// The length of a growing text without a last character whose bytes have not all arrived.
+// The length of a growing text without a last character whose bytes have not all arrived. Decoders write U+FFFD for
+// such bytes until the rest is there.
 inline int64_t whole_length(const uint8_t* bytes, int64_t length) {
     for (int64_t back = 1; back <= 3 && back <= length; ++back) {
         const uint8_t byte = bytes[length - back];
-        if (byte < 0x80) break;
-        if (byte < 0xC0) continue;
-        const int64_t needed = byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-        return needed > back ? length - back : length;
+        if (is_continuation(byte)) continue;
+        const int64_t needed = byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+        if (needed > back) length -= back;
+        break;
     }
+    while (length >= 3 && decode(bytes, length - 3, length).code == 0xFFFD) length -= 3;
     return length;
 }
 

@@ -20,6 +20,7 @@
 //   (1. The, a. The).
 //
 // A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is appended.
+// U+FFFD at the end of such a text stands for a character whose bytes have not all arrived, and is not looked at.
 #pragma once
 
 #include <cstdint>

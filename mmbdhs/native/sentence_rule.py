@@ -20,6 +20,7 @@ exceptions:
   (1. The, a. The).
 
 A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is appended.
+U+FFFD at the end of such a text stands for a character whose bytes have not all arrived, and is not looked at.
 """
 
 from __future__ import annotations
@@ -194,15 +195,19 @@ def _swap_word(scan: _Scan, first: int) -> tuple[int, int]:
 
 
 def _whole_length(raw: bytes) -> int:
-    """Length of `raw` without a last character whose bytes have not all arrived."""
-    for back in range(1, min(3, len(raw)) + 1):
+    """Length of `raw` without a last character whose bytes have not all arrived, or were decoded to U+FFFD so far."""
+    length = len(raw)
+    for back in range(1, min(3, length) + 1):
         byte = raw[-back]
-        if byte < 0x80:
-            break
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(raw) - back if needed > back else len(raw)
-    return len(raw)
+        if 0x80 <= byte < 0xC0:
+            continue
+        needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        if needed > back:
+            length -= back
+        break
+    while raw.endswith(b"\xef\xbf\xbd", 0, length):
+        length -= 3
+    return length
 
 
 def _width(code: int) -> int:

@@ -184,6 +184,12 @@ def test_no_text_at_all(twin):
         (b"A cat." + b"\xe2\x80", False, UNDECIDED),
         (b"A cat. " + b"\xe2", False, 6),
         (b"Wait... " + b"\xd1", False, UNDECIDED),
+        ("A cat.\ufffd", False, UNDECIDED),
+        ("A cat. \ufffd", False, 6),
+        ("Wait... \ufffd\ufffd", False, UNDECIDED),
+        ("Wait... \ufffd", True, 7),
+        ("Wait... \ufffd ", False, 7),
+        ("\ufffd", False, NO_STOP),
         ("", False, NO_STOP),
         ("", True, 0),
         ("  ", False, NO_STOP),
@@ -235,6 +241,7 @@ PIECES = [
             "×",
             "..",
             "js",
+            "\ufffd",
         ]
     ),
     *["."] * 6,
@@ -286,6 +293,7 @@ def test_splitting_and_stopping_agree(raw):
 
 @settings(max_examples=300, deadline=None)
 @given(ANY_BYTES)
+@example("｡*\ufffd\ufffd1".encode())
 def test_a_decided_end_never_moves(raw):
     count = len(raw) + 1
     prefixes = flat([raw[:length] for length in range(count)])
