@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, PO
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
 from mmbdhs.tokens import token_chooser
+
+_LOG = logging.getLogger("mmbdhs")
 
 
 def bdhs_sample(
@@ -130,8 +133,10 @@ def _examples(images: Iterable, prompts: Iterable, references: Iterable, keys: I
 
 
 def _settled(result: Any, on_error: str) -> Any:
-    if on_error == "raise" and isinstance(result, BDHSFailure):
-        raise ExampleError(result)
+    if isinstance(result, BDHSFailure):
+        if on_error == "raise":
+            raise ExampleError(result)
+        _LOG.warning("skipped example %d: %s", result.index, result.reason)
     return result
 
 

@@ -19,11 +19,15 @@ def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
 
 def prompt_inputs(processor: Any, images: list[Image.Image], prompt: str) -> dict[str, Any]:
     """What the chat template and the processor make of the prompt alone."""
-    content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
     )
-    return dict(processor(text=[text], images=images, return_tensors="pt", padding=True))
+    return dict(inputs)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ PAIRS = [
 ]
 IMAGES = [[picture(0)], [picture(1, 40, 70)], [picture(2, 48, 48)], [picture(3), picture(4, 33, 90)], [picture(5)]]
 LIMIT = 10
-FAMILIES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["llava", "llava_llama", "llava_next", "qwen2_5_vl", "qwen3_vl"]
 
 
 def unlike(first: list[str], second: list[str]) -> list[float]:

@@ -8,7 +8,7 @@ import tiny_models
 from mmbdhs.prompts import as_messages, decode_after, key_address, render_turn
 from mmbdhs.splicing import Reference
 
-FAMILIES = ["llava", "llava_next", "qwen2_5_vl"]
+FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
 TEXTS = [
     "The image shows a red car.",
     "  No, it is not!\n\nYes.  ",

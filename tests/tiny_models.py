@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -63,6 +64,32 @@ def tokenizer(special: tuple[str, ...], eos: str) -> PreTrainedTokenizerFast:
     )
 
 
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """In the manner of LLaMA: "▁" for spaces, one in front of the text, bytes for unknown characters, a BOS."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    core.train_from_iterator(TEXTS * 4, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    trained = json.loads(core.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *trained["vocab"]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    merges = [tuple(merge) for merge in trained["merges"]]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=["<image>"],
+    )
+
+
 def text_settings(**more: Any) -> dict[str, Any]:
     return {
         "hidden_size": 64,
@@ -91,7 +118,18 @@ def vision_settings(size: int) -> dict[str, Any]:
 
 @cache
 def llava() -> tuple[Any, Any]:
-    words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
+    return _llava(tokenizer(("<pad>", "</s>", "<image>"), "</s>"))
+
+
+@cache
+def llava_llama() -> tuple[Any, Any]:
+    """LLaVA with a tokenizer like LLaMA's and, like some chat templates, a BOS in the template too."""
+    model, processor = _llava(llama_tokenizer())
+    processor.chat_template = "<s>" + processor.chat_template
+    return model, processor
+
+
+def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         words,
