@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from mmbdhs.native import ops
 from mmbdhs.native.reference import COUNTERPARTS
 from mmbdhs.native.sentence_rule import BREAKS, STOPS
 from mmbdhs.prompts import Turn, decode_after, reworded
+
+_TELLING = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class SentenceStops:
     def __init__(self, tokenizer: Any, end_ids: set[int], max_sentence_tokens: int, max_new_tokens: int) -> None:
         self._tokenizer, self._end_ids = tokenizer, end_ids
         self._max_sentence_tokens, self._max_new_tokens = max_sentence_tokens, max_new_tokens
-        self._may_stop = _stop_table(tokenizer)
+        self._telling: dict[int, bool] = {}
 
     def __call__(self, branches: list[Branch]) -> list[bool]:
         ended, checked = set(), []
@@ -179,7 +180,7 @@ class SentenceStops:
                 if last:
                     branch.owner.text = self._text(branch)
                     ended.add(branch)
-            elif last or branch.owner.suspect or self._may_stop[branch.ids[-1]]:
+            elif last or branch.owner.suspect or self._may_stop(branch.ids[-1]):
                 checked.append((branch, last))
         ended.update(self._ended_sentences(checked))
         return [branch in ended for branch in branches]
@@ -190,6 +191,12 @@ class SentenceStops:
             return True
         limit = self._max_new_tokens if branch.owner.cut is None else self._max_sentence_tokens
         return len(branch.ids) >= limit
+
+    def _may_stop(self, token: int) -> bool:
+        """Whether the token's text could hold a stop, a line break, or a part of a character."""
+        if token not in self._telling:
+            self._telling[token] = not _TELLING.isdisjoint(self._tokenizer.decode([token]))
+        return self._telling[token]
 
     def _ended_sentences(self, checked: list[tuple[Branch, bool]]) -> list[Branch]:
         """The exact rule, on the text of branches in which a stop may stand."""
@@ -216,18 +223,6 @@ class SentenceStops:
 
     def _text(self, branch: Branch) -> str:
         return decode_after(self._tokenizer, branch.owner.context_ids, branch.ids)
-
-
-_STOP_TABLES: WeakKeyDictionary[Any, list[bool]] = WeakKeyDictionary()
-
-
-def _stop_table(tokenizer: Any) -> list[bool]:
-    """For each token id whether its text could hold a stop, a line break, or a part of a character."""
-    if tokenizer not in _STOP_TABLES:
-        telling = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-        _STOP_TABLES[tokenizer] = [not telling.isdisjoint(text) for text in texts]
-    return _STOP_TABLES[tokenizer]
 
 
 def _variant(turn: Turn, sentence: str, begin: int, end: int, kept: int = 0) -> _Variant:
