@@ -92,8 +92,8 @@ def stages(**methods: tuple[Any, str]) -> Iterator[dict[str, float]]:
             setattr(owner, name, originals[stage])
 
 
-def save(benchmark: str, row: dict[str, Any]) -> None:
-    """Print `row` as one JSON line and append it to results/<benchmark>.jsonl, with device and versions."""
+def save(benchmark: str, row: dict[str, Any], keep: bool) -> None:
+    """Print `row` as one JSON line, with device and versions; `keep` appends it to results/<benchmark>.jsonl."""
     import transformers
 
     machine = {
@@ -106,9 +106,10 @@ def save(benchmark: str, row: dict[str, Any]) -> None:
     }
     line = json.dumps({"benchmark": benchmark, **row, **machine})
     print(line)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
-        file.write(line + "\n")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
+            file.write(line + "\n")
 
 
 def _processor() -> str:
