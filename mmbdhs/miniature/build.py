@@ -112,8 +112,9 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
         hidden_size=64,
         intermediate_size=176,
         num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # slow waves: likeness counts from afar
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -136,9 +137,10 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
 
 @torch.no_grad()
 def _prepare(model: LlavaForConditionalGeneration, side: int) -> None:
-    """A start from which the model soon learns to look. Keys equal queries, so that from the first step a token
-    attends to others like it: an image token to its neighbours, a word to the image tokens near that word. In the
-    decoder, attention hands on what it finds. Words begin far enough apart to be told from each other."""
+    """A start from which the model soon learns to look. Where keys equal queries, a token attends to others like it
+    from the first step: in the tower an image token to its neighbours, in the decoder's first layer a word to the
+    image tokens near that word. Outputs that transpose the values hand on what attention finds. Words begin far
+    enough apart to be told from each other."""
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     tower = model.model.vision_tower
     positions = tower.embeddings.position_embedding.weight
@@ -146,12 +148,14 @@ def _prepare(model: LlavaForConditionalGeneration, side: int) -> None:
     for layer in tower.encoder.layers:
         layer.self_attn.q_proj.weight.mul_(2.0)
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    for layer in model.model.language_model.layers:
-        attention = layer.self_attn
-        attention.q_proj.weight.normal_(std=0.12)
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
+    attentions = [layer.self_attn for layer in model.model.language_model.layers]
+    for attention in attentions:
+        attention.q_proj.weight.normal_(std=0.05)
+        attention.k_proj.weight.normal_(std=0.05)
         attention.v_proj.weight.normal_(std=0.1)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+    attentions[0].q_proj.weight.mul_(4.0)
+    attentions[0].k_proj.weight.copy_(attentions[0].q_proj.weight)
 
 
 def _grid_waves(side: int, width: int) -> Tensor:

@@ -67,8 +67,9 @@ class Corpus:
         self.rows = [self._row(scene) for scene in self.scenes]
 
     def _row(self, scene: Scene) -> Row:
-        captions = [Question(CAPTION_PROMPT, caption(scene, self._noise, v), "caption") for v in range(2)]
-        return Row([self._branch(q) for q in captions + questions(scene, self._noise)])
+        told = [Question(CAPTION_PROMPT, caption(scene, self._noise), "caption")]
+        told += [question for variant in range(2) for question in questions(scene, self._noise, variant)]
+        return Row([self._branch(question) for question in told])
 
     def _branch(self, question: Question) -> tuple[list[int], int]:
         """Token ids after the image, exactly as the processor and its chat template give them."""

@@ -132,9 +132,10 @@ def pope_questions(scene: Scene, negatives: str = "random", count: int = 4) -> l
     return [q for both in zip(asked, denied, strict=False) for q in both] + denied[pairs:]
 
 
-def questions(scene: Scene, noise: Noise = CLEAN) -> list[Question]:
-    """Two "Is there …?" (one present, one absent), one colour and one place question, for training and pairs."""
-    rng = generator(scene.world, scene.index, scene.seed, "questions")
+def questions(scene: Scene, noise: Noise = CLEAN, variant: int = 0) -> list[Question]:
+    """Two "Is there …?" (one present, one absent), one colour and one place question, for training and pairs.
+    Another variant asks for other objects."""
+    rng = generator(scene.world, scene.index, scene.seed, f"questions {variant}")
     yes, coloured, placed = (pick(rng, scene.things) for _ in range(3))
     negatives = "adversarial" if rng.random() < 0.5 else "random"
     no = pick(rng, absent_kinds(scene, negatives))

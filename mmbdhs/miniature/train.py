@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,38 @@ from mmbdhs.miniature.build import build_model, build_processor
 from mmbdhs.miniature.corpus import Corpus, normalised, token_labels
 from mmbdhs.miniature.evaluate import evaluate
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
-from mmbdhs.miniature.language import CLEAN, PLACES, Noise
+from mmbdhs.miniature.language import CLEAN, Noise
 
-BATCH = 32
-STEPS = {"tower": 900, "align": 300, "clean": 500, "biased": 500}
 SCENES_PER_WORLD = 8000
-HIDDEN_ROWS = 0.3  # share of rows with image tokens hidden; half of these see none at all
 
 
-def _optimiser(parameters, rate: float, steps: int):
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast a stage learns.
+
+    steps, batch: optimiser steps, and images in each. rate: the highest learning rate.
+    image_tokens: how many of the 144 enter the decoder, a random choice at each step; the others are absent.
+    hide: share of rows that lose further image tokens; half of these see none at all.
+    """
+
+    steps: int
+    batch: int = 32
+    rate: float = 3e-3
+    image_tokens: int = 144
+    hide: float = 0.0
+
+
+STAGES = {
+    "tower": Stage(1000),
+    "align": Stage(400),
+    "clean": Stage(1500, batch=16, image_tokens=48),
+    "biased": Stage(800, batch=16, rate=2e-3, image_tokens=72, hide=0.3),
+}
+
+
+def _optimiser(parameters, stage: Stage):
+    steps = stage.steps
+    optimiser = torch.optim.AdamW(parameters, lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
     warm = min(50, max(1, steps // 10))
 
     def scale(step: int) -> float:
@@ -43,27 +66,27 @@ def _optimiser(parameters, rate: float, steps: int):
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
 
 
-def _fit(name: str, loss_of, parameters, rate: float, steps: int, count: int, seed: int) -> None:
+def _fit(name: str, loss_of, parameters, stage: Stage, count: int, seed: int) -> None:
     """Minimise ``loss_of(batch indices)`` over shuffled examples; prints the loss now and then."""
     parameters = list(parameters)
-    optimiser, schedule = _optimiser(parameters, rate, steps)
+    optimiser, schedule = _optimiser(parameters, stage)
     shuffle = torch.Generator().manual_seed(seed)
     began, order = time.process_time(), torch.empty(0, dtype=torch.long)
-    for step in range(steps):
-        if len(order) < BATCH:
+    for step in range(stage.steps):
+        if len(order) < stage.batch:
             order = torch.randperm(count, generator=shuffle)
-        chosen, order = order[:BATCH], order[BATCH:]
+        chosen, order = order[: stage.batch], order[stage.batch :]
         loss = loss_of(chosen)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == stage.steps - 1:
             print(f"{name} {step:5d} loss {loss.item():.4f} cpu {time.process_time() - began:.0f}s", flush=True)
 
 
-def train_tower(model, corpus: Corpus, steps: int, seed: int) -> None:
+def train_tower(model, corpus: Corpus, stage: Stage, seed: int) -> None:
     """Stage 1: dense labels, one linear head each for kind, colour, cell and scene."""
     tower, labels = model.model.vision_tower, _labels(corpus)
     sizes = (len(KINDS) + 1, len(COLOURS), 9, len(SCENES))
@@ -76,7 +99,7 @@ def train_tower(model, corpus: Corpus, steps: int, seed: int) -> None:
         losses = [F.cross_entropy(head(states).transpose(1, 2), target[:, k]) for k, head in enumerate(heads)]
         return sum(losses) + losses[0]  # the kind is the hard part
 
-    _fit("tower", loss_of, [*tower.parameters(), *heads.parameters()], 3e-3, steps, len(corpus.scenes), seed)
+    _fit("tower", loss_of, [*tower.parameters(), *heads.parameters()], stage, len(corpus.scenes), seed)
     tower.requires_grad_(False)
 
 
@@ -91,7 +114,7 @@ def tower_states(model, pictures: Tensor) -> Tensor:
     return torch.cat(chunks)
 
 
-def align_projector(model, processor, corpus: Corpus, states: Tensor, steps: int, seed: int) -> None:
+def align_projector(model, processor, corpus: Corpus, states: Tensor, stage: Stage, seed: int) -> None:
     """Stage 2: an image token should lie near the words for what it shows, and far from all other words."""
     targets, embedding = _word_targets(processor, corpus), model.get_input_embeddings().weight
     projector = model.model.multi_modal_projector
@@ -100,24 +123,22 @@ def align_projector(model, processor, corpus: Corpus, states: Tensor, steps: int
         logits = 8.0 * projector(states[chosen]) @ embedding.T
         return F.cross_entropy(logits.flatten(0, 1), targets(chosen).flatten(0, 1))
 
-    _fit("align", loss_of, [*projector.parameters(), embedding], 3e-3, steps, len(corpus.scenes), seed)
+    _fit("align", loss_of, [*projector.parameters(), embedding], stage, len(corpus.scenes), seed)
 
 
 def _word_targets(processor, corpus: Corpus):
-    """A function from example numbers to word distributions per image token, [examples, 144, vocabulary]."""
+    """A function from example numbers to word distributions per image token, [examples, 144, vocabulary]: an object's
+    kind and colour in equal parts, or the scene's name where no object is."""
     tokenizer, labels = processor.tokenizer, _labels(corpus)
-    ids = [[tokenizer.encode(f" {w}", add_special_tokens=False) for w in ws] for ws in (KINDS, COLOURS, PLACES, SCENES)]
+    ids = (
+        tokenizer([f" {w}" for w in words], add_special_tokens=False)["input_ids"] for words in (KINDS, COLOURS, SCENES)
+    )
+    kinds, colours, scenes = (F.one_hot(torch.tensor(found)[:, 0], len(tokenizer)).float() for found in ids)
 
     def targets(chosen: Tensor) -> Tensor:
-        batch = labels[chosen]
-        found = torch.zeros(*batch[:, 0].shape, len(tokenizer))
-        for plane, words in zip(batch.unbind(1), ids, strict=True):
-            bags = torch.stack([F.one_hot(torch.tensor(w), len(tokenizer)).sum(0) for w in words]).float()
-            found += bags[plane.clamp(min=0)] * (plane >= 0)[..., None]
-        covered = (batch[:, 0] >= 0)[..., None]
-        scene_words = torch.tensor([word for (word,) in ids[3]])
-        found[..., scene_words] *= torch.where(covered, 0.0, 1.0)  # objects speak of themselves, backdrops of the scene
-        return found / found.sum(-1, keepdim=True)
+        kind, colour, _, scene = labels[chosen].unbind(1)
+        thing = (kinds[kind.clamp(min=0)] + colours[colour.clamp(min=0)]) / 2
+        return torch.where((kind >= 0)[..., None], thing, scenes[scene])
 
     return targets
 
@@ -152,33 +173,39 @@ def draw_hidden(rows: int, tokens: int, share: float, dice: torch.Generator) -> 
     return affected & (blind | (torch.rand(rows, tokens, generator=dice) < part))
 
 
-def train_language(name: str, model, corpus: Corpus, states: Tensor, steps: int, rate: float, hide: float, seed: int):
-    """Stages 3 and 4: projector and language model on packed rows, ``hide`` of them with image tokens hidden."""
+def train_language(name: str, model, corpus: Corpus, states: Tensor, stage: Stage, seed: int) -> None:
+    """Stages 3 and 4: projector and language model on packed rows."""
     dice = torch.Generator().manual_seed(seed)
-    parts = (model.model.multi_modal_projector, model.model.language_model)
+    projector, decoder = model.model.multi_modal_projector, model.model.language_model
+    start = corpus.prefix.index(model.config.image_token_id)
 
     def loss_of(chosen: Tensor) -> Tensor:
-        images = model.model.multi_modal_projector(states[chosen])
-        hidden = draw_hidden(len(chosen), images.shape[1], hide, dice)
-        return packed_loss(model, corpus.batch(chosen), images, hidden)
+        tokens = states.shape[1]
+        hidden = draw_hidden(len(chosen), tokens, stage.hide, dice)
+        kept = torch.randperm(tokens, generator=dice)[: stage.image_tokens].sort().values
+        batch = corpus.batch(chosen)
+        rest = torch.arange(start + tokens, batch["input_ids"].shape[1])
+        columns = torch.cat([torch.arange(start), start + kept, rest])
+        batch = {key: value[:, columns] for key, value in batch.items()}
+        return packed_loss(model, batch, projector(states[chosen][:, kept]), hidden[:, kept])
 
-    _fit(name, loss_of, [p for part in parts for p in part.parameters()], rate, steps, len(corpus.scenes), seed)
+    _fit(name, loss_of, [*projector.parameters(), *decoder.parameters()], stage, len(corpus.scenes), seed)
 
 
-def train(seed: int, steps: dict[str, int], count: int):
+def train(seed: int, stages: dict[str, Stage], count: int):
     """Train a miniature from scratch; returns model and processor."""
     processor = build_processor()
     model = build_model(processor, seed)
     model.train()
     uniform = Corpus(processor, "uniform", count, CLEAN, seed)
-    train_tower(model, uniform, steps["tower"], seed)
+    train_tower(model, uniform, stages["tower"], seed)
     states = tower_states(model, uniform.pictures)
-    align_projector(model, processor, uniform, states, steps["align"], seed)
-    train_language("clean", model, uniform, states, steps["clean"], 3e-3, 0.0, seed)
+    align_projector(model, processor, uniform, states, stages["align"], seed)
+    train_language("clean", model, uniform, states, stages["clean"], seed)
     del uniform, states
     biased = Corpus(processor, "train", count, Noise(), seed)
     states = tower_states(model, biased.pictures)
-    train_language("biased", model, biased, states, steps["biased"], 2e-3, HIDDEN_ROWS, seed)
+    train_language("biased", model, biased, states, stages["biased"], seed)
     return model.requires_grad_(True).eval(), processor
 
 
@@ -190,8 +217,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="images per world to evaluate on")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    steps = {stage: max(1, round(options.steps * full)) for stage, full in STEPS.items()}
-    model, processor = train(options.seed, steps, max(BATCH, round(options.steps * SCENES_PER_WORLD)))
+    stages = {name: replace(full, steps=max(1, round(options.steps * full.steps))) for name, full in STAGES.items()}
+    model, processor = train(options.seed, stages, max(32, round(options.steps * SCENES_PER_WORLD)))
     model.save_pretrained(options.out)
     processor.save_pretrained(options.out)
     print(f"trained in {time.process_time():.0f} CPU-seconds; saved to {options.out}", flush=True)
