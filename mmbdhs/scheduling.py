@@ -56,6 +56,7 @@ class Sampler:
         self._pool = BranchPool(model, config.max_branches, token_chooser(model, tokenizer, config), stops)
         self._again: deque[_Pair] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
+        self._decoding = 0  # pairs with branches in the pool
         self._exhausted = False
 
     def run(self, examples: Iterable[tuple[int, Any, Any, str, int | str | None]]) -> Iterator[Result]:
@@ -69,7 +70,9 @@ class Sampler:
         results = self._refill(source)
         for branch in self._pool.step():
             results += self._collect(branch)
-        if len(self._unscored) >= _SCORED_TOGETHER or (self._exhausted and self._unscored):
+        # At the end of the stream half of the pairs wait for the others: few calls, and the pool is not idle for long.
+        enough = min(_SCORED_TOGETHER, max(self._decoding, 1)) if self._exhausted else _SCORED_TOGETHER
+        if len(self._unscored) >= enough:
             results += self._score()
         return results
 
@@ -90,6 +93,7 @@ class Sampler:
                 self._pool.add(*map(list, zip(*batch, strict=True)))
                 batch = []
             batch.append(started)
+            self._decoding += 1
             room -= len(started[1])
         if batch:
             self._pool.add(*map(list, zip(*batch, strict=True)))
@@ -154,18 +158,19 @@ class Sampler:
     def _collect(self, branch: Branch) -> list[Result]:
         """Take in a branch that ended; the last of a pair completes its candidate response."""
         pair: _Pair = branch.owner.pair
+        if not pair.branches:  # another branch of it has failed
+            return []
         if branch.error:
-            if not pair.branches:
-                return []
             self._pool.discard(pair.branches)
+            self._decoding -= 1
             pair.branches = []
             return [_failure(pair.example.index, pair.example.key, branch.error)]
         pair.unended -= 1
-        if pair.unended == 0 and pair.branches:
-            continuations = [branch.owner for branch in pair.branches]
-            texts = [continuation.text for continuation in continuations]
-            cuts = [continuation.cut for continuation in continuations]
+        if pair.unended == 0:
+            owners = [branch.owner for branch in pair.branches]
+            texts, cuts = [owner.text for owner in owners], [owner.cut for owner in owners]
             pair.rejected = pair.reference.join(cuts, texts) if pair.guided else texts[0].strip()
+            self._decoding -= 1
             self._unscored.append(pair)
         return []
 
