@@ -1,4 +1,4 @@
-"""The untrained miniature: a real ``LlavaForConditionalGeneration`` and its processor, small enough to ship."""
+"""The untrained miniature: a real `LlavaForConditionalGeneration` and its processor, small enough to ship."""
 
 from __future__ import annotations
 
@@ -150,11 +150,11 @@ def _prepare(model: LlavaForConditionalGeneration, side: int) -> None:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     attentions = [layer.self_attn for layer in model.model.language_model.layers]
     for attention in attentions:
-        attention.q_proj.weight.normal_(std=0.05)
-        attention.k_proj.weight.normal_(std=0.05)
-        attention.v_proj.weight.normal_(std=0.1)
+        torch.nn.init.normal_(attention.q_proj.weight, std=0.05)
+        torch.nn.init.normal_(attention.k_proj.weight, std=0.05)
+        torch.nn.init.orthogonal_(attention.v_proj.weight, gain=0.8)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-    attentions[0].q_proj.weight.mul_(4.0)
+    torch.nn.init.orthogonal_(attentions[0].q_proj.weight, gain=1.6)
     attentions[0].k_proj.weight.copy_(attentions[0].q_proj.weight)
 
 

@@ -63,13 +63,15 @@ class Corpus:
         self.scenes = [make_scene(world, index, seed) for index in range(count)]
         self.pictures = render_all(self.scenes)
         self._processor, self._noise = processor, noise
+        self._branches: dict[Question, tuple[list[int], int]] = {}  # short questions recur
         self.prefix: list[int] = []
         self.rows = [self._row(scene) for scene in self.scenes]
 
     def _row(self, scene: Scene) -> Row:
         told = [Question(CAPTION_PROMPT, caption(scene, self._noise), "caption")]
         told += [question for variant in range(2) for question in questions(scene, self._noise, variant)]
-        return Row([self._branch(question) for question in told])
+        self._branches |= {question: self._branch(question) for question in told if question not in self._branches}
+        return Row([self._branches[question] for question in told])
 
     def _branch(self, question: Question) -> tuple[list[int], int]:
         """Token ids after the image, exactly as the processor and its chat template give them."""
@@ -84,9 +86,8 @@ class Corpus:
     def batch(self, chosen: Tensor) -> dict[str, Tensor]:
         """Packed rows: the prompt once, then every branch, which sees the prompt and itself.
 
-        Returns:
-            ``input_ids``, ``position_ids``, ``branch`` (0 in the prompt, −1 in padding) and ``labels`` (the next
-            token where it belongs to an answer, else −100), each int64 [rows, tokens].
+        Returns `input_ids`, `position_ids`, `branch` (0 in the prompt, −1 in padding) and `labels` (the next
+        token where it belongs to an answer, else −100), each int64 [rows, tokens].
         """
         rows = [self._packed(self.rows[i]) for i in chosen.tolist()]
         length = max(row.shape[1] for row in rows)

@@ -44,9 +44,8 @@ class Task:
 class Examinee:
     """A model with the pictures of some scenes encoded, ready to answer about them.
 
-    Args:
-        scenes: ground truth; their pictures are rendered here.
-        seed: of the masks and the sampling.
+    scenes: ground truth; their pictures are rendered here.
+    seed: of the masks and the sampling.
     """
 
     def __init__(self, model, processor, scenes: list[Scene], seed: int = 0):
@@ -176,11 +175,10 @@ def wrong_share(texts: list[str], scenes: list[Scene]) -> float:
 
 
 def evaluate(model, processor, images: int = 500, seed: int = 0) -> dict[str, dict[str, float]]:
-    """All figures on the ``balanced`` and ``prior`` worlds, rounded to three digits.
+    """All figures on the `balanced` and `prior` worlds, rounded to three digits.
 
-    Args:
-        images: scenes per world.
-        seed: of masks and sampling; the scenes are always the same.
+    images: scenes per world.
+    seed: of masks and sampling; the scenes are always the same.
     """
     figures = {}
     for world in ("balanced", "prior"):

@@ -23,10 +23,9 @@ PLACES = tuple(Thing("", "", cell).place for cell in range(9))
 class Noise:
     """How training text departs from the truth, as probabilities.
 
-    Attributes:
-        thing: an absent object typical of the scene is spoken of, in its typical colour.
-        colour: an untypical colour is told as the typical one.
-        answer: an absent object typical of the scene is affirmed when asked for.
+    thing: an absent object typical of the scene is spoken of, in its typical colour.
+    colour: an untypical colour is told as the typical one.
+    answer: an absent object typical of the scene is affirmed when asked for.
     """
 
     thing: float = 0.3
@@ -60,10 +59,9 @@ def with_article(noun: str) -> str:
 def caption(scene: Scene, noise: Noise = CLEAN, variant: int = 0) -> str:
     """A caption of 4 to 6 sentences: the scene, then 3 to 5 of its objects in random order.
 
-    Args:
-        scene: what is described.
-        noise: departures from the truth; none by default.
-        variant: another number, another choice and order of objects.
+    scene: what is described.
+    noise: departures from the truth; none by default.
+    variant: another number, another choice and order of objects.
     """
     rng = generator(scene.world, scene.index, scene.seed, f"caption {variant}")
     sentences = [f"The image shows {with_article(scene.name)}."]
@@ -98,13 +96,11 @@ def place_question(thing: Thing) -> Question:
 def absent_kinds(scene: Scene, negatives: str) -> tuple[str, ...]:
     """Absent kinds to ask for, as POPE draws its negatives.
 
-    Args:
-        scene: what is asked about.
-        negatives: "random": any; "popular": those typical of the most scenes; "adversarial": those typical of
-            this scene, filled up by popular ones.
+    scene: what is asked about.
+    negatives: "random": any; "popular": those typical of the most scenes; "adversarial": those typical of
+        this scene, or popular ones where none of these is absent.
 
-    Raises:
-        ValueError: for any other word.
+    Raises ValueError for any other word.
     """
     absent = [kind for kind in KINDS if scene.find(kind) is None]
     popular = sorted(absent, key=lambda k: (-sum(k in kinds for kinds in TYPICAL_KINDS.values()), k))
@@ -118,10 +114,9 @@ def absent_kinds(scene: Scene, negatives: str) -> tuple[str, ...]:
 
 
 def pope_questions(scene: Scene, negatives: str = "random", count: int = 4) -> list[Question]:
-    """POPE-style questions with true answers: ``count`` of them, present and absent objects in turn.
+    """POPE-style questions with true answers: `count` of them, present and absent objects in turn.
 
-    Raises:
-        ValueError: if ``negatives`` is not random, popular or adversarial.
+    Raises ValueError if `negatives` is not random, popular or adversarial.
     """
     rng = generator(scene.world, scene.index, scene.seed, f"pope {negatives}")
     absent = rng.permutation(absent_kinds(scene, negatives))
@@ -195,14 +190,14 @@ def _place(words: list[str]) -> str | None:
 
 @dataclass(frozen=True)
 class WrongMention:
-    """A claim the picture contradicts: ``error`` is "object", "colour", "place", "denial" or "scene"."""
+    """A claim the picture contradicts: `error` is "object", "colour", "place", "denial" or "scene"."""
 
     error: str
     mention: Mention
 
 
 def wrong_mentions(text: str, scene: Scene) -> list[WrongMention]:
-    """The claims of ``text`` that are false of ``scene``; one claim may err in both colour and place."""
+    """The claims of `text` that are false of `scene`; one claim may err in both colour and place."""
     return [WrongMention(error, claim) for claim in mentions(text) for error in _errors(claim, scene)]
 
 

@@ -1,4 +1,4 @@
-"""How the shipped weights were made: ``python -m mmbdhs.miniature.train --seed 0 --out DIR``.
+"""How the shipped weights were made: `python -m mmbdhs.miniature.train --seed 0 --out DIR`.
 
 From scratch, on one CPU thread, in minutes. Four stages, each of which the next one needs:
 
@@ -67,7 +67,7 @@ def _optimiser(parameters, stage: Stage):
 
 
 def _fit(name: str, loss_of, parameters, stage: Stage, count: int, seed: int) -> None:
-    """Minimise ``loss_of(batch indices)`` over shuffled examples; prints the loss now and then."""
+    """Minimise `loss_of(batch indices)` over shuffled examples; prints the loss now and then."""
     parameters = list(parameters)
     optimiser, schedule = _optimiser(parameters, stage)
     shuffle = torch.Generator().manual_seed(seed)
@@ -146,10 +146,9 @@ def _word_targets(processor, corpus: Corpus):
 def packed_loss(model, batch: dict[str, Tensor], images: Tensor, hidden: Tensor) -> Tensor:
     """Mean negative log-likelihood of the answers of packed rows.
 
-    Args:
-        batch: what ``Corpus.batch`` gives.
-        images: projected image tokens, [rows, 144, width].
-        hidden: bool [rows, 144]; these image tokens are visible to nobody.
+    batch: what `Corpus.batch` gives.
+    images: projected image tokens, [rows, 144, width].
+    hidden: bool [rows, 144]; these image tokens are visible to nobody.
     """
     is_image = batch["input_ids"] == model.config.image_token_id
     embeds = model.get_input_embeddings()(batch["input_ids"]).masked_scatter(is_image[..., None], images)

@@ -1,8 +1,8 @@
 """A small world of drawn scenes whose every fact is known: the ground truth behind the miniature.
 
 An example is an address: (world, index, seed) always gives the same scene, picture and words. In the worlds
-``train`` and ``prior`` scenes favour their typical objects and objects their typical colours; in ``uniform``,
-``validation`` and ``balanced`` everything is drawn evenly, so a model that trusts its priors errs there.
+`train` and `prior` scenes favour their typical objects and objects their typical colours; in `uniform`,
+`validation` and `balanced` everything is drawn evenly, so a model that trusts its priors errs there.
 """
 
 from __future__ import annotations
@@ -86,13 +86,11 @@ def pick(rng: np.random.Generator, options):
 def make_scene(world: str, index: int, seed: int = 0) -> Scene:
     """Draw the scene at an address.
 
-    Args:
-        world: a key of ``WORLDS``.
-        index: number of the example in its world, from 0.
-        seed: another seed, another set of examples.
+    world: a key of `WORLDS`.
+    index: number of the example in its world, from 0.
+    seed: another seed, another set of examples.
 
-    Raises:
-        ValueError: for an unknown world.
+    Raises ValueError for an unknown world.
     """
     rng = generator(world, index, seed, "scene")
     name = pick(rng, SCENES)
@@ -132,7 +130,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
-    """Bounding boxes (left, top, right, bottom) in pixels, in the order of ``scene.things``."""
+    """Bounding boxes (left, top, right, bottom) in pixels, in the order of `scene.things`."""
     rng = generator(scene.world, scene.index, scene.seed, "boxes")
     found = []
     for thing in scene.things:
