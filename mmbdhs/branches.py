@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
 
@@ -63,10 +63,8 @@ class Branch:
         return range(end - len(self.pending_ids), end)
 
 
-class _PoolLayer(CacheLayerMixin):
+class _PoolLayer(DynamicLayer):
     """Keys and values of one layer: [1, heads, capacity, head_dim], written in place, filled up to `length`."""
-
-    is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,9 +95,6 @@ class _PoolLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def _grow(store: Tensor, length: int, needed: int) -> Tensor:
