@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -379,3 +383,20 @@ def _chi_square(counts: Counter, probabilities: torch.Tensor) -> None:
     expected[0] += total - expected.sum()
     assert all(probabilities[i] > 0 for i in counts)
     assert stats.chisquare(observed, expected).pvalue > FALSE_ALARM
+
+
+def test_the_plain_twins_sample_the_same() -> None:
+    """The whole road with the native ops and, in another process, without the binary."""
+    code = "import test_sampling as t; print([(s.rejected, s.visible_image_tokens) for s in t.sample()])"
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "MMBDHS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for backend in ("native", "reference")
+    ]
+    assert shown[0] == shown[1] and len(shown[0]) > 100
