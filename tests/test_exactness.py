@@ -35,6 +35,7 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
     prompts, references = zip(*PAIRS, strict=True)
     config = BDHSConfig(mask_threshold=threshold, temperature=0, max_sentence_tokens=LIMIT, seed=3)
     samples = bdhs_sample(model, processor, IMAGES, prompts, references, config, similarity=unlike)
+    assert {splice.swapped for sample in samples for splice in sample.sentences} == {True, False}
     for sample, images, prompt, reference in zip(samples, IMAGES, prompts, references, strict=True):
         assert sample.guided and sample.iterations == 1
         assert "".join(splice.reference for splice in sample.sentences) == reference
