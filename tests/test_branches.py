@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import tiny_models
 import torch
 from plain import picture
 
 from mmbdhs.branches import Branch, BranchPool
+from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.examples import ExampleReader
 from mmbdhs.tokens import TokenChooser
 
 
-@torch.no_grad()
-def test_pool_does_not_grow_with_the_number_of_prompts() -> None:
+@pytest.fixture
+def encoded() -> tuple[Any, DecoderInputs]:
     model, processor = tiny_models.llava()
     reader = ExampleReader(model, processor)
     example = reader.read(0, picture(0), "Describe it.", "The image shows a red car.", None)
-    prompt = reader.encode(example, example.images).inputs
+    return model, reader.encode(example, example.images).inputs
+
+
+@torch.no_grad()
+def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, DecoderInputs]) -> None:
+    model, prompt = encoded
     pool = BranchPool(model, 3, TokenChooser([], 0.0, 0, 1.0), lambda branches: [len(b.ids) >= 5 for b in branches])
     results, sizes = [], []
     for _ in range(30):
@@ -29,11 +38,8 @@ def test_pool_does_not_grow_with_the_number_of_prompts() -> None:
 
 
 @torch.no_grad()
-def test_at_most_max_branches_decode_at_a_time() -> None:
-    model, processor = tiny_models.llava()
-    reader = ExampleReader(model, processor)
-    example = reader.read(0, picture(0), "Describe it.", "A cat.", None)
-    prompt = reader.encode(example, example.images).inputs
+def test_at_most_max_branches_decode_at_a_time(encoded: tuple[Any, DecoderInputs]) -> None:
+    model, prompt = encoded
     widths = []
 
     def stop(branches: list[Branch]) -> list[bool]:
