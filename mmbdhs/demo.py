@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from mmbdhs.data import preference_record, write_jsonl
 from mmbdhs.miniature import load
 from mmbdhs.miniature.corpus import GRID
-from mmbdhs.miniature.language import CAPTION_PROMPT, caption, questions, wrong_mentions
+from mmbdhs.miniature.evaluate import THRESHOLDS
+from mmbdhs.miniature.language import CAPTION_PROMPT, caption, is_wrong, questions
 from mmbdhs.miniature.world import Scene, make_scene, render
 from mmbdhs.report import SheetRow, highlight, sheet
 from mmbdhs.samples import BDHSConfig, BDHSSample
 from mmbdhs.sampling import bdhs_sample
 
-THRESHOLDS = (0.0, 0.5, 0.9, 0.99, 1.0)
 _SHEET_ROWS = 4
 
 
 @dataclass(frozen=True)
 class _Pair:
     scene: Scene
+    image: Image
     prompt: str
     chosen: str
 
@@ -43,11 +46,11 @@ def run(out: Path, pairs: int, color: bool) -> None:
     records = []
     for pair, sample in zip(chosen, samples, strict=True):
         name = f"images/{pair.scene.world}-{pair.scene.index}.png"
-        render(pair.scene).save(out / name)
+        pair.image.save(out / name)
         records.append(preference_record([name], pair.prompt, pair.chosen, sample, config.seed))
     write_jsonl(out / "pairs.jsonl", records)
     rows = [
-        SheetRow(render(pair.scene), pair.prompt, pair.chosen, sample, (GRID, GRID))
+        SheetRow(pair.image, pair.prompt, pair.chosen, sample, (GRID, GRID))
         for pair, sample in zip(chosen[:_SHEET_ROWS], samples, strict=False)
     ]
     sheet(rows, out / "sheet.png")
@@ -60,14 +63,14 @@ def print_stats(images: int) -> None:
     mask threshold, on balanced scenes; and how many are too similar to their reference."""
     model, processor = load()
     similarity = minilm()
-    pairs = [_Pair(scene, CAPTION_PROMPT, caption(scene)) for scene in _scenes(images)]
+    pairs = [_captioned(scene) for scene in _scenes(images)]
     print(f"Rejected captions of {images} images, one iteration:")
     print("  ρ_th   with a wrong object or colour   sentences with one   similarity ≥ 0.97")
     for threshold in THRESHOLDS:
         config = BDHSConfig(mask_threshold=threshold, max_iterations=1)
         samples = _sample(model, processor, pairs, config, similarity)
         wrong = [
-            [_is_wrong(splice.kept + splice.completion, pair.scene) for splice in sample.sentences[1:]]
+            [is_wrong(splice.kept + splice.completion, pair.scene) for splice in sample.sentences[1:]]
             for sample, pair in zip(samples, pairs, strict=True)
         ]
         captions = sum(map(any, wrong)) / images
@@ -90,8 +93,7 @@ def minilm() -> Any:
 def _sample(
     model: Any, processor: Any, pairs: Sequence[_Pair], config: BDHSConfig, similarity: Any
 ) -> list[BDHSSample]:
-    images = [render(pair.scene) for pair in pairs]
-    prompts, references = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
+    images, prompts, references = zip(*((pair.image, pair.prompt, pair.chosen) for pair in pairs), strict=True)
     return bdhs_sample(model, processor, images, prompts, references, config, similarity)
 
 
@@ -100,15 +102,13 @@ def _pairs(count: int) -> list[_Pair]:
     found = []
     for number, scene in enumerate(_scenes(count)):
         asked = questions(scene)[number // 2 % 3]  # of objects and colours; places it never learned well
-        found.append(
-            _Pair(scene, asked.text, asked.answer) if number % 2 else _Pair(scene, CAPTION_PROMPT, caption(scene))
-        )
+        found.append(_Pair(scene, render(scene), asked.text, asked.answer) if number % 2 else _captioned(scene))
     return found
+
+
+def _captioned(scene: Scene) -> _Pair:
+    return _Pair(scene, render(scene), CAPTION_PROMPT, caption(scene))
 
 
 def _scenes(count: int) -> list[Scene]:
     return [make_scene("balanced", index) for index in range(count)]
-
-
-def _is_wrong(text: str, scene: Scene) -> bool:
-    return any(wrong.error in ("object", "colour") for wrong in wrong_mentions(text, scene))

@@ -20,6 +20,7 @@ from mmbdhs.miniature.language import (
     Question,
     caption,
     colour_question,
+    is_wrong,
     mentions,
     place_question,
     pope_questions,
@@ -170,8 +171,7 @@ def hallucination(texts: list[str], scenes: list[Scene]) -> dict[str, float]:
 
 def wrong_share(texts: list[str], scenes: list[Scene]) -> float:
     """Share of texts with at least one wrong object or colour."""
-    errors = [{w.error for w in wrong_mentions(text, scene)} for text, scene in zip(texts, scenes, strict=True)]
-    return sum(bool(found & {"object", "colour"}) for found in errors) / max(1, len(errors))
+    return sum(is_wrong(text, scene) for text, scene in zip(texts, scenes, strict=True)) / max(1, len(texts))
 
 
 def evaluate(model, processor, images: int = 500, seed: int = 0) -> dict[str, dict[str, float]]:

@@ -201,6 +201,11 @@ def wrong_mentions(text: str, scene: Scene) -> list[WrongMention]:
     return [WrongMention(error, claim) for claim in mentions(text) for error in _errors(claim, scene)]
 
 
+def is_wrong(text: str, scene: Scene) -> bool:
+    """Whether `text` has a wrong object or colour."""
+    return any(wrong.error in ("object", "colour") for wrong in wrong_mentions(text, scene))
+
+
 def _errors(claim: Mention, scene: Scene) -> list[str]:
     if claim.topic == "scene":
         return ["scene"] if claim.kind != scene.name else []
