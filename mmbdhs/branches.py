@@ -106,7 +106,7 @@ def _grow(store: Tensor, length: int, needed: int) -> Tensor:
 class BranchPool:
     """Decodes branches together, at most `max_branches` at a time.
 
-    model: a VLM of `transformers` whose decoder passed `check_layers`.
+    model: a VLM of `transformers` whose decoder passed `longest_sequence`.
     choose: (logits [n, V], n draws or None for greedy) -> token ids int64 [n], -1 where the logits are not finite.
     stop: (branches) -> for each branch whether it has ended.
     """
@@ -141,14 +141,15 @@ class BranchPool:
         """Branches that have not ended."""
         return len(self._live) + len(self._waiting)
 
-    def add(self, prompts: list[DecoderInputs], branches: list[list[Branch]]) -> None:
-        """Prefill each prompt once and queue its branches. Branches of a prompt whose hidden states are not finite
-        end at the next step, with an error; the others go on."""
+    def add(self, batch: list[tuple[DecoderInputs, list[Branch]]]) -> None:
+        """Prefill each prompt once, all together, and queue its branches. Branches of a prompt whose hidden states are
+        not finite end at the next step, with an error; the others go on."""
         self._reclaim()
+        prompts = [prompt for prompt, _ in batch]
         self._flat_positions = prompts[0].flat
         cache = DynamicCache()
         output = self._decoder(**decoder_arguments(prompts), past_key_values=cache, use_cache=True)
-        for row, (prompt, its_branches) in enumerate(zip(prompts, branches, strict=True)):
+        for row, (prompt, its_branches) in enumerate(batch):
             hidden = output.last_hidden_state[row, : len(prompt)]
             if bool(hidden.isfinite().all()):
                 self._store(prompt, [(layer.keys[row, None], layer.values[row, None]) for layer in cache.layers])

@@ -90,13 +90,13 @@ class Sampler:
                 results.append(_failure(pair.example.index, pair.example.key, error))
                 continue
             if (len(batch) + 1) * max(len(prompt) for prompt, _ in [*batch, started]) > _PREFILL_TOKENS and batch:
-                self._pool.add(*map(list, zip(*batch, strict=True)))
+                self._pool.add(batch)
                 batch = []
             batch.append(started)
             self._decoding += 1
             room -= len(started[1])
         if batch:
-            self._pool.add(*map(list, zip(*batch, strict=True)))
+            self._pool.add(batch)
         return results
 
     def _next_pair(self, source: Iterator[Any], results: list[Result]) -> _Pair | None:
@@ -123,7 +123,7 @@ class Sampler:
         shared = [cut.shared_length if cut else 0 for cut in cuts]
         inputs = pair.encoded.inputs.show(pair.visible, pair.encoded.prompt_length + max(shared))
         prompt_length = len(inputs) - max(shared)
-        draws = self._draws(address, len(cuts))
+        draws = self._draws(address, len(cuts), config.max_sentence_tokens if pair.guided else config.max_new_tokens)
         pair.branches = []
         for cut, length, uniforms in zip(cuts, shared, draws, strict=True):
             forced = cut.forced_ids if cut else ()
@@ -145,13 +145,11 @@ class Sampler:
         count = len(encoded.inputs.image_positions)
         return encoded, visible_image_tokens(*address, count, config.mask_threshold)
 
-    def _draws(self, address: tuple[int, int, int], count: int) -> list[list[float]]:
+    def _draws(self, address: tuple[int, int, int], count: int, length: int) -> list[list[float]]:
         """The uniforms of each branch's tokens; none when decoding is greedy."""
-        config = self._config
-        if config.temperature == 0:
+        if self._config.temperature == 0:
             return [[]] * count
         seed, key, iteration = address
-        length = max(config.max_sentence_tokens, config.max_new_tokens)
         keys, sentences = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
         return ops.random_uniform(seed, keys, ops.TOKEN, iteration, sentences, length).tolist()
 

@@ -29,7 +29,7 @@ def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, Decod
     pool = BranchPool(model, 3, TokenChooser([], 0.0, 0, 1.0), lambda branches: [len(b.ids) >= 5 for b in branches])
     results, sizes = [], []
     for _ in range(30):
-        pool.add([prompt], [[Branch(len(prompt)), Branch(len(prompt) - 3, forced_ids=(7, 8))]])
+        pool.add([(prompt, [Branch(len(prompt)), Branch(len(prompt) - 3, forced_ids=(7, 8))])])
         while len(pool):
             results += [(branch.prefix_length, *branch.ids) for branch in pool.step()]
         sizes.append(pool._cache.layers[0].keys.shape[2])
@@ -47,7 +47,7 @@ def test_at_most_max_branches_decode_at_a_time(encoded: tuple[Any, DecoderInputs
         return [len(branch.ids) >= 2 for branch in branches]
 
     pool = BranchPool(model, 2, TokenChooser([], 0.0, 0, 1.0), stop)
-    pool.add([prompt], [[Branch(len(prompt)) for _ in range(5)]])
+    pool.add([(prompt, [Branch(len(prompt)) for _ in range(5)])])
     assert pool.room == -3
     ended = []
     while len(pool):
