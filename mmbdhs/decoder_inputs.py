@@ -8,7 +8,7 @@ thing the library knows about model families is that they have a text decoder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class DecoderInputs:
     image_positions: Tensor
     flat: bool = True
     visual_mask: Tensor | None = None
-    visual_features: tuple[Tensor, ...] = field(default=())
+    visual_features: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.embeds.shape[0]

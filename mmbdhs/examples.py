@@ -10,7 +10,7 @@ from torch import nn
 from mmbdhs.branches import NonFiniteError
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs, image_token_id, longest_sequence
 from mmbdhs.probe import probe
-from mmbdhs.prompts import Turn, as_messages, content_key, encode, key_address, load_images, render_turn
+from mmbdhs.prompts import CONTEXT_TOKENS, Turn, as_messages, content_key, encode, key_address, load_images, render_turn
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
@@ -70,4 +70,4 @@ class ExampleReader:
         if not len(inputs.image_positions):
             raise ValueError("model: needs image tokens in its decoder, got none for this prompt")
         probe(self._model, inputs, ids)
-        return EncodedExample(inputs, prompt_length, tuple(ids[:prompt_length][-8:].tolist()))
+        return EncodedExample(inputs, prompt_length, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 
+CONTEXT_TOKENS = 8  # enough to tell how the text of the tokens after them begins
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -24,8 +26,7 @@ class Turn:
 
     text: the rendered conversation.
     opening: index in `text` where the generation prompt ends and the response's tokens begin.
-    start: index of the response's first character that is not white space; `lead` characters of white space in the
-        user's text stand before it.
+    start: index of the response's first character that is not white space.
     token_ids: the response's tokens, as they stand in that conversation.
     token_spans: for each, the [begin, end) of its characters in the user's text, leading white space left out; -1 as
         the begin of a token that stands before the text.
@@ -35,7 +36,6 @@ class Turn:
     text: str
     opening: int
     start: int
-    lead: int
     token_ids: tuple[int, ...]
     token_spans: tuple[tuple[int, int], ...]
     closing: int
@@ -105,6 +105,7 @@ def reworded(processor: Any, turn: Turn, response: str) -> Turn:
 
 
 def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: int) -> Turn:
+    """`lead` characters of white space stand before the response in the user's text."""
     encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
     raw = encoding["offset_mapping"]
     inside = [i for i, (b, e) in enumerate(raw) if e > opening and b < end and e > b]
@@ -114,7 +115,7 @@ def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: i
     for b, e in raw[first:stop]:
         b = e - len(text[b:e].lstrip()) if text[b:e].strip() else b
         spans.append((max(b, start) + shift if e > start else -1, max(min(e, end) + shift, 0)))
-    return Turn(text, opening, start, lead, tuple(encoding["input_ids"][first:stop]), tuple(spans), len(raw) - stop)
+    return Turn(text, opening, start, tuple(encoding["input_ids"][first:stop]), tuple(spans), len(raw) - stop)
 
 
 def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device) -> tuple[dict[str, Any], int]:
@@ -134,7 +135,7 @@ def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device
 
 def decode_after(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> str:
     """The text that `ids` add after `context`: decode(context + ids) without decode(context)."""
-    context = list(context)[-8:]
+    context = list(context)[-CONTEXT_TOKENS:]
     before = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     whole = tokenizer.decode([*context, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return whole[len(before) :]

@@ -39,6 +39,12 @@ LLAVA_TEMPLATE = (
     "{% endfor %}{% endif %}{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+LLAVA_PROCESSING = {
+    "patch_size": 8,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+    "chat_template": LLAVA_TEMPLATE,
+}
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -133,10 +139,7 @@ def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         words,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
+        **LLAVA_PROCESSING,
     )
     config = LlavaConfig(
         vision_config=vision_settings(48),
@@ -155,10 +158,7 @@ def llava_next() -> tuple[Any, Any]:
             size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
         ),
         words,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
+        **LLAVA_PROCESSING,
     )
     config = LlavaNextConfig(
         vision_config=vision_settings(24),
