@@ -5,6 +5,8 @@ TypeError for a wrong dtype, ValueError for everything else.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from mmbdhs.native.reference import ADDRESS_LAYOUT, COUNTERPARTS
 
 CPU = torch.device("cpu")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def tensor(
@@ -111,3 +114,100 @@ def splices(
 def _refuse(requirement: str, wrong: np.ndarray) -> None:
     if wrong.any():
         raise ValueError(f"{requirement}, not so in sentence {int(wrong.argmax())}")
+
+
+def heads(
+    name: str, value: Tensor, dims: int, *, like: Tensor, shape: tuple[int | None, ...] | None = None
+) -> tuple[int, ...]:
+    """The shape of an attention operand: floating, with `dims` dimensions, in the dtype and on the device of `like`."""
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must have dtype float32, bfloat16 or float16, got {value.dtype}")
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of q, {like.dtype}, got {value.dtype}")
+    if value.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of q, {like.device}, got {value.device}")
+    size = value.shape[-1]
+    if not 32 <= size <= 256 or size % 8:
+        raise ValueError(f"{name} must have a head size of 32 … 256 in steps of 8, got {size}")
+    if value.stride(-1) != 1:
+        raise ValueError(f"{name} must be contiguous in its last dimension, got strides {value.stride()}")
+    if shape and any(need not in (None, got) for need, got in zip(shape, value.shape, strict=True)):
+        needed = ["any" if size is None else size for size in shape]
+        raise ValueError(f"{name} must have shape {needed}, got {list(value.shape)}")
+    return tuple(value.shape)
+
+
+def query_heads(q: Tensor, kv_heads: int, name: str) -> None:
+    """Every key head serves the same number of query heads, and q has the head size of the keys."""
+    if kv_heads == 0 or q.shape[1] % kv_heads:
+        raise ValueError(f"q must have a multiple of the {kv_heads} head(s) of {name}, got {q.shape[1]}")
+
+
+def scale(value: float | None, head_dim: int) -> float:
+    """The factor of the scores, 1/√D by default."""
+    if value is None:
+        return head_dim**-0.5
+    if not math.isfinite(value):
+        raise ValueError(f"scale must be finite, got {value}")
+    return value
+
+
+def softcap(value: float) -> float:
+    """The bound of the scores, 0 for none."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"softcap must be finite and at least 0, got {value}")
+    return value
+
+
+def key_mask(visible: Tensor, batch: int, keys: int, device: torch.device) -> Tensor:
+    """`visible`, contiguous, if it is a bool mask of each row's keys."""
+    if visible.dtype != torch.bool:
+        raise TypeError(f"visible must have dtype torch.bool, got {visible.dtype}")
+    if visible.shape != (batch, keys):
+        raise ValueError(f"visible must have shape {[batch, keys]}, got {list(visible.shape)}")
+    if visible.device != device:
+        raise ValueError(f"visible must be on the device of q, {device}, got {visible.device}")
+    return visible.contiguous()
+
+
+def shared_prefix(
+    prefix_count: Tensor,
+    suffix_length: Tensor,
+    example: Tensor | None,
+    visible: Tensor | None,
+    prefix_offsets: Tensor | None,
+    *,
+    rows: int,
+    suffix_rows: int,
+) -> None:
+    """No length or index leads out of its tensor. Values on a device whose graph is being captured go unseen."""
+    if (example is None) != (prefix_offsets is None):
+        raise ValueError("example and prefix_offsets must be given together, got only one of them")
+    if prefix_offsets is not None and len(prefix_offsets) == 0:
+        raise ValueError("prefix_offsets must have at least 1 entry, got 0")
+    if prefix_count.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    _within("suffix_length", suffix_length, suffix_rows)
+    if visible is not None:
+        _within("visible", visible, rows - 1)
+    keys = rows if visible is None else len(visible)
+    if example is None:
+        _within("prefix_count", prefix_count, keys)
+        return
+    sizes = prefix_offsets.diff()
+    _within("prefix_offsets", prefix_offsets, keys)
+    if bool((sizes < 0).any()):
+        raise ValueError(f"prefix_offsets must not fall, got a step of {int(sizes.min())}")
+    _within("example", example, len(sizes) - 1)
+    _within("prefix_count", prefix_count, sizes[example.long()])
+
+
+def _within(name: str, values: Tensor, highest: int | Tensor) -> None:
+    """Every value is in 0 … highest (a number, or one for each value)."""
+    wrong = (values < 0) | (values > highest)
+    if bool(wrong.any()):
+        row = int(wrong.int().argmax())
+        limit = int(highest[row]) if isinstance(highest, Tensor) else highest
+        raise ValueError(f"{name} must be in 0 … {limit}, got {int(values[row])} at row {row}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmbdhs.native import backend, checks
 from mmbdhs.native.reference import ADDRESS_LAYOUT, CUT, IMAGE_MASK, NO_STOP, NOISE, SWAP, TOKEN, UNDECIDED
+from mmbdhs.native.registry import register
 
 __all__ = [
     "CUT",
@@ -262,9 +263,5 @@ _FAKES = (
     _fake_draw_splices,
     _fake_join_splices,
 )
-_LIBRARY = torch.library.Library("mmbdhs", "DEF")
 for _schema, _run, _fake in zip(_SCHEMAS.replace(",\n", ",").strip().split("\n"), _RUNS, _FAKES, strict=True):
-    _name = _LIBRARY.define(_schema)
-    # One implementation for every device: a tensor in the wrong place is named by the checks, not by the dispatcher.
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mmbdhs::{_name}", _fake, lib=_LIBRARY)
+    register(_schema, _run, _fake)

@@ -157,6 +157,62 @@ def join_splices(
     return flat, _offsets([len(row) for row in joined])
 
 
+def shared_prefix_attention(
+    q: Tensor,
+    k_prefix: Tensor,
+    v_prefix: Tensor,
+    prefix_count: Tensor,
+    k_suffix: Tensor,
+    v_suffix: Tensor,
+    suffix_length: Tensor,
+    visible: Tensor | None,
+    example: Tensor | None,
+    prefix_offsets: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """Twin of `attention.shared_prefix_attention`: branch after branch, over its keys gathered."""
+    lengths = zip(prefix_count.tolist(), suffix_length.tolist(), strict=True)
+    begins = [0] * len(q) if example is None else prefix_offsets[example.long()].tolist()
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    for branch, ((count, length), begin) in enumerate(zip(lengths, begins, strict=True)):
+        rows = slice(begin, begin + count) if visible is None else visible[begin : begin + count].long()
+        k = torch.cat([k_prefix[:, rows], k_suffix[branch, :, :length]], dim=1)
+        v = torch.cat([v_prefix[:, rows], v_suffix[branch, :, :length]], dim=1)
+        seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=q.device)
+        row_out, row_lse = _attend(q[branch, :, None], k, v, seen, scale, softcap)
+        out[branch], lse[branch] = row_out[:, 0], row_lse[:, 0]
+    return out, lse
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Twin of `attention.masked_attention`."""
+    queries, keys = q.shape[2], k.shape[2]
+    order = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
+    seen = visible[:, None] & (order.tril(keys - queries) if causal else order)
+    rows = [_attend(*row, scale, softcap) for row in zip(q, k, v, seen, strict=True)]
+    if not rows:
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out, lse = zip(*rows, strict=True)
+    return torch.stack(out), torch.stack(lse)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """q [Hq, Lq, D] over k, v [Hkv, L, D] where `seen` [Lq, L] -> out [Hq, Lq, D], lse float32 [Hq, Lq]."""
+    group = q.shape[0] // k.shape[0]
+    k, v = (x.float().repeat_interleave(group, dim=0) for x in (k, v))
+    scores = q.float() @ k.transpose(1, 2) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    lse = scores.logsumexp(dim=-1)
+    # Where nothing is seen, lse is -inf: subtracting 0 instead leaves weights of 0, not NaN.
+    weights = (scores - lse.where(lse > -torch.inf, 0.0)[..., None]).exp()
+    return (weights @ v).to(q.dtype), lse
+
+
 def _swap(raw: bytes, begin: int, span: list[int]) -> bytes:
     content_end, _, word_begin, word_end = span
     return raw[begin:word_begin] + COUNTERPARTS[raw[word_begin:word_end]] + raw[word_end:content_end]

@@ -1,0 +1,53 @@
+// Attention that reads keys where they lie: a prefix shared by many branches, or a sequence of which most keys are hidden.
+// All extents and strides count elements; the last dimension of every tensor is contiguous. Every field has 64 bits,
+// because the structs arrive from Python as rows of integers.
+#pragma once
+
+#include <cstdint>
+
+namespace mmbdhs {
+
+enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// One query token per branch. Branch b sees the first prefix_count[b] prefix keys of its example and the first
+// suffix_length[b] keys of its own suffix.
+struct SharedPrefix {
+    const void* q;         // [branches, q_heads, head_dim]
+    const void* k_prefix;  // [kv_heads, prefix_rows, head_dim]
+    const void* v_prefix;
+    const void* k_suffix;  // [branches, kv_heads, suffix_rows, head_dim]
+    const void* v_suffix;
+    void* out;                      // [branches, q_heads, head_dim], contiguous
+    float* lse;                     // [branches, q_heads], contiguous: natural log of the sum of exp(scores)
+    const int32_t* prefix_count;    // [branches]
+    const int32_t* suffix_length;   // [branches]
+    const int32_t* visible;         // [prefix_keys] rows of the prefix in the order of its keys; null: row i is key i
+    const int32_t* example;         // [branches]; null: all branches belong to one example, which has every prefix key
+    const int32_t* prefix_offsets;  // [examples + 1] where each example's prefix keys begin; null with `example`
+    int64_t dtype;                  // DType of q, k, v and out
+    int64_t branches, q_heads, kv_heads, head_dim, prefix_rows, prefix_keys, suffix_rows, examples;
+    int64_t q_branch, q_head;  // strides
+    int64_t kp_head, kp_row, vp_head, vp_row;
+    int64_t ks_branch, ks_head, ks_row, vs_branch, vs_head, vs_row;
+};
+
+// Query i of batch row n sees the keys whose `visible` is set; with `causal` only those up to keys - queries + i.
+struct Masked {
+    const void* q;  // [batch, q_heads, queries, head_dim]
+    const void* k;  // [batch, kv_heads, keys, head_dim]
+    const void* v;
+    void* out;               // [batch, q_heads, queries, head_dim], contiguous
+    float* lse;              // [batch, q_heads, queries], contiguous
+    const uint8_t* visible;  // [batch, keys] of 0 or 1, contiguous
+    int64_t dtype;
+    int64_t batch, q_heads, kv_heads, queries, keys, head_dim, causal;
+    int64_t q_batch, q_head, q_row;  // strides
+    int64_t k_batch, k_head, k_row, v_batch, v_head, v_row;
+};
+
+// A row that sees nothing gives out 0 and lse -inf. Scores are scale * q·k, then softcap * tanh(score / softcap) if
+// softcap > 0. Arguments are taken as valid.
+void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads);
+void masked_attention(const Masked& arguments, double scale, double softcap, int threads);
+
+}  // namespace mmbdhs
