@@ -50,4 +50,10 @@ struct Masked {
 void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads);
 void masked_attention(const Masked& arguments, double scale, double softcap, int threads);
 
+// Which kernels run: the most capable that the machine has, or those that the environment variable MMBDHS_ISA names.
+const char* instruction_set();
+
+// Multiplies and adds in registers and nothing else: the machine's ceiling. Returns the floating-point operations done.
+double multiply_add_rounds(int64_t rounds);
+
 }  // namespace mmbdhs

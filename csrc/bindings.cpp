@@ -2,10 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
+#include "attention.h"
 #include "image_mask.h"
 #include "philox.h"
 #include "sentences.h"
@@ -53,6 +57,27 @@ std::map<std::string, std::string> build_info() {
     return {{"compiler", MMBDHS_COMPILER}, {"cuda", MMBDHS_CUDA_VERSION}, {"cuda_archs", MMBDHS_CUDA_ARCHS}};
 }
 
+// The fields of a struct, in their order, as a row of integers.
+template <class Arguments>
+Arguments unpack(const std::vector<int64_t>& fields) {
+    static_assert(std::is_trivially_copyable_v<Arguments> && sizeof(Arguments) % sizeof(int64_t) == 0);
+    Arguments arguments;
+    if (fields.size() * sizeof(int64_t) != sizeof arguments)
+        throw std::invalid_argument("needs " + std::to_string(sizeof arguments / sizeof(int64_t)) + " fields, got " +
+                                    std::to_string(fields.size()));
+    std::memcpy(&arguments, fields.data(), sizeof arguments);
+    return arguments;
+}
+
+template <class Arguments, class Result, class... Rest>
+void define_packed(py::module_& module, const char* name, Result (*function)(const Arguments&, Rest...)) {
+    module.def(name, [function](const std::vector<int64_t>& fields, FromPython<Rest>... rest) {
+        const auto arguments = unpack<Arguments>(fields);
+        const py::gil_scoped_release release;
+        return function(arguments, pass<Rest>(rest)...);
+    });
+}
+
 // Counter and words are four uint32 each.
 void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
     const Words out = philox({{counter[0], counter[1], counter[2], counter[3]}}, uint32_t(seed), uint32_t(seed >> 32));
@@ -71,6 +96,10 @@ PYBIND11_MODULE(_extension, module) {
     define(module, "sentence_ends", &sentence_ends);
     define(module, "draw_splices", &draw_splices);
     define(module, "join_splices", &join_splices);
+    define_packed(module, "shared_prefix_attention", &shared_prefix_attention);
+    define_packed(module, "masked_attention", &masked_attention);
+    define(module, "instruction_set", &instruction_set);
+    define(module, "multiply_add_rounds", &multiply_add_rounds);
 #ifdef MMBDHS_WITH_CUDA
     define(module, "count_visible_cuda", &count_visible_cuda);
     define(module, "write_visible_cuda", &write_visible_cuda);

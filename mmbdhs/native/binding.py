@@ -10,6 +10,7 @@ from torch import Tensor
 from mmbdhs.native import _extension, reference
 
 _UNSIGNED = (1 << 64) - 1
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention.h
 _BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
 
 
@@ -110,3 +111,57 @@ def join_splices(
     pointers = (column.data_ptr() for column in (*columns, joined, joined_offsets))
     _extension.join_splices(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
     return joined, joined_offsets
+
+
+def shared_prefix_attention(
+    q: Tensor,
+    k_prefix: Tensor,
+    v_prefix: Tensor,
+    prefix_count: Tensor,
+    k_suffix: Tensor,
+    v_suffix: Tensor,
+    suffix_length: Tensor,
+    visible: Tensor | None,
+    example: Tensor | None,
+    prefix_offsets: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """Native `attention.shared_prefix_attention`."""
+    branches, q_heads, head_dim = q.shape
+    kv_heads, prefix_rows, _ = k_prefix.shape
+    out, lse = _attention_results(q)
+    tensors = (q, k_prefix, v_prefix, k_suffix, v_suffix, out, lse, prefix_count, suffix_length)
+    fields = (
+        *(x.data_ptr() for x in tensors),
+        *(0 if x is None else x.data_ptr() for x in (visible, example, prefix_offsets)),
+        _DTYPES[q.dtype],
+        *(branches, q_heads, kv_heads, head_dim, prefix_rows),
+        prefix_rows if visible is None else len(visible),
+        k_suffix.shape[2],
+        1 if prefix_offsets is None else len(prefix_offsets) - 1,
+        *(stride for x in tensors[:5] for stride in x.stride()[:-1]),
+    )
+    _extension.shared_prefix_attention(fields, scale, softcap, torch.get_num_threads())
+    return out, lse
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Native `attention.masked_attention`."""
+    batch, q_heads, queries, head_dim = q.shape
+    out, lse = _attention_results(q)
+    fields = (
+        *(x.data_ptr() for x in (q, k, v, out, lse, visible)),
+        _DTYPES[q.dtype],
+        *(batch, q_heads, k.shape[1], queries, k.shape[2], head_dim, causal),
+        *(stride for x in (q, k, v) for stride in x.stride()[:-1]),
+    )
+    _extension.masked_attention(fields, scale, softcap, torch.get_num_threads())
+    return out, lse
+
+
+def _attention_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for out and lse."""
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:-1], dtype=torch.float32)

@@ -1,0 +1,303 @@
+// Splits the work of the attention ops into units for the kernels of this machine's instruction set, over threads.
+#include "attention.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention_kernels.h"
+
+namespace mmbdhs {
+namespace {
+
+// From the least to the most capable.
+const Kernels* const ALL_KERNELS[] = {
+    &base::kernels,
+#if defined(__x86_64__)
+    &avx2::kernels,
+    &avx512::kernels,
+    &avx512_bf16::kernels,
+#endif
+};
+
+const Kernels& choose_kernels() {
+    const char* wanted = std::getenv("MMBDHS_ISA");
+    const Kernels* best = nullptr;
+    for (const Kernels* kernels : ALL_KERNELS) {
+        if (kernels->supported() && (!wanted || !*wanted || wanted == std::string(kernels->name))) best = kernels;
+    }
+    if (!best) throw std::invalid_argument(std::string("MMBDHS_ISA: this machine has no '") + wanted + "' kernels");
+    return *best;
+}
+
+const Kernels& live_kernels() {
+    static const Kernels& kernels = choose_kernels();
+    return kernels;
+}
+
+// The threads of a parent's pool do not live on in a forked child, and waiting for them would never end.
+bool forked = false;
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+int usable(int threads) { return forked ? 1 : threads; }
+
+Rows& thread_rows() {
+    static thread_local auto rows = std::make_unique<Rows>();
+    return *rows;
+}
+
+const char* element(const void* base, int64_t dtype, int64_t offset) {
+    return static_cast<const char*>(base) + offset * (dtype == FLOAT32 ? 4 : 2);
+}
+
+void start(Rows& rows, int64_t head_dim, double scale, double softcap) {
+    rows.head_dim = head_dim;
+    rows.scale = float(scale);
+    rows.softcap = float(softcap);
+}
+
+// Outputs that other parts of the same keys are yet to be merged with.
+struct Partial {
+    std::vector<float> out, largest, sum;
+
+    Partial(int64_t rows, int64_t head_dim) : out(rows * head_dim), largest(rows), sum(rows) {}
+    void take(const Rows& rows, int count, int64_t at) {
+        for (int row = 0; row < count; ++row, ++at) {
+            std::copy_n(rows.out[row], rows.head_dim, &out[at * rows.head_dim]);
+            largest[at] = rows.largest[row];
+            sum[at] = rows.sum[row];
+        }
+    }
+};
+
+// ---- shared prefix ---------------------------------------------------------------------------------------------
+
+// Query rows of one key head that share a pass: branches of one example, each with the heads of its group.
+struct Unit {
+    int64_t first, count;  // rows; row r is query head r % group of the branch order[r / group]
+    int64_t prefix_begin;  // of the example's keys
+};
+
+class SharedPrefixRun {
+  public:
+    SharedPrefixRun(const SharedPrefix& arguments, double scale, double softcap, int threads)
+        : a(arguments), scale_(scale), softcap_(softcap), threads_(threads), group_(a.q_heads / a.kv_heads) {
+        plan();
+    }
+
+    void run() {
+        const int64_t tasks = int64_t(units_.size()) * a.kv_heads;
+        if (tasks == 0) return;
+        const int64_t parts = std::clamp<int64_t>(longest_ / (2 * TILE), 1, (threads_ + tasks - 1) / tasks);
+        if (parts == 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (tasks > 1)
+            for (int64_t task = 0; task < tasks; ++task) {
+                Rows& rows = pass(task, 0, 1);
+                finish(rows, task);
+            }
+            return;
+        }
+        // Fewer tasks than threads: each takes a part of the keys, and the parts are merged.
+        Partial partial(parts * tasks * MAX_ROWS, a.head_dim);
+#pragma omp parallel for schedule(dynamic) num_threads(threads_)
+        for (int64_t job = 0; job < tasks * parts; ++job) {
+            const Rows& rows = pass(job / parts, job % parts, parts);
+            partial.take(rows, int(unit(job / parts).count), job * MAX_ROWS);
+        }
+        for (int64_t task = 0; task < tasks; ++task) merge(partial, task, parts);
+    }
+
+  private:
+    void plan() {
+        order_.resize(a.branches);
+        std::iota(order_.begin(), order_.end(), 0);
+        const auto example = [&](int64_t branch) { return a.example ? a.example[branch] : 0; };
+        std::stable_sort(order_.begin(), order_.end(), [&](auto x, auto y) { return example(x) < example(y); });
+        for (int64_t begin = 0, end; begin < a.branches; begin = end) {
+            const int32_t here = example(order_[begin]);
+            for (end = begin; end < a.branches && example(order_[end]) == here;) ++end;
+            for (int64_t row = begin * group_; row < end * group_; row += MAX_ROWS)
+                units_.push_back({row, std::min<int64_t>(MAX_ROWS, end * group_ - row),
+                                  a.prefix_offsets ? a.prefix_offsets[here] : 0});
+        }
+        for (int64_t b = 0; b < a.branches; ++b)
+            longest_ = std::max<int64_t>(longest_, int64_t{a.prefix_count[b]} + a.suffix_length[b]);
+    }
+
+    const Unit& unit(int64_t task) const { return units_[task / a.kv_heads]; }
+    int64_t branch(const Unit& unit, int64_t row) const { return order_[(unit.first + row) / group_]; }
+    int64_t query_head(const Unit& unit, int64_t task, int64_t row) const {
+        return task % a.kv_heads * group_ + (unit.first + row) % group_;
+    }
+
+    // The rows of a task over the given part of their keys.
+    Rows& pass(int64_t task, int64_t part, int64_t parts) const {
+        const Unit& unit = this->unit(task);
+        Rows& rows = thread_rows();
+        start(rows, a.head_dim, scale_, softcap_);
+        const void* q[MAX_ROWS];
+        for (int64_t row = 0; row < unit.count; ++row)
+            q[row] = element(a.q, a.dtype, branch(unit, row) * a.q_branch + query_head(unit, task, row) * a.q_head);
+        kernels_.begin[a.dtype](rows, int(unit.count), q);
+        prefix(rows, unit, task % a.kv_heads, part, parts);
+        suffixes(rows, unit, task % a.kv_heads, part, parts);
+        return rows;
+    }
+
+    void prefix(Rows& rows, const Unit& unit, int64_t head, int64_t part, int64_t parts) const {
+        int64_t limits[MAX_ROWS], most = 0;
+        for (int64_t row = 0; row < unit.count; ++row)
+            most = std::max(most, limits[row] = a.prefix_count[branch(unit, row)]);
+        const int64_t begin = most * part / parts, end = most * (part + 1) / parts;
+        for (int64_t row = 0; row < unit.count; ++row)
+            limits[row] = std::clamp<int64_t>(limits[row] - begin, 0, end - begin);
+        const int64_t from = unit.prefix_begin + begin, row = a.visible ? 0 : from;
+        const Keys keys = {element(a.k_prefix, a.dtype, head * a.kp_head + row * a.kp_row),
+                           element(a.v_prefix, a.dtype, head * a.vp_head + row * a.vp_row),
+                           a.kp_row,
+                           a.vp_row,
+                           a.visible ? a.visible + from : nullptr,
+                           end - begin};
+        const Keys next = suffix(branch(unit, 0), head, part, parts);
+        kernels_.extend[a.dtype](rows, 0, int(unit.count), keys, limits, &next);
+    }
+
+    void suffixes(Rows& rows, const Unit& unit, int64_t head, int64_t part, int64_t parts) const {
+        for (int64_t row = 0, last; row < unit.count; row = last) {
+            last = std::min(unit.count, row + group_ - (unit.first + row) % group_);
+            const Keys keys = suffix(branch(unit, row), head, part, parts);
+            const Keys next = last < unit.count ? suffix(branch(unit, last), head, part, parts) : Keys{};
+            int64_t limits[MAX_ROWS];
+            std::fill(limits + row, limits + last, keys.count);
+            kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
+        }
+    }
+
+    Keys suffix(int64_t branch, int64_t head, int64_t part, int64_t parts) const {
+        const int64_t length = a.suffix_length[branch];
+        const int64_t begin = length * part / parts, end = length * (part + 1) / parts;
+        return {element(a.k_suffix, a.dtype, branch * a.ks_branch + head * a.ks_head + begin * a.ks_row),
+                element(a.v_suffix, a.dtype, branch * a.vs_branch + head * a.vs_head + begin * a.vs_row),
+                a.ks_row,
+                a.vs_row,
+                nullptr,
+                end - begin};
+    }
+
+    void finish(const Rows& rows, int64_t task) const {
+        const Unit& unit = this->unit(task);
+        void* out[MAX_ROWS];
+        float* lse[MAX_ROWS];
+        for (int64_t row = 0; row < unit.count; ++row) {
+            const int64_t at = branch(unit, row) * a.q_heads + query_head(unit, task, row);
+            out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
+            lse[row] = a.lse + at;
+        }
+        kernels_.finish[a.dtype](rows, int(unit.count), out, lse);
+    }
+
+    void merge(const Partial& partial, int64_t task, int64_t parts) const {
+        const int count = int(unit(task).count);
+        Rows& rows = thread_rows();
+        start(rows, a.head_dim, scale_, softcap_);
+        const void* q[MAX_ROWS];
+        std::fill_n(q, count, a.q);
+        kernels_.begin[a.dtype](rows, count, q);  // clears the outputs
+        for (int64_t part = 0; part < parts; ++part) {
+            for (int row = 0; row < count; ++row) {
+                const int64_t at = (task * parts + part) * MAX_ROWS + row;
+                kernels_.merge(rows, row, &partial.out[at * a.head_dim], partial.largest[at], partial.sum[at]);
+            }
+        }
+        finish(rows, task);
+    }
+
+    const SharedPrefix& a;
+    const double scale_, softcap_;
+    const int threads_;
+    const int64_t group_;
+    const Kernels& kernels_ = live_kernels();
+    std::vector<int64_t> order_;
+    std::vector<Unit> units_;
+    int64_t longest_ = 0;
+};
+
+// ---- masked ----------------------------------------------------------------------------------------------------
+
+// The visible keys of each batch row, and how many of them come before each place.
+struct VisibleKeys {
+    std::vector<int32_t> index;   // [batch, keys], the first count(n, keys) of each row are used
+    std::vector<int64_t> before;  // [batch, keys + 1]
+
+    explicit VisibleKeys(const Masked& a) : index(a.batch * a.keys), before(a.batch * (a.keys + 1)) {
+        for (int64_t n = 0; n < a.batch; ++n) {
+            int64_t count = 0, *row = &before[n * (a.keys + 1)];
+            for (int64_t key = 0; key < a.keys; ++key) {
+                row[key] = count;
+                if (a.visible[n * a.keys + key]) index[n * a.keys + count++] = int32_t(key);
+            }
+            row[a.keys] = count;
+        }
+    }
+};
+
+// Rows first … of (query, head of the group) pairs over one key head.
+void masked_block(const Masked& a, const VisibleKeys& seen, const Kernels& kernels, int64_t n, int64_t head,
+                  int64_t first, Rows& rows) {
+    const int64_t group = a.q_heads / a.kv_heads;
+    const int count = int(std::min<int64_t>(MAX_ROWS, a.queries * group - first));
+    const void* q[MAX_ROWS];
+    void* out[MAX_ROWS];
+    float* lse[MAX_ROWS];
+    int64_t limits[MAX_ROWS];
+    for (int row = 0; row < count; ++row) {
+        const int64_t query = (first + row) / group, query_head = head * group + (first + row) % group;
+        const int64_t at = (n * a.q_heads + query_head) * a.queries + query;
+        q[row] = element(a.q, a.dtype, n * a.q_batch + query_head * a.q_head + query * a.q_row);
+        out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
+        lse[row] = a.lse + at;
+        limits[row] = seen.before[n * (a.keys + 1) + (a.causal ? a.keys - a.queries + query + 1 : a.keys)];
+    }
+    const Keys keys = {element(a.k, a.dtype, n * a.k_batch + head * a.k_head),
+                       element(a.v, a.dtype, n * a.v_batch + head * a.v_head),
+                       a.k_row,
+                       a.v_row,
+                       seen.index.data() + n * a.keys,
+                       a.keys};
+    kernels.begin[a.dtype](rows, count, q);
+    kernels.extend[a.dtype](rows, 0, count, keys, limits, nullptr);
+    kernels.finish[a.dtype](rows, count, out, lse);
+}
+
+}  // namespace
+
+void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads) {
+    SharedPrefixRun(arguments, scale, softcap, usable(threads)).run();
+}
+
+void masked_attention(const Masked& a, double scale, double softcap, int threads) {
+    const Kernels& kernels = live_kernels();
+    const VisibleKeys seen(a);
+    const int64_t blocks = (a.queries * (a.q_heads / a.kv_heads) + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t tasks = a.batch * a.kv_heads * blocks;
+#pragma omp parallel for schedule(dynamic) num_threads(usable(threads)) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+        // The last queries of a causal row have the most keys: they go first, so that no thread is left with one.
+        const int64_t block = blocks - 1 - task % blocks, head = task / blocks % a.kv_heads;
+        Rows& rows = thread_rows();
+        start(rows, a.head_dim, scale, softcap);
+        masked_block(a, seen, kernels, task / blocks / a.kv_heads, head, block * MAX_ROWS, rows);
+    }
+}
+
+const char* instruction_set() { return live_kernels().name; }
+
+double multiply_add_rounds(int64_t rounds) { return live_kernels().multiply_add(rounds); }
+
+}  // namespace mmbdhs

@@ -1,0 +1,426 @@
+// Softmax attention of a few rows over keys that are read where they lie. Compiled once for each instruction set.
+#include "attention_kernels.h"
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace mmbdhs {
+namespace MMBDHS_ISA {
+namespace {
+
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;  // there is an instruction for sums of two bfloat16 products
+#else
+constexpr bool PAIRS = false;
+#endif
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+template <class T>
+constexpr bool in_pairs = PAIRS && same<T, BFloat16>;
+
+// Rows are words of 32 bits: floats, or pairs of bfloat16.
+template <class T>
+constexpr int64_t words(int64_t head_dim) {
+    return in_pairs<T> ? head_dim / 2 : head_dim;
+}
+
+template <bool BF16_PAIRS, class V>
+inline V multiply_add(V a, V b, V sum) {
+#if defined(__AVX512BF16__)
+    if constexpr (BF16_PAIRS && lanes_of<V> == 16) return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    if constexpr (BF16_PAIRS && lanes_of<V> == 8) return (V)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
+#endif
+    return a * b + sum;
+}
+
+// Up to LANES words of a row from word `at` on, zeros after its end.
+template <class T>
+inline Vec load_words(const T* row, int64_t at, int64_t end) {
+#if defined(__AVX512F__)
+    if (at + LANES > end) {
+        const auto mask = __mmask16((1u << (end - at)) - 1);
+        if constexpr (in_pairs<T>) return (Vec)_mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, row + 2 * at));
+        if constexpr (same<T, float>) return (Vec)_mm512_maskz_loadu_ps(mask, row + at);
+        // Head sizes are multiples of 8, so here it is one half.
+        const auto half = load<8>(row + at);
+        return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+    }
+#endif
+    (void)end;
+    if constexpr (in_pairs<T>) {
+        return read<Vec>(row + 2 * at);
+    } else {
+        return load<LANES>(row + at);
+    }
+}
+
+template <class T>
+void begin(Rows& rows, int count, const void* const* q) {
+    const int64_t end = words<T>(rows.head_dim);
+    for (int row = 0; row < count; ++row) {
+        for (int64_t at = 0; at < end; at += LANES)
+            write(rows.q[row] + at, load_words(static_cast<const T*>(q[row]), at, end));
+        for (int64_t d = 0; d < rows.head_dim; d += LANES) write(rows.out[row] + d, Vec{});
+        rows.largest[row] = -INFINITY;
+        rows.sum[row] = 0;
+    }
+}
+
+// ---- scores: a few rows, lanes along the head ------------------------------------------------------------------
+
+// COUNT rows against LANES / COUNT keys: as many sums as a vector has lanes.
+template <class T, int COUNT>
+void score_few(Rows& rows, int row, const T* const* k, int64_t key) {
+    constexpr int KEYS = LANES / COUNT;
+    const int64_t end = words<T>(rows.head_dim);
+    Vec total[LANES] = {};
+    for (int64_t at = 0; at < end; at += LANES) {
+        Vec q[COUNT];
+        for (int r = 0; r < COUNT; ++r) q[r] = read<Vec>(rows.q[row + r] + at);
+        for (int j = 0; j < KEYS; ++j) {
+            const Vec words = load_words(k[key + j], at, end);
+            for (int r = 0; r < COUNT; ++r)
+                total[r * KEYS + j] = multiply_add<in_pairs<T>>(q[r], words, total[r * KEYS + j]);
+        }
+    }
+    const Vec scores = sums(total);
+    for (int r = 0; r < COUNT; ++r)
+        std::memcpy(rows.scores[row + r] + key, reinterpret_cast<const float*>(&scores) + r * KEYS, 4 * KEYS);
+}
+
+// ---- scores: many rows, lanes along the rows -------------------------------------------------------------------
+
+// Rows first … last as columns, a vector for each word.
+template <class T, class V>
+void lay_columns(Rows& rows, int first, int last, float* columns) {
+    constexpr int L = lanes_of<V>;
+    const int64_t end = words<T>(rows.head_dim);
+    for (int64_t at = 0; at < end; at += L) {
+        V block[L];
+        for (int r = 0; r < L; ++r) block[r] = read<V>(rows.q[first + r < last ? first + r : first] + at);
+        transpose(block);
+        for (int i = 0; i < L && at + i < end; ++i) write(columns + (at + i) * L, block[i]);
+    }
+}
+
+template <class T, class V>
+void score_many(Rows& rows, int first, int last, const float* columns, int64_t key) {
+    constexpr int L = lanes_of<V>;
+    V total[KEY_BLOCK] = {};
+    for (int64_t at = 0, end = words<T>(rows.head_dim); at < end; ++at) {
+        const V q = read<V>(columns + at * L);
+#pragma GCC unroll 16
+        for (int j = 0; j < KEY_BLOCK; ++j)
+            total[j] = multiply_add<in_pairs<T>>(q, splat<V>(rows.keys[j][at]), total[j]);
+    }
+    for (int j = 0; j < KEY_BLOCK; j += L) {
+        transpose(total + j);
+        for (int r = first; r < last; ++r) write(rows.scores[r] + key + j, total[j + r - first]);
+    }
+}
+
+// Columns of a chunk of rows, its number of rows, and whether they fill half a vector only.
+constexpr int HALF = LANES == 16 ? 8 : LANES;
+constexpr int FEW = LANES == 4 ? 2 : 4;  // up to here lanes along the head are faster
+
+template <class T>
+struct Scorer {
+    Rows& rows;
+    int first, last;
+
+    Scorer(Rows& all, int begin, int end) : rows(all), first(begin), last(end) {
+        for (int row = first; row < last && last - row > FEW; row += width(row)) {
+            if (width(row) == LANES) {
+                lay_columns<T, Vec>(rows, row, last, columns(row));
+            } else {
+                lay_columns<T, Floats<HALF>>(rows, row, last, columns(row));
+            }
+        }
+    }
+
+    int width(int row) const { return last - row > HALF ? LANES : HALF; }
+    float* columns(int row) const { return rows.q_columns + int64_t(row) * MAX_HEAD_DIM; }
+
+    // Scores of keys 0 … count, rounded up to a block; `ahead` are keys to have near by the time they are needed.
+    void run(const T* const* k, int64_t count, const T* const* ahead, int64_t ahead_count) {
+        const bool pack = last - first > FEW;
+        for (int64_t key = 0; key < count; key += KEY_BLOCK) {
+            for (int64_t j = key; j < key + KEY_BLOCK && j < ahead_count; ++j)
+                prefetch(ahead[j], rows.head_dim * int64_t(sizeof(T)));
+            if (pack) pack_keys(k + key);
+            int row = first;
+            for (; last - row > FEW; row += width(row)) {
+                const int end = last - row < LANES ? last : row + width(row);
+                if (width(row) == LANES) {
+                    score_many<T, Vec>(rows, row, end, columns(row), key);
+                } else {
+                    score_many<T, Floats<HALF>>(rows, row, end, columns(row), key);
+                }
+            }
+            few(row, k, key);
+        }
+    }
+
+    void pack_keys(const T* const* k) {
+        const int64_t end = words<T>(rows.head_dim);
+        for (int j = 0; j < KEY_BLOCK; ++j) {
+            for (int64_t at = 0; at < end; at += LANES) write(rows.keys[j] + at, load_words(k[j], at, end));
+        }
+    }
+
+    void few(int row, const T* const* k, int64_t key) {
+        for (int64_t j = key; last - row >= 4; row += 4)
+            for (j = key; j < key + KEY_BLOCK; j += LANES / 4) score_few<T, 4>(rows, row, k, j);
+        for (int64_t j = key; last - row >= 2; row += 2)
+            for (j = key; j < key + KEY_BLOCK; j += LANES / 2) score_few<T, 2>(rows, row, k, j);
+        for (int64_t j = key; row < last && j < key + KEY_BLOCK; j += LANES) score_few<T, 1>(rows, row, k, j);
+    }
+};
+
+// ---- softmax ---------------------------------------------------------------------------------------------------
+
+// Turns the scores of a row's first `seen` keys into weights, those of the rest of the tile into 0.
+template <bool BF16_PAIRS>
+void soften(Rows& rows, int row, int64_t seen) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    float* scores = rows.scores[row];
+    const float cap = rows.softcap;
+    Vec best = splat<Vec>(rows.largest[row]);
+    const Ints<LANES> lane = [] {
+        Ints<LANES> index{};
+        for (int i = 0; i < LANES; ++i) index[i] = i;
+        return index;
+    }();
+    for (int64_t key = 0; key < seen; key += LANES) {
+        Vec x = read<Vec>(scores + key) * rows.scale;
+        if (cap > 0) x = cap * tanh(x / cap);
+        x = lane < int32_t(seen - key) ? x * LOG2_E : splat<Vec>(-INFINITY);
+        best = larger(x, best);
+        write(scores + key, x);
+    }
+    const float top = largest(best);
+    const float base = top == -INFINITY ? 0.0f : top;
+    Vec total{};
+    for (int64_t key = 0; key < TILE; key += LANES) {
+        const Vec weight = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
+        total += weight;
+        write(scores + key, weight);
+    }
+    const Vec shrink = exp2(splat<Vec>(rows.largest[row] - base));
+    rows.shrink[row] = shrink[0];
+    rows.sum[row] = rows.sum[row] * shrink[0] + sum(total);
+    rows.largest[row] = top;
+#if defined(__AVX512BF16__)
+    if constexpr (BF16_PAIRS) {
+        for (int64_t key = 0; key < TILE; key += LANES) {
+            // In place: a vector of weights becomes half a vector, behind the reader.
+            const auto narrow = _mm512_cvtneps_pbh((__m512)read<Vec>(scores + key));
+            std::memcpy(reinterpret_cast<char*>(scores) + 2 * key, &narrow, sizeof narrow);
+        }
+    }
+#endif
+}
+
+// ---- weights times values --------------------------------------------------------------------------------------
+
+// LANES numbers of a value row from number `at` on; where fewer are left it is half of them, then zeros.
+template <class T, bool HALF_LEFT>
+inline Vec load_value(const T* row, int64_t at) {
+#if defined(__AVX512F__)
+    if constexpr (HALF_LEFT) {
+        const auto half = load<8>(row + at);
+        return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+    }
+#endif
+    return load<LANES>(row + at);
+}
+
+#if defined(__AVX512BF16__)
+// The same numbers of two rows, side by side.
+template <bool HALF_LEFT>
+inline Vec load_value_pair(const BFloat16* a, const BFloat16* b) {
+    const auto wide = [](const BFloat16* at) {
+        if constexpr (HALF_LEFT) return _mm512_castsi128_si512(read<__m128i>(at));
+        if constexpr (!HALF_LEFT) return _mm512_castsi256_si512(read<__m256i>(at));
+    };
+    alignas(64) static constexpr uint16_t ORDER[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const auto pairs = _mm512_permutex2var_epi16(wide(a), read<__m512i>(ORDER), wide(b));
+    if constexpr (HALF_LEFT) return (Vec)_mm512_maskz_mov_epi32(0xFF, pairs);
+    return (Vec)pairs;
+}
+#endif
+
+// COUNT rows, WIDE vectors of the head from number `at` on.
+template <class T, int COUNT, int WIDE, bool HALF_LEFT>
+void accumulate(Rows& rows, int row, const T* const* v, int64_t count, int64_t at) {
+    Vec total[COUNT][WIDE];
+    for (int r = 0; r < COUNT; ++r)
+        for (int w = 0; w < WIDE; ++w)
+            total[r][w] = read<Vec>(rows.out[row + r] + at + w * LANES) * rows.shrink[row + r];
+    constexpr int STEP = in_pairs<T> ? 2 : 1;
+    for (int64_t word = 0; word * STEP < count; ++word) {
+        Vec value[WIDE];
+        for (int w = 0; w < WIDE; ++w) {
+#if defined(__AVX512BF16__)
+            if constexpr (in_pairs<T>) {
+                const int64_t d = at + w * LANES;
+                value[w] = load_value_pair<HALF_LEFT>(v[2 * word] + d, v[2 * word + 1] + d);
+                continue;
+            }
+#endif
+            value[w] = load_value<T, HALF_LEFT>(v[word], at + w * LANES);
+        }
+        for (int r = 0; r < COUNT; ++r) {
+            const Vec weight = splat<Vec>(rows.scores[row + r][word]);
+            for (int w = 0; w < WIDE; ++w) total[r][w] = multiply_add<in_pairs<T>>(weight, value[w], total[r][w]);
+        }
+    }
+    for (int r = 0; r < COUNT; ++r)
+        for (int w = 0; w < WIDE; ++w) write(rows.out[row + r] + at + w * LANES, total[r][w]);
+}
+
+constexpr int BLOCK = LANES == 8 ? 4 : 6;  // rows whose outputs stay in registers at once
+constexpr int WIDE = LANES == 8 ? 2 : 4;   // and how many vectors of each
+
+template <class T, int COUNT>
+void accumulate_head(Rows& rows, int row, const T* const* v, int64_t count) {
+    constexpr int MOST = COUNT == 1 ? 2 * WIDE : WIDE;
+    int64_t at = 0;
+    const int64_t end = rows.head_dim;
+    for (; at + MOST * LANES <= end; at += MOST * LANES) accumulate<T, COUNT, MOST, false>(rows, row, v, count, at);
+    for (; at + LANES <= end; at += LANES) accumulate<T, COUNT, 1, false>(rows, row, v, count, at);
+    if (at < end) accumulate<T, COUNT, 1, LANES == 16>(rows, row, v, count, at);
+}
+
+template <class T>
+void accumulate_rows(Rows& rows, int row, int count, const T* const* v, int64_t keys) {
+    switch (count) {
+        case 1:
+            return accumulate_head<T, 1>(rows, row, v, keys);
+        case 2:
+            return accumulate_head<T, 2>(rows, row, v, keys);
+        case 3:
+            return accumulate_head<T, 3>(rows, row, v, keys);
+        case 4:
+            return accumulate_head<T, 4>(rows, row, v, keys);
+        case 5:
+            return accumulate_head<T, 5>(rows, row, v, keys);
+        default:
+            return accumulate_head<T, 6>(rows, row, v, keys);
+    }
+}
+
+// ---- passes over the keys --------------------------------------------------------------------------------------
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Where the rows of a tile lie; past the last key it stands still, so that blocks may be read whole.
+template <class T>
+struct Tile {
+    const T* k[TILE];
+    const T* v[TILE];
+    int64_t count = 0;
+
+    void find(const Keys& keys, int64_t begin, int64_t end) {
+        count = smaller(end - begin, TILE);
+        for (int64_t i = 0; i < TILE && count > 0; ++i) {
+            const int64_t key = begin + smaller(i, count - 1);
+            const int64_t row = keys.index ? keys.index[key] : key;
+            k[i] = static_cast<const T*>(keys.k) + row * keys.k_row;
+            v[i] = static_cast<const T*>(keys.v) + row * keys.v_row;
+        }
+    }
+};
+
+template <class T>
+void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* limits, const Keys* next) {
+    int64_t end = 0;
+    for (int row = first; row < last; ++row) end = limits[row] > end ? limits[row] : end;
+    if (end == 0) return;
+    Scorer<T> scorer(rows, first, last);
+    Tile<T> tiles[2];
+    tiles[0].find(keys, 0, end);
+    for (int64_t begin = 0, turn = 0; begin < end; begin += TILE, turn ^= 1) {
+        Tile<T>&here = tiles[turn], &ahead = tiles[turn ^ 1];
+        ahead.count = 0;
+        if (begin + TILE < end) {
+            ahead.find(keys, begin + TILE, end);
+        } else if (next) {
+            ahead.find(*next, 0, next->count);
+        }
+        scorer.run(here.k, here.count, ahead.k, ahead.count);
+        for (int row = first; row < last; ++row) {
+            const int64_t seen = limits[row] - begin;
+            soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE));
+        }
+        for (int64_t i = 0; i < ahead.count; ++i) prefetch(ahead.v[i], rows.head_dim * int64_t(sizeof(T)));
+        for (int row = first; row < last; row += BLOCK)
+            accumulate_rows(rows, row, last - row < BLOCK ? last - row : BLOCK, here.v, here.count);
+    }
+}
+
+template <class T>
+void finish(const Rows& rows, int count, void* const* out, float* const* lse) {
+    for (int row = 0; row < count; ++row) {
+        const float sum = rows.sum[row], factor = sum == 0 ? 0.0f : 1 / sum;
+        T* to = static_cast<T*>(out[row]);
+        for (int64_t d = 0; d < rows.head_dim; ++d) store(to + d, rows.out[row][d] * factor);
+        *lse[row] = sum == 0 ? -INFINITY : (rows.largest[row] + std::log2(sum)) * 0.6931471805599453f;
+    }
+}
+
+void merge(Rows& rows, int row, const float* out, float largest, float sum) {
+    const float top = rows.largest[row] > largest ? rows.largest[row] : largest;
+    if (sum == 0) return;
+    const float own = std::exp2(rows.largest[row] - top), other = std::exp2(largest - top);
+    for (int64_t d = 0; d < rows.head_dim; ++d) rows.out[row][d] = rows.out[row][d] * own + out[d] * other;
+    rows.sum[row] = rows.sum[row] * own + sum * other;
+    rows.largest[row] = top;
+}
+
+double multiply_add_rounds(int64_t rounds) {
+    constexpr int CHAINS = 12;
+    Vec total[CHAINS] = {};
+    Vec factor = splat<Vec>(0.5f);
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; ++i) {
+            total[i] = total[i] * factor + factor;
+            __asm__ volatile("" : "+x"(total[i]));
+        }
+    }
+    return 2.0 * LANES * CHAINS * double(rounds);
+}
+
+bool supported() {
+#if defined(__AVX512BF16__)
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+#elif defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+    return true;
+#endif
+}
+
+}  // namespace
+
+#define NAME_OF(set) #set
+#define NAME(set) NAME_OF(set)
+const Kernels kernels = {NAME(MMBDHS_ISA),
+                         supported,
+                         {begin<float>, begin<BFloat16>, begin<Float16>},
+                         {extend<float>, extend<BFloat16>, extend<Float16>},
+                         {finish<float>, finish<BFloat16>, finish<Float16>},
+                         merge,
+                         multiply_add_rounds};
+
+}  // namespace MMBDHS_ISA
+}  // namespace mmbdhs

@@ -1,0 +1,215 @@
+// Vectors of floats for one instruction set. Every file that includes this is compiled once for each set, wholly inside
+// the namespace MMBDHS_ISA, so that no function of one set can stand in for another's (one-definition rule); for the
+// same reason nothing here calls a template of the standard library.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace mmbdhs {
+namespace MMBDHS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+constexpr int KEY_BLOCK = 16;  // keys whose scores stay in registers at once
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+constexpr int KEY_BLOCK = 8;
+#elif defined(__aarch64__)
+constexpr int LANES = 4;
+constexpr int KEY_BLOCK = 16;
+#else
+constexpr int LANES = 4;
+constexpr int KEY_BLOCK = 8;
+#endif
+
+template <int N>
+struct Types {
+    typedef float Floats __attribute__((vector_size(4 * N)));
+    typedef int32_t Ints __attribute__((vector_size(4 * N)));
+    typedef uint32_t Words __attribute__((vector_size(4 * N)));
+    typedef uint16_t Halves __attribute__((vector_size(2 * N)));
+};
+template <int N>
+using Floats = typename Types<N>::Floats;
+template <int N>
+using Ints = typename Types<N>::Ints;
+using Vec = Floats<LANES>;
+
+template <class V>
+constexpr int lanes_of = sizeof(V) / 4;
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+// By its bits: they may be something else than a float.
+template <class V>
+inline V splat(float value) {
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (V)(Ints<lanes_of<V>>{} + bits);
+}
+
+template <class V>
+inline V read(const void* at) {
+    V value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+template <class V>
+inline void write(void* at, V value) {
+    std::memcpy(at, &value, sizeof value);
+}
+
+// N numbers as floats.
+template <int N>
+inline Floats<N> load(const float* at) {
+    return read<Floats<N>>(at);
+}
+
+template <int N>
+inline Floats<N> load(const BFloat16* at) {
+    const auto words = __builtin_convertvector(read<typename Types<N>::Halves>(at), typename Types<N>::Words);
+    return (Floats<N>)(words << 16);
+}
+
+template <int N>
+inline Floats<N> load(const Float16* at) {
+#if defined(__F16C__)
+    if constexpr (N == 4) return (Floats<N>)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    if constexpr (N == 8) return (Floats<N>)_mm256_cvtph_ps(read<__m128i>(at));
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return (Floats<N>)_mm512_maskz_cvtph_ps(0xFFFF, read<__m256i>(at));
+#endif
+#else
+    using Words = typename Types<N>::Words;
+    const Words half = __builtin_convertvector(read<typename Types<N>::Halves>(at), Words);
+    // Exponent and mantissa moved into place are too small by 2^112, subnormals included; infinity and NaN keep theirs.
+    const Words shifted = (half & 0x7FFFu) << 13;
+    const Words finite = (Words)((Floats<N>)shifted * 0x1p112f);
+    const Words special = (Words)((half & 0x7C00u) == 0x7C00u) & 0x7F800000u;
+    return (Floats<N>)(finite | special | (half & 0x8000u) << 16);
+#endif
+}
+
+inline void store(float* at, float value) { *at = value; }
+
+inline void store(BFloat16* at, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+    at->bits = nan ? 0x7FC0 : uint16_t((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+}
+
+inline void store(Float16* at, float value) {
+    const _Float16 half = _Float16(value);
+    std::memcpy(&at->bits, &half, sizeof half);
+}
+
+// Half or all of the lanes, from two vectors: blocks of S lanes, by turns from `a` and from `b`, the first or the second
+// of each pair of blocks.
+template <int S, bool SECOND, class V, int... P>
+inline V pick(V a, V b, std::integer_sequence<int, P...>) {
+    constexpr int L = lanes_of<V>;
+    return __builtin_shufflevector(a, b, (P / (2 * S) * 2 * S + P % S + (SECOND ? S : 0) + (P / S % 2 ? L : 0))...);
+}
+
+template <int S, bool SECOND, class V>
+inline V pick(V a, V b) {
+    return pick<S, SECOND>(a, b, std::make_integer_sequence<int, lanes_of<V>>{});
+}
+
+// Lane i of the result is the sum over v[i].
+template <class V, int S = lanes_of<V> / 2>
+inline V sums(V* v) {
+    for (int i = 0; i < S; ++i) v[i] = pick<S, false>(v[i], v[i + S]) + pick<S, true>(v[i], v[i + S]);
+    if constexpr (S > 1) return sums<V, S / 2>(v);
+    return v[0];
+}
+
+template <class V, int S = lanes_of<V> / 2>
+inline void transpose(V* v) {
+    for (int group = 0; group < lanes_of<V>; group += 2 * S) {
+        for (int i = group; i < group + S; ++i) {
+            const V first = pick<S, false>(v[i], v[i + S]), second = pick<S, true>(v[i], v[i + S]);
+            v[i] = first;
+            v[i + S] = second;
+        }
+    }
+    if constexpr (S > 1) transpose<V, S / 2>(v);
+}
+
+template <class V>
+inline V larger(V a, V b) {
+    return a > b ? a : b;
+}
+
+// The lanes moved round by S places.
+template <int S, class V, int... P>
+inline V turned(V v, std::integer_sequence<int, P...>) {
+    return __builtin_shufflevector(v, v, ((P + S) % lanes_of<V>)...);
+}
+
+template <class V, int S = lanes_of<V> / 2>
+inline float largest(V v) {
+    v = larger(v, turned<S>(v, std::make_integer_sequence<int, lanes_of<V>>{}));
+    if constexpr (S > 1) return largest<V, S / 2>(v);
+    return v[0];
+}
+
+template <class V, int S = lanes_of<V> / 2>
+inline float sum(V v) {
+    v += turned<S>(v, std::make_integer_sequence<int, lanes_of<V>>{});
+    if constexpr (S > 1) return sum<V, S / 2>(v);
+    return v[0];
+}
+
+// 2^x, within 2 units in the last place; 0 below -126, NaN for NaN. Coefficients: Cephes, exp2f.
+template <class V>
+inline V exp2(V x) {
+    constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const V bounded = larger(x, splat<V>(-126.0f));
+    const V rounded = bounded + SHIFT;
+    const V f = bounded - (rounded - SHIFT);
+    V p = splat<V>(1.535336188319500e-4f);
+    p = p * f + 1.339887440266574e-3f;
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+    p = p * f + 1.0f;
+    using I = Ints<lanes_of<V>>;
+    const V scaled = (V)((I)p + ((I)rounded << 23));  // the integer sits in the low bits of `rounded`
+    return x >= -126.0f ? scaled : (x == x ? V{} : x);
+}
+
+// Coefficients for small arguments: Cephes, tanhf.
+template <class V>
+inline V tanh(V x) {
+    const V square = x * x;
+    V p = splat<V>(-5.70498872745e-3f);
+    p = p * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    const V size = x < 0.0f ? -x : x;
+    const V large = 1.0f - 2.0f / (exp2(2.8853900817779268f * (size < 10.0f ? size : splat<V>(10.0f))) + 1.0f);
+    return size < 0.625f ? x + x * square * p : (x < 0.0f ? -large : large);
+}
+
+inline void prefetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
+}  // namespace MMBDHS_ISA
+}  // namespace mmbdhs
