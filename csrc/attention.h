@@ -56,4 +56,13 @@ const char* instruction_set();
 // Multiplies and adds in registers and nothing else: the machine's ceiling. Returns the floating-point operations done.
 double multiply_add_rounds(int64_t rounds);
 
+// On the current CUDA device and the given stream (a cudaStream_t), without waiting for it. The lengths and indices of a
+// SharedPrefix stay on the device: a branch whose own lead out of the tensors gets NaN. `workspace` holds as many bytes
+// as the shapes in the arguments need. Throws std::runtime_error if a launch fails.
+int64_t shared_prefix_workspace_cuda(const SharedPrefix& arguments);
+int64_t masked_workspace_cuda(const Masked& arguments);
+void shared_prefix_attention_cuda(const SharedPrefix& arguments, double scale, double softcap, void* workspace,
+                                  void* stream);
+void masked_attention_cuda(const Masked& arguments, double scale, double softcap, void* workspace, void* stream);
+
 }  // namespace mmbdhs

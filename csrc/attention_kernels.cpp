@@ -2,6 +2,7 @@
 #include "attention_kernels.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -15,18 +16,16 @@ constexpr bool PAIRS = true;  // there is an instruction for sums of two bfloat1
 constexpr bool PAIRS = false;
 #endif
 
-template <class A, class B>
-constexpr bool same = false;
-template <class A>
-constexpr bool same<A, A> = true;
 template <class T>
-constexpr bool in_pairs = PAIRS && same<T, BFloat16>;
+constexpr bool in_pairs = PAIRS && std::is_same_v<T, BFloat16>;
 
 // Rows are words of 32 bits: floats, or pairs of bfloat16.
 template <class T>
 constexpr int64_t words(int64_t head_dim) {
     return in_pairs<T> ? head_dim / 2 : head_dim;
 }
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <bool BF16_PAIRS, class V>
 inline V multiply_add(V a, V b, V sum) {
@@ -44,7 +43,7 @@ inline Vec load_words(const T* row, int64_t at, int64_t end) {
     if (at + LANES > end) {
         const auto mask = __mmask16((1u << (end - at)) - 1);
         if constexpr (in_pairs<T>) return (Vec)_mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, row + 2 * at));
-        if constexpr (same<T, float>) return (Vec)_mm512_maskz_loadu_ps(mask, row + at);
+        if constexpr (std::is_same_v<T, float>) return (Vec)_mm512_maskz_loadu_ps(mask, row + at);
         // Head sizes are multiples of 8, so here it is one half.
         const auto half = load<8>(row + at);
         return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
@@ -74,15 +73,19 @@ void begin(Rows& rows, int count, const void* const* q) {
 
 // COUNT rows against LANES / COUNT keys: as many sums as a vector has lanes.
 template <class T, int COUNT>
-void score_few(Rows& rows, int row, const T* const* k, int64_t key) {
+void score_few(Rows& rows, int row, const T* const* k, const T* const* ahead, int64_t key) {
     constexpr int KEYS = LANES / COUNT;
     const int64_t end = words<T>(rows.head_dim);
     Vec total[LANES] = {};
     for (int64_t at = 0; at < end; at += LANES) {
         Vec q[COUNT];
+#pragma GCC unroll 4
         for (int r = 0; r < COUNT; ++r) q[r] = read<Vec>(rows.q[row + r] + at);
+#pragma GCC unroll 16
         for (int j = 0; j < KEYS; ++j) {
             const Vec words = load_words(k[key + j], at, end);
+            prefetch(ahead[key + j] + (in_pairs<T> ? 2 * at : at));
+#pragma GCC unroll 4
             for (int r = 0; r < COUNT; ++r)
                 total[r * KEYS + j] = multiply_add<in_pairs<T>>(q[r], words, total[r * KEYS + j]);
         }
@@ -108,14 +111,18 @@ void lay_columns(Rows& rows, int first, int last, float* columns) {
 }
 
 template <class T, class V>
-void score_many(Rows& rows, int first, int last, const float* columns, int64_t key) {
+void score_many(Rows& rows, int first, int last, const float* columns, const T* const* ahead, int64_t key) {
     constexpr int L = lanes_of<V>;
+    const int64_t words_left = words<T>(rows.head_dim), share = (words_left + KEY_BLOCK - 1) / KEY_BLOCK;
     V total[KEY_BLOCK] = {};
-    for (int64_t at = 0, end = words<T>(rows.head_dim); at < end; ++at) {
-        const V q = read<V>(columns + at * L);
+    for (int64_t at = 0, turn = 0; at < words_left; ++turn) {
+        if (ahead) prefetch(ahead[key + turn], rows.head_dim * int64_t(sizeof(T)));
+        for (const int64_t end = smaller(at + share, words_left); at < end; ++at) {
+            const V q = read<V>(columns + at * L);
 #pragma GCC unroll 16
-        for (int j = 0; j < KEY_BLOCK; ++j)
-            total[j] = multiply_add<in_pairs<T>>(q, splat<V>(rows.keys[j][at]), total[j]);
+            for (int j = 0; j < KEY_BLOCK; ++j)
+                total[j] = multiply_add<in_pairs<T>>(q, splat<V>(rows.keys[j][at]), total[j]);
+        }
     }
     for (int j = 0; j < KEY_BLOCK; j += L) {
         transpose(total + j);
@@ -145,23 +152,21 @@ struct Scorer {
     int width(int row) const { return last - row > HALF ? LANES : HALF; }
     float* columns(int row) const { return rows.q_columns + int64_t(row) * MAX_HEAD_DIM; }
 
-    // Scores of keys 0 … count, rounded up to a block; `ahead` are keys to have near by the time they are needed.
-    void run(const T* const* k, int64_t count, const T* const* ahead, int64_t ahead_count) {
-        const bool pack = last - first > FEW;
+    // Scores of keys 0 … count, rounded up to a block; `ahead` are keys to bring near meanwhile.
+    void run(const T* const* k, int64_t count, const T* const* ahead) {
         for (int64_t key = 0; key < count; key += KEY_BLOCK) {
-            for (int64_t j = key; j < key + KEY_BLOCK && j < ahead_count; ++j)
-                prefetch(ahead[j], rows.head_dim * int64_t(sizeof(T)));
-            if (pack) pack_keys(k + key);
             int row = first;
+            if (last - row > FEW) pack_keys(k + key);
             for (; last - row > FEW; row += width(row)) {
                 const int end = last - row < LANES ? last : row + width(row);
+                const T* const* once = row == first ? ahead : nullptr;
                 if (width(row) == LANES) {
-                    score_many<T, Vec>(rows, row, end, columns(row), key);
+                    score_many<T, Vec>(rows, row, end, columns(row), once, key);
                 } else {
-                    score_many<T, Floats<HALF>>(rows, row, end, columns(row), key);
+                    score_many<T, Floats<HALF>>(rows, row, end, columns(row), once, key);
                 }
             }
-            few(row, k, key);
+            few<4>(row, k, ahead, key);
         }
     }
 
@@ -172,12 +177,12 @@ struct Scorer {
         }
     }
 
-    void few(int row, const T* const* k, int64_t key) {
-        for (int64_t j = key; last - row >= 4; row += 4)
-            for (j = key; j < key + KEY_BLOCK; j += LANES / 4) score_few<T, 4>(rows, row, k, j);
-        for (int64_t j = key; last - row >= 2; row += 2)
-            for (j = key; j < key + KEY_BLOCK; j += LANES / 2) score_few<T, 2>(rows, row, k, j);
-        for (int64_t j = key; row < last && j < key + KEY_BLOCK; j += LANES) score_few<T, 1>(rows, row, k, j);
+    template <int COUNT>
+    void few(int row, const T* const* k, const T* const* ahead, int64_t key) {
+        for (; last - row >= COUNT; row += COUNT) {
+            for (int64_t j = key; j < key + KEY_BLOCK; j += LANES / COUNT) score_few<T, COUNT>(rows, row, k, ahead, j);
+        }
+        if constexpr (COUNT > 1) few<COUNT / 2>(row, k, ahead, key);
     }
 };
 
@@ -227,97 +232,95 @@ void soften(Rows& rows, int row, int64_t seen) {
 
 // ---- weights times values --------------------------------------------------------------------------------------
 
-// LANES numbers of a value row from number `at` on; where fewer are left it is half of them, then zeros.
+#if defined(__AVX512BF16__)
+inline __m512i widen(Types<16>::Halves half) { return _mm512_zextsi256_si512((__m256i)half); }
+inline __m512i widen(Types<8>::Halves quarter) { return _mm512_zextsi128_si512((__m128i)quarter); }
+#endif
+
+// LANES numbers of a value row, or half of them and zeros; of two rows side by side where pairs are multiplied.
 template <class T, bool HALF_LEFT>
-inline Vec load_value(const T* row, int64_t at) {
+inline Vec load_values(const T* first, const T* second) {
+#if defined(__AVX512BF16__)
+    if constexpr (in_pairs<T>) {
+        alignas(64) static constexpr uint16_t BY_TURNS[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                              37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                              11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+        using Read = std::conditional_t<HALF_LEFT, Types<8>::Halves, Types<16>::Halves>;
+        return (Vec)_mm512_permutex2var_epi16(widen(read<Read>(first)), read<__m512i>(BY_TURNS),
+                                              widen(read<Read>(second)));
+    }
+#endif
+    (void)second;
 #if defined(__AVX512F__)
     if constexpr (HALF_LEFT) {
-        const auto half = load<8>(row + at);
+        const auto half = load<8>(first);
         return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
     }
 #endif
-    return load<LANES>(row + at);
+    return load<LANES>(first);
 }
-
-#if defined(__AVX512BF16__)
-// The same numbers of two rows, side by side.
-template <bool HALF_LEFT>
-inline Vec load_value_pair(const BFloat16* a, const BFloat16* b) {
-    const auto wide = [](const BFloat16* at) {
-        if constexpr (HALF_LEFT) return _mm512_castsi128_si512(read<__m128i>(at));
-        if constexpr (!HALF_LEFT) return _mm512_castsi256_si512(read<__m256i>(at));
-    };
-    alignas(64) static constexpr uint16_t ORDER[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const auto pairs = _mm512_permutex2var_epi16(wide(a), read<__m512i>(ORDER), wide(b));
-    if constexpr (HALF_LEFT) return (Vec)_mm512_maskz_mov_epi32(0xFF, pairs);
-    return (Vec)pairs;
-}
-#endif
 
 // COUNT rows, WIDE vectors of the head from number `at` on.
 template <class T, int COUNT, int WIDE, bool HALF_LEFT>
-void accumulate(Rows& rows, int row, const T* const* v, int64_t count, int64_t at) {
-    Vec total[COUNT][WIDE];
-    for (int r = 0; r < COUNT; ++r)
-        for (int w = 0; w < WIDE; ++w)
-            total[r][w] = read<Vec>(rows.out[row + r] + at + w * LANES) * rows.shrink[row + r];
+void accumulate(Rows& rows, int row, const T* const* v, const T* const* ahead, int64_t count, int64_t at) {
     constexpr int STEP = in_pairs<T> ? 2 : 1;
+    float* out = rows.out[row] + at;
+    const float* weights = rows.scores[row];
+    Vec total[COUNT][WIDE];
+#pragma GCC unroll 8
+    for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; ++w)
+            total[r][w] = read<Vec>(out + r * MAX_HEAD_DIM + w * LANES) * rows.shrink[row + r];
     for (int64_t word = 0; word * STEP < count; ++word) {
         Vec value[WIDE];
-        for (int w = 0; w < WIDE; ++w) {
-#if defined(__AVX512BF16__)
-            if constexpr (in_pairs<T>) {
-                const int64_t d = at + w * LANES;
-                value[w] = load_value_pair<HALF_LEFT>(v[2 * word] + d, v[2 * word + 1] + d);
-                continue;
-            }
-#endif
-            value[w] = load_value<T, HALF_LEFT>(v[word], at + w * LANES);
-        }
+        const T *first = v[word * STEP] + at, *second = v[word * STEP + STEP - 1] + at;
+        for (int step = 0; step < STEP && ahead; ++step)
+            prefetch(ahead[word * STEP + step] + at, WIDE * LANES * int64_t(sizeof(T)));
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; ++w) value[w] = load_values<T, HALF_LEFT>(first + w * LANES, second + w * LANES);
+#pragma GCC unroll 8
         for (int r = 0; r < COUNT; ++r) {
-            const Vec weight = splat<Vec>(rows.scores[row + r][word]);
+            const Vec weight = splat<Vec>(weights[r * TILE + word]);
+#pragma GCC unroll 8
             for (int w = 0; w < WIDE; ++w) total[r][w] = multiply_add<in_pairs<T>>(weight, value[w], total[r][w]);
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < COUNT; ++r)
-        for (int w = 0; w < WIDE; ++w) write(rows.out[row + r] + at + w * LANES, total[r][w]);
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; ++w) write(out + r * MAX_HEAD_DIM + w * LANES, total[r][w]);
 }
 
-constexpr int BLOCK = LANES == 8 ? 4 : 6;  // rows whose outputs stay in registers at once
-constexpr int WIDE = LANES == 8 ? 2 : 4;   // and how many vectors of each
+// Rows whose outputs stay in registers at once. With fewer of them, more of each: a value is loaded for all.
+constexpr int BLOCK = LANES == 8 ? 4 : 8;
+template <int COUNT>
+constexpr int WIDE = LANES == 8 ? (COUNT == 1   ? 8
+                                   : COUNT == 2 ? 4
+                                                : 2)
+                                : (COUNT == 1   ? 8
+                                   : COUNT <= 4 ? 4
+                                                : 2);
 
 template <class T, int COUNT>
-void accumulate_head(Rows& rows, int row, const T* const* v, int64_t count) {
-    constexpr int MOST = COUNT == 1 ? 2 * WIDE : WIDE;
+void accumulate_head(Rows& rows, int row, const T* const* v, const T* const* ahead, int64_t count) {
+    constexpr int MOST = WIDE<COUNT>;
     int64_t at = 0;
     const int64_t end = rows.head_dim;
-    for (; at + MOST * LANES <= end; at += MOST * LANES) accumulate<T, COUNT, MOST, false>(rows, row, v, count, at);
-    for (; at + LANES <= end; at += LANES) accumulate<T, COUNT, 1, false>(rows, row, v, count, at);
-    if (at < end) accumulate<T, COUNT, 1, LANES == 16>(rows, row, v, count, at);
+    for (; at + MOST * LANES <= end; at += MOST * LANES)
+        accumulate<T, COUNT, MOST, false>(rows, row, v, ahead, count, at);
+    for (; at + LANES <= end; at += LANES) accumulate<T, COUNT, 1, false>(rows, row, v, ahead, count, at);
+    if (at < end) accumulate<T, COUNT, 1, LANES == 16>(rows, row, v, ahead, count, at);
 }
 
-template <class T>
-void accumulate_rows(Rows& rows, int row, int count, const T* const* v, int64_t keys) {
-    switch (count) {
-        case 1:
-            return accumulate_head<T, 1>(rows, row, v, keys);
-        case 2:
-            return accumulate_head<T, 2>(rows, row, v, keys);
-        case 3:
-            return accumulate_head<T, 3>(rows, row, v, keys);
-        case 4:
-            return accumulate_head<T, 4>(rows, row, v, keys);
-        case 5:
-            return accumulate_head<T, 5>(rows, row, v, keys);
-        default:
-            return accumulate_head<T, 6>(rows, row, v, keys);
-    }
+// COUNT rows, or as many fewer as there are.
+template <class T, int COUNT = BLOCK>
+void accumulate_rows(Rows& rows, int row, int count, const T* const* v, const T* const* ahead, int64_t keys) {
+    if (count >= COUNT) return accumulate_head<T, COUNT>(rows, row, v, ahead, keys);
+    if constexpr (COUNT > 1) accumulate_rows<T, COUNT - 1>(rows, row, count, v, ahead, keys);
 }
 
 // ---- passes over the keys --------------------------------------------------------------------------------------
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Where the rows of a tile lie; past the last key it stands still, so that blocks may be read whole.
 template <class T>
@@ -347,20 +350,20 @@ void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* li
     tiles[0].find(keys, 0, end);
     for (int64_t begin = 0, turn = 0; begin < end; begin += TILE, turn ^= 1) {
         Tile<T>&here = tiles[turn], &ahead = tiles[turn ^ 1];
-        ahead.count = 0;
         if (begin + TILE < end) {
             ahead.find(keys, begin + TILE, end);
-        } else if (next) {
+        } else if (next && next->count > 0) {
             ahead.find(*next, 0, next->count);
+        } else {
+            ahead = here;
         }
-        scorer.run(here.k, here.count, ahead.k, ahead.count);
+        scorer.run(here.k, here.count, ahead.k);
         for (int row = first; row < last; ++row) {
             const int64_t seen = limits[row] - begin;
             soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE));
         }
-        for (int64_t i = 0; i < ahead.count; ++i) prefetch(ahead.v[i], rows.head_dim * int64_t(sizeof(T)));
         for (int row = first; row < last; row += BLOCK)
-            accumulate_rows(rows, row, last - row < BLOCK ? last - row : BLOCK, here.v, here.count);
+            accumulate_rows<T>(rows, row, last - row, here.v, row == first ? ahead.v : nullptr, here.count);
     }
 }
 

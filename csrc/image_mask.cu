@@ -1,19 +1,13 @@
-#include <cuda_runtime.h>
-
-#include <algorithm>
-
 #include "image_mask_kernel.cuh"
 #include "launch.cuh"
 
 namespace mmbdhs {
 namespace {
 
-constexpr int64_t MAX_GRID = 1 << 16;
-
 void launch_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
                     uint64_t visible_from, int64_t* counts, const int64_t* offsets, int32_t* indices, void* stream) {
-    launch("sample_visible", std::min(examples, MAX_GRID), sizeof(WarpSums), stream, visible_kernel, seed, keys,
-           iteration, tokens, examples, visible_from, counts, offsets, indices);
+    launch("sample_visible", examples, sizeof(WarpSums), stream, visible_kernel, seed, keys, iteration, tokens,
+           visible_from, counts, offsets, indices);
 }
 
 }  // namespace

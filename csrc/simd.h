@@ -207,8 +207,9 @@ inline V tanh(V x) {
     return size < 0.625f ? x + x * square * p : (x < 0.0f ? -large : large);
 }
 
-inline void prefetch(const void* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+// Into the second-level cache: the first is full with the keys at hand.
+inline void prefetch(const void* from, int64_t bytes = 1) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
 }
 
 }  // namespace MMBDHS_ISA

@@ -1,0 +1,46 @@
+// What all kernels share: the shape of a block, its memory, a prefix sum over its threads.
+#pragma once
+
+namespace mmbdhs {
+
+constexpr int WARP = 32;
+constexpr int THREADS = 128;
+constexpr int WARPS = THREADS / WARP;
+constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
+
+// As large as the launch says.
+alignas(16) extern __shared__ unsigned char shared_memory[];
+
+namespace {
+
+struct Scan {
+    int before;  // sum over the threads before this one
+    int total;   // sum over the block
+};
+
+// Shared memory that block_scan needs.
+struct WarpSums {
+    int of[WARPS];
+};
+
+// Prefix sum over the block; every thread must call it.
+__device__ Scan block_scan(int value, WarpSums& sums) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int inclusive = value;
+    for (int step = 1; step < WARP; step *= 2) {
+        const int other = __shfl_up_sync(ALL_LANES, inclusive, step);
+        if (lane >= step) inclusive += other;
+    }
+    if (lane == WARP - 1) sums.of[warp] = inclusive;
+    __syncthreads();
+    Scan scan = {inclusive - value, 0};
+    for (int w = 0; w < WARPS; ++w) {
+        if (w < warp) scan.before += sums.of[w];
+        scan.total += sums.of[w];
+    }
+    __syncthreads();  // the next call writes the sums
+    return scan;
+}
+
+}  // namespace
+}  // namespace mmbdhs
