@@ -1,10 +1,10 @@
-"""What all benchmarks share: timing, memory, the machine, and where results go."""
+"""What all benchmarks share: timing, memory, and the machine's own limits."""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import platform
+import functools
+import os
 import statistics
 import threading
 import time
@@ -16,27 +16,162 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+Side = Callable[[], Any]
 
 
-def median_of(runs: int, *sides: Callable[[], Any]) -> list[float]:
-    """Median seconds of each side, after a warm-up, the sides taking turns so that drift hits them alike."""
+def median_of(runs: int, *sides: Side, before: Side = lambda: None, seconds: Callable | None = None) -> list[float]:
+    """Median seconds of each side, after a warm-up, the sides taking turns so that drift hits them alike.
+
+    before: what to do, untimed, before each call. seconds: the clock, `wall_seconds` by default.
+    """
+    seconds = seconds or wall_seconds
     for side in sides:
         side()
-    times = [[_seconds(side) for side in sides] for _ in range(runs)]
+    times = [[seconds(side, before) for side in sides] for _ in range(runs)]
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def wall_seconds(call: Side, before: Side) -> float:
+    """Seconds of the call, until its device has finished too."""
+    before()
+    _synchronize()
     start = time.perf_counter()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _synchronize()
     return time.perf_counter() - start
 
 
-def peak_memory(call: Callable[[], Any]) -> float:
-    """MiB that the process holds at most during `call`, above what it held before (Linux)."""
+def cuda_seconds(call: Side, before: Side) -> float:
+    """Seconds that the call keeps the device busy: the work of `before` hides the time that its launch takes."""
+    before()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def repeats(sides: list[Side], budget: float, most: int = 31) -> int:
+    """How often all sides can be timed within `budget` seconds: 3 … `most` times."""
+    for side in sides:
+        side()
+    once = sum(wall_seconds(side, lambda: None) for side in sides)
+    return max(3, min(most, int(budget / once)))
+
+
+def captured(call: Side) -> Side:
+    """The call as a CUDA graph: what its kernels take, without the Python between them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def thread_counts(device: torch.device) -> tuple[int, ...]:
+    """The thread counts to measure with: 1, and 2 where the process has two cores; any one will do on a GPU."""
+    return (1, 2) if device.type == "cpu" and len(os.sched_getaffinity(0)) > 1 else (1,)
+
+
+@functools.cache
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the last cache before memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(path.read_text().strip("K\n")) << 10 for path in caches), default=32 << 20)
+
+
+@functools.cache
+def cache_flush(device: torch.device) -> Side:
+    """A call that reads more than twice the last cache, so that what was there must come from memory again."""
+    return torch.ones(5 * last_level_cache(device) // 8, device=device).sum  # 4-byte numbers: 2.5 times its size
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy with the present number of threads."""
+    return _copy_bandwidth(device, torch.get_num_threads())
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a sum over a large tensor reads with the present number of threads."""
+    return _read_bandwidth(device, torch.get_num_threads())
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of a large square matrix product with the present number of threads."""
+    return _gemm_rate(device, dtype, torch.get_num_threads())
+
+
+def fma_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second at most: float32 multiply-adds from registers on a CPU, the matrix product in `dtype` on a GPU."""
+    if device.type == "cpu":
+        from mmbdhs.native.backend import extension
+
+        if hasattr(extension()[0], "fma_peak"):
+            return _native_fma_peak() * torch.get_num_threads()
+        return gemm_rate(device, torch.float32)
+    return gemm_rate(device, dtype)
+
+
+@functools.cache
+def _native_fma_peak() -> float:
+    from mmbdhs.native.backend import extension
+
+    return max(extension()[0].fma_peak() for _ in range(5)) * 1e9
+
+
+@functools.cache
+def _copy_bandwidth(device: torch.device, _threads: int) -> float:
+    source = _large(device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source))
+
+
+@functools.cache
+def _read_bandwidth(device: torch.device, _threads: int) -> float:
+    source = _large(device)
+    return source.nbytes / _fastest(source.sum)
+
+
+@functools.cache
+def _gemm_rate(device: torch.device, dtype: torch.dtype, _threads: int) -> float:
+    size = 1024 if device.type == "cpu" else 8192
+    square = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _fastest(lambda: square @ square)
+
+
+def _fastest(call: Side) -> float:
+    """Seconds of the best run: a limit is what the machine can do undisturbed."""
+    return min(wall_seconds(call, lambda: None) for _ in range(9))
+
+
+def _large(device: torch.device) -> torch.Tensor:
+    return torch.ones((128 << 20 if device.type == "cpu" else 2 << 30) // 4, device=device)
+
+
+def peak_memory(call: Side, device: torch.device) -> float:
+    """MiB that the call holds at most, above what was held before: of the GPU, or of the process (Linux)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return _peak_resident(call)
+
+
+def _peak_resident(call: Side) -> float:
     page = 4096 / 2**20
 
     def resident() -> float:
@@ -65,6 +200,7 @@ def stages(**methods: tuple[Any, str]) -> Iterator[dict[str, float]]:
     mark = [time.perf_counter()]
 
     def book() -> None:
+        _synchronize()
         now = time.perf_counter()
         if open_stages:
             spent[open_stages[-1]] += now - mark[0]
@@ -90,30 +226,3 @@ def stages(**methods: tuple[Any, str]) -> Iterator[dict[str, float]]:
     finally:
         for stage, (owner, name) in methods.items():
             setattr(owner, name, originals[stage])
-
-
-def save(benchmark: str, row: dict[str, Any], keep: bool) -> None:
-    """Print `row` as one JSON line, with device and versions; `keep` appends it to results/<benchmark>.jsonl."""
-    import transformers
-
-    machine = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    line = json.dumps({"benchmark": benchmark, **row, **machine})
-    print(line)
-    if keep:
-        RESULTS.mkdir(exist_ok=True)
-        with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
-            file.write(line + "\n")
-
-
-def _processor() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()

@@ -7,21 +7,29 @@ import importlib
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("sampling",)
+import torch
+from table import Options
+
+BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="a smaller model and fewer runs, for a first look")
+    parser.add_argument("--quick", action="store_true", help="small shapes and few runs, for a first look")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a CUDA device where there is one")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="append each row to FILE as soon as it is measured")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}: needs one of {', '.join(BENCHMARKS)}")
-    sys.path.insert(0, str(Path(__file__).parent))
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, torch finds none")
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = Options(arguments.quick, torch.device(device), arguments.rows)
     for name in arguments.names or BENCHMARKS:
-        importlib.import_module(name).main(quick=arguments.quick)
+        importlib.import_module(name).main(options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

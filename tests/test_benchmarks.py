@@ -1,4 +1,4 @@
-"""The benchmarks run, and their sides choose the same tokens (asserted inside)."""
+"""The benchmarks run, and their contestants agree (asserted inside)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+EXPECTED = {
+    "attention": {
+        "ours",
+        "ours_steps",
+        "ours_index",
+        "packed",
+        "two_level",
+        "two_flash",
+        "compacted",
+        "dense",
+        "share",
+    },
+    "prefill": {"ours", "dense", "compacted", "dropped", "share"},
+    "mask": {"ours", "numpy", "torch_rand"},
+    "splice": {"work", "ours", "python"},
+    "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
+    "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
+}
 
 
-@pytest.mark.slow
-def test_sampling_benchmark_runs() -> None:
-    command = [sys.executable, "benchmarks/run.py", "sampling", "--quick"]
+@pytest.mark.parametrize("name", EXPECTED)
+def test_benchmark_runs(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    command = [sys.executable, "benchmarks/run.py", name, "--quick", "--device", "cpu", "--rows", str(file)]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    row = json.loads(shown.splitlines()[-1])
-    assert row["benchmark"] == "sampling" and row["image_tokens"] == 2928
-    assert set(row["stages_ms_per_pair"]) >= {"vision", "prefill", "decode"}
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows and f"\n{name}: " in shown
+    for row in rows:
+        assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "torch", "threads", "date"}
+
+
+def test_unknown_benchmark_is_refused() -> None:
+    command = [sys.executable, "benchmarks/run.py", "speed"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "unknown benchmark 'speed'" in refused.stderr

@@ -1,0 +1,175 @@
+"""One decoding step's attention: B branches over a shared prefix and a suffix each, in 32 heads of 128.
+
+Of 3,000 prefix tokens the share ρ is hidden. Every contestant gets its keys in the layout that suits it best, prepared
+outside of the timing, and query heads that share a key head stand side by side as rows of it. All results are compared
+with float64 before they are timed. "cold": the caches are flushed before every call; "hot": they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import contestants
+import torch
+from contestants import Operands
+from measure import (
+    cache_flush,
+    captured,
+    cuda_seconds,
+    fma_peak,
+    last_level_cache,
+    median_of,
+    read_bandwidth,
+    repeats,
+    thread_counts,
+    wall_seconds,
+)
+from plot import Line, line_plot
+from table import RESULTS, Options, Table
+
+BF16, F32 = torch.bfloat16, torch.float32
+TOLERANCE = {F32: 1e-5, BF16: 3e-2}
+LARGEST = 1 << 30  # bytes of keys and values that a contestant may spread one prefix to
+
+
+@dataclass(frozen=True)
+class Shape:
+    dtype: torch.dtype
+    rho: float
+    branches: int
+    suffix: int
+    q_heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    prefix: int = 3000
+
+    @property
+    def visible(self) -> int:
+        return round((1 - self.rho) * self.prefix)
+
+    @property
+    def bytes(self) -> int:
+        """Every key and value that is seen once, queries and results."""
+        rows = 2 * self.kv_heads * (self.visible + self.branches * self.suffix) + 2 * self.branches * self.q_heads
+        return rows * self.head_dim * self.dtype.itemsize
+
+    @property
+    def flops(self) -> int:
+        return 4 * self.branches * self.q_heads * self.head_dim * (self.visible + self.suffix)
+
+
+CENTER = Shape(BF16, 0.99, 8, 64)
+QUICK = (CENTER, replace(CENTER, kv_heads=8), Shape(F32, 0.9, 8, 0))
+GROUPED = (replace(CENTER, kv_heads=8), Shape(BF16, 0.0, 8, 64, kv_heads=8), Shape(BF16, 0.99, 32, 128, kv_heads=8))
+CORNERS = (Shape(BF16, 0.0, 8, 0), Shape(BF16, 0.0, 32, 0), Shape(BF16, 0.0, 64, 64), Shape(BF16, 0.99, 32, 128))
+SINGLE = (Shape(F32, 0.99, 8, 64), Shape(F32, 0.5, 8, 64), Shape(F32, 0.0, 8, 0), Shape(F32, 0.0, 32, 64))
+SWEEPS = {
+    "rho": [replace(CENTER, rho=rho) for rho in (0.0, 0.5, 0.9, 0.99)],
+    "branches": [replace(CENTER, branches=branches) for branches in (1, 8, 32, 64)],
+    "suffix": [replace(CENTER, suffix=suffix) for suffix in (0, 64, 128)],
+}
+FULL = tuple(dict.fromkeys([*(shape for sweep in SWEEPS.values() for shape in sweep), *GROUPED, *CORNERS, *SINGLE]))
+
+COLUMNS = {
+    **{"dtype": "<8", "heads": ">5", "rho": ">4", "branches": ">2", "suffix": ">3", "threads": ">1", "caches": "<4"},
+    **{"ours": ">7.3f", "ours_steps": ">7.3f", "ours_index": ">7.3f"},
+    **{name: ">8.3f" for name in contestants.OTHERS},
+    **{"best_other": ">5.2f", "floor": ">7.3f", "bound": "<6", "share": ">4.0%"},
+}
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    print("\nms; ours_steps: suffixes stored step by step, ours_index: prefix keys picked by index;", end=" ")
+    print("best_other: the fastest other ÷ ours; floor: what memory or multiply-adds alone would take")
+    columns = COLUMNS if options.device.type == "cuda" else {k: v for k, v in COLUMNS.items() if k != "flash_rows"}
+    with Table("attention", columns, options) as table:
+        for threads in thread_counts(options.device)[: 1 if options.quick else None]:
+            torch.set_num_threads(threads)
+            for shape in QUICK if options.quick else FULL:
+                measure(shape, options, table)
+    if not options.quick:
+        plot_sweeps(table.rows, options.device)
+
+
+def measure(shape: Shape, options: Options, table: Table) -> None:
+    """Add the rows of one shape, hot and cold."""
+    operands = Operands(shape, options.device)
+    sides, left_out = checked_sides(operands, options)
+    on_gpu = options.device.type == "cuda"
+    if on_gpu:
+        sides = {name: captured(side) for name, side in sides.items()}
+    runs = 3 if options.quick else repeats(list(sides.values()), budget=2.0)
+    # On a GPU a hot call waits behind a pause, too, so that its launch is not timed.
+    warm = (lambda: torch.cuda._sleep(500_000)) if on_gpu else (lambda: None)
+    for caches, before in {"hot": warm, "cold": cache_flush(options.device)}.items():
+        clock = cuda_seconds if on_gpu else wall_seconds
+        seconds = dict(zip(sides, median_of(runs, *sides.values(), before=before, seconds=clock), strict=True))
+        ours = min(seconds["ours"], seconds["ours_steps"])
+        best = min(value for name, value in seconds.items() if not name.startswith("ours"))
+        table.add(
+            **{**asdict(shape), "dtype": str(shape.dtype).removeprefix("torch."), "heads": heads(shape)},
+            threads=torch.get_num_threads(),
+            caches=caches,
+            **{name: 1e3 * value for name, value in seconds.items()},
+            best_other=best / ours,
+            **floor(shape, caches, ours, options.device),
+            left_out=left_out,
+        )
+
+
+def heads(shape: Shape) -> str:
+    return f"{shape.q_heads}/{shape.kv_heads}"
+
+
+def floor(shape: Shape, caches: str, seconds: float, device: torch.device) -> dict[str, Any]:
+    """The time below which no kernel gets, what sets it, and how much of it `seconds` reaches.
+
+    Keys that stayed in the cache need no memory.
+    """
+    from_memory = caches == "cold" or shape.bytes > last_level_cache(device)
+    limits = {
+        "memory": shape.bytes / read_bandwidth(device) if from_memory else 0.0,
+        "fma": shape.flops / fma_peak(device, shape.dtype),
+    }
+    bound = max(limits, key=limits.get)
+    return {"floor": 1e3 * limits[bound], "bound": bound, "share": limits[bound] / seconds}
+
+
+def checked_sides(operands: Operands, options: Options) -> tuple[dict[str, Callable], dict[str, str]]:
+    """The contestants that agree with float64, and why others are left out."""
+    sides, left_out = dict(contestants.ours(operands)), {}
+    shape = operands.shape
+    for name, make in contestants.OTHERS.items():
+        if name == "flex" and (options.quick or shape not in (CENTER, *CORNERS)):
+            left_out[name] = "compiles for minutes: only at a few shapes of the full run"
+        elif contestants.spread_bytes(name, shape) > LARGEST:
+            left_out[name] = "its copies of the prefix exceed 1 GiB"
+        else:
+            try:
+                sides[name] = make(operands)
+                sides[name]()
+            except RuntimeError as error:
+                sides.pop(name, None)
+                left_out[name] = str(error).splitlines()[0][:200]
+    truth = operands.truth()
+    for name, side in sides.items():
+        error = (side().double() - truth).abs().max().item()
+        assert error < TOLERANCE[shape.dtype], f"{name} is {error:.1e} away from float64 at {shape}"
+    return sides, left_out
+
+
+def plot_sweeps(rows: list[dict[str, Any]], device: torch.device) -> None:
+    """One picture for each swept quantity: cold, the most threads measured."""
+    threads = max(row["threads"] for row in rows)
+    for quantity, shapes in SWEEPS.items():
+        wanted = [{**asdict(shape), "dtype": "bfloat16", "threads": threads, "caches": "cold"} for shape in shapes]
+        chosen = [next(row for row in rows if want.items() <= row.items()) for want in wanted]
+        lines = [
+            Line(name, [(row[quantity], row[name]) for row in chosen if name in row])
+            for name in ("ours", "packed", "two_level", "compacted", "dense")
+        ]
+        title = f"Attention of a decoding step, ms: bf16, {threads} thread(s), cold; over {quantity}"
+        line_plot(RESULTS / f"attention-{quantity}-{device.type}.png", title, lines)

@@ -1,0 +1,160 @@
+"""One decoding step of B branches over one prompt: the sampler's pool against batched rows, as `generate` decodes.
+
+A prompt of 2,928 image tokens, of which 1% are visible, and 120 tokens of text; LLaMA decoders of growing size, random
+weights, greedy. "dynamic" and "static" keep a full-length row for each branch with hidden keys masked, in a
+DynamicCache and a StaticCache; "compact" keeps rows without the hidden keys, the best that a batch of rows can do. The
+chosen tokens of all are asserted equal in float32. Floor: reading the weights once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import llava
+import torch
+from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
+from measure import copy_bandwidth, median_of, thread_counts
+from table import Options, Table
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from mmbdhs.branches import Branch, BranchPool
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
+from mmbdhs.tokens import TokenChooser
+
+TEXT_TOKENS, WARM_UP = 120, 32
+COLUMNS = {
+    **{"parameters": ">6.0f", "dtype": "<8", "branches": ">2", "threads": ">1"},
+    **{name: ">8.2f" for name in ("ours", "compact", "dynamic", "static", "floor")},
+    **{"share": ">4.0%", "equal": ">5.0%"},
+}
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    print("\nms for a step; parameters: millions of the decoder; equal: tokens that all sides chose alike")
+    sizes = [Size(2, 256)] if options.quick else [Size(4, 512), Size(8, 1024), Size(8, 2048)]
+    if options.device.type == "cuda":
+        sizes = [Size(4, 512)] if options.quick else [Size(8, 2048), SEVEN_BILLION]
+    with Table("decode", COLUMNS, options) as table:
+        for size in sizes:
+            model = llava.model(size, vocabulary=32000, image_token=31999, device=options.device)
+            for threads in thread_counts(options.device)[: 1 if options.quick else None]:
+                torch.set_num_threads(threads)
+                for branches in (8,) if options.quick else (8, 32, 64):
+                    table.add(**measure(model, branches, options))
+
+
+def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
+    """One row: B branches, each from its own place near the end of the prompt."""
+    steps = 5 if options.quick else 15
+    prompt = Prompt.make(model, branches)
+    limit = 4 << 30 if options.device.type == "cpu" else int(0.8 * torch.cuda.mem_get_info()[0])
+    sides, left_out = {"ours": Pool(model, prompt, branches)}, {}
+    for name in ("compact", "dynamic", "static"):
+        needed = prompt.row_bytes(model, full=name != "compact") * branches * (2 if name == "dynamic" else 1)
+        if needed > limit:
+            left_out[name] = f"its rows need {needed / 2**30:.0f} GiB"
+        else:
+            sides[name] = Rows(model, prompt, name, WARM_UP + steps + 3)
+            limit -= needed
+    for side in sides.values():
+        for _ in range(WARM_UP):
+            side.step()
+    seconds = dict(zip(sides, median_of(steps, *(side.step for side in sides.values())), strict=True))
+    chosen = [side.chosen() for side in sides.values()]
+    equal = min(float((tokens == chosen[0]).double().mean()) for tokens in chosen)
+    assert equal == 1 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
+    weights = [*text_decoder(model).parameters(), model.get_output_embeddings().weight]
+    weights = sum(w.nbytes for w in weights) - model.get_input_embeddings().weight.nbytes
+    floor = weights / copy_bandwidth(options.device)
+    return {
+        **{"parameters": weights / model.dtype.itemsize / 1e6, "dtype": str(model.dtype).removeprefix("torch.")},
+        **{"branches": branches, **{name: 1e3 * value for name, value in seconds.items()}},
+        **{"floor": 1e3 * floor, "share": floor / seconds["ours"], "equal": equal, "left_out": left_out},
+    }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The visible part of a prompt, where its tokens stood, and how much of it each branch sees."""
+
+    inputs: DecoderInputs
+    kept: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def make(cls, model: Any, branches: int) -> Prompt:
+        device = model.device
+        total = IMAGE_TOKENS + TEXT_TOKENS
+        embeds = 0.02 * torch.randn(total, model.config.text_config.hidden_size, device=device).to(model.dtype)
+        full = DecoderInputs(embeds, torch.arange(total, device=device)[None], torch.arange(20, 20 + IMAGE_TOKENS))
+        inputs = full.show(torch.randperm(IMAGE_TOKENS)[: IMAGE_TOKENS // 100].sort().values)
+        return cls(inputs, inputs.positions[0], len(inputs) - torch.arange(branches, device=device) % 16)
+
+    def row_bytes(self, model: Any, full: bool) -> int:
+        """Of the keys and values of one row."""
+        config = model.config.text_config
+        tokens = (IMAGE_TOKENS + TEXT_TOKENS if full else len(self.inputs)) + WARM_UP
+        return 2 * config.num_hidden_layers * tokens * config.hidden_size * model.dtype.itemsize
+
+
+class Pool:
+    """The sampler's decoding."""
+
+    def __init__(self, model: Any, prompt: Prompt, branches: int) -> None:
+        chooser = TokenChooser([], temperature=0.0, top_k=0, top_p=1.0)
+        self._pool = BranchPool(model, branches, chooser, lambda live: [False] * len(live))
+        self._branches = [Branch(length) for length in prompt.lengths.tolist()]
+        self._pool.add([(prompt.inputs, self._branches)])
+
+    def step(self) -> None:
+        self._pool.step()
+
+    def chosen(self) -> Tensor:
+        """int64 [B, steps]"""
+        return torch.tensor([branch.ids for branch in self._branches])
+
+
+class Rows:
+    """A row for each branch, its first keys copied from one prefill. kind: "dynamic", "static" or "compact"."""
+
+    def __init__(self, model: Any, prompt: Prompt, kind: str, steps: int) -> None:
+        self._decoder, self._head = text_decoder(model), model.get_output_embeddings()
+        self._embed = model.get_input_embeddings()
+        once = DynamicCache()
+        arguments = decoder_arguments([prompt.inputs])
+        hidden = self._decoder(**arguments, past_key_values=once, use_cache=True).last_hidden_state[0]
+        places = torch.arange(len(prompt.kept), device=model.device) if kind == "compact" else prompt.kept
+        length, branches = int(places[-1]) + 1, len(prompt.lengths)
+        config = model.config.text_config
+        self._cache = StaticCache(config, length + steps) if kind == "static" else DynamicCache()
+        for number, layer in enumerate(once.layers):
+            rows = (x.new_zeros(branches, x.shape[1], length, x.shape[3]) for x in (layer.keys, layer.values))
+            filled = (r.index_copy_(2, places, x.expand(branches, -1, -1, -1)) for r, x in _with(rows, layer))
+            self._cache.update(*filled, number)
+        self._mask = torch.zeros(branches, length, dtype=torch.int64, device=model.device)
+        seen = torch.arange(len(places), device=model.device) < prompt.lengths[:, None]
+        self._mask[:, places] = seen.long()
+        self._positions = prompt.kept[prompt.lengths - 1] + 1
+        self._tokens = [self._head(hidden[prompt.lengths - 1]).argmax(-1)]
+
+    def step(self) -> None:
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        output = self._decoder(
+            inputs_embeds=self._embed(self._tokens[-1])[:, None],
+            attention_mask=self._mask,
+            position_ids=(self._positions + len(self._tokens) - 1)[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._tokens.append(self._head(output.last_hidden_state[:, -1]).argmax(-1))
+
+    def chosen(self) -> Tensor:
+        """int64 [B, steps]: the first token came with the prefill, the last one has not been decoded on."""
+        return torch.stack(self._tokens[:-1], dim=1).cpu()
+
+
+def _with(rows: Any, layer: Any) -> Any:
+    return zip(rows, (layer.keys, layer.values), strict=True)

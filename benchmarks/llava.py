@@ -1,0 +1,89 @@
+"""LLaVA-1.6 with random weights, of any size, and a processor with a vocabulary of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+IMAGE_TOKENS = 2928  # of a square image: five tiles of 24×24, and their row ends
+_GRID = [[672, 672]]
+_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() }}: {% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '</s>' if m['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the text decoder; the vision tower is CLIP-L's share of it."""
+
+    layers: int
+    hidden: int
+    head_dim: int = 64
+    dtype: torch.dtype = torch.float32
+
+
+SEVEN_BILLION = Size(layers=32, hidden=4096, head_dim=128, dtype=torch.bfloat16)
+
+
+def processor(texts: list[str]) -> Any:
+    """A processor whose byte-level vocabulary of 900 tokens is trained on `texts`."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<pad>", "</s>", "<image>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    words = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, image_grid_pinpoints=_GRID
+    )
+    return LlavaNextProcessor(images, words, 14, "default", _TEMPLATE, num_additional_image_tokens=1)
+
+
+def model(size: Size, vocabulary: int, image_token: int, device: torch.device) -> Any:
+    """The model, in evaluation mode, its weights drawn on the device."""
+    width = size.hidden // 4  # and three quarters of the layers: CLIP-L beside a 7B decoder
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": max(3 * size.layers // 4, 2),
+        "num_attention_heads": width // 32,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    text = {
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": size.hidden,
+        "intermediate_size": 11 * size.hidden // 4,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.hidden // size.head_dim,
+        "num_key_value_heads": size.hidden // size.head_dim,
+        "max_position_embeddings": 4096,
+    }
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_index=image_token, image_grid_pinpoints=_GRID
+    )
+    torch.manual_seed(0)
+    with device:
+        return LlavaNextForConditionalGeneration._from_config(config, dtype=size.dtype).eval()
+
+
+def name(built: Any) -> str:
+    """What a row says of the model."""
+    return f"LLaVA-1.6, {sum(p.numel() for p in built.parameters()) / 1e6:.0f}M parameters, {built.dtype}"
