@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean       the first run sets up .venv, later ones reuse it
+# make demo | test | lint | bench | gpu-check | clean       the first run sets up .venv, later ones reuse it
 #   PYTHON=python3.12   the interpreter behind .venv       TORCH=2.12.0   another torch than constraints.txt pins
 #   ARGS="..."          passed on to the command           MMBDHS_CUDA=auto|on|off, MMBDHS_CUDA_ARCHS="80;90"
 
@@ -11,7 +11,7 @@ CPP := $(wildcard csrc/*.* tests/native/*.h tests/native/*.cpp)
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench clean setup FORCE
+.PHONY: demo test lint format bench gpu-check clean setup FORCE
 
 demo: setup
 	@$(RUN) -m mmbdhs demo $(ARGS)
@@ -30,6 +30,10 @@ format: setup
 
 bench: setup
 	@$(RUN) benchmarks/run.py $(ARGS)
+
+# For a machine that is used as it is found, without .venv: $(PYTHON) has torch and the build requirements.
+gpu-check:
+	@$(PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mmbdhs/native/*.so .pytest_cache .ruff_cache .hypothesis

@@ -39,8 +39,12 @@ class Operands:
 
     def truth(self) -> Tensor:
         """The result in float64, from the definition."""
-        q, (k, v) = self.q.double(), (x.double() for x in rows_of_each_branch(self.prefix, self.suffix))
-        return flat((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v)
+        q, (pk, pv), (sk, sv) = self.q.double(), (x.double() for x in self.prefix), (x.double() for x in self.suffix)
+        scores = torch.cat([torch.einsum("bhgd,hpd->bhgp", q, pk), torch.einsum("bhgd,bhsd->bhgs", q, sk)], -1)
+        weights = (scores * q.shape[-1] ** -0.5).softmax(-1)
+        of_prefix, of_suffix = weights.split([pk.shape[1], sk.shape[2]], dim=-1)
+        out = torch.einsum("bhgp,hpd->bhgd", of_prefix, pv) + torch.einsum("bhgs,bhsd->bhgd", of_suffix, sv)
+        return flat(out)
 
 
 def flat(out: Tensor) -> Tensor:
