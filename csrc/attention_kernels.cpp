@@ -124,9 +124,13 @@ void score_many(Rows& rows, int first, int last, const float* columns, const T* 
                 total[j] = multiply_add<in_pairs<T>>(q, splat<V>(rows.keys[j][at]), total[j]);
         }
     }
+#pragma GCC unroll 4
     for (int j = 0; j < KEY_BLOCK; j += L) {
         transpose(total + j);
-        for (int r = first; r < last; ++r) write(rows.scores[r] + key + j, total[j + r - first]);
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) {
+            if (first + r < last) write(rows.scores[first + r] + key + j, total[j + r]);
+        }
     }
 }
 
@@ -188,22 +192,37 @@ struct Scorer {
 
 // ---- softmax ---------------------------------------------------------------------------------------------------
 
+// Scores of keys `key` … in units of log 2, -inf from key `seen` on.
+inline Vec scaled_scores(const Rows& rows, const float* scores, int64_t key, int64_t seen) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    Vec x = read<Vec>(scores + key);
+    if (rows.softcap > 0) {
+        x = rows.softcap * LOG2_E * tanh(x * (rows.scale / rows.softcap));
+    } else {
+        x = x * (rows.scale * LOG2_E);
+    }
+    if (key + LANES <= seen) return x;
+    alignas(64) float masked[LANES];
+    write(masked, x);
+    for (int64_t lane = seen - key; lane < LANES; ++lane) masked[lane] = -INFINITY;
+    return read<Vec>(masked);
+}
+
+inline void write_weights(float* scores, int64_t key, Vec weights, bool bf16_pairs) {
+#if defined(__AVX512BF16__)
+    if (bf16_pairs) return write(reinterpret_cast<char*>(scores) + 2 * key, _mm512_cvtneps_pbh((__m512)weights));
+#endif
+    (void)bf16_pairs;
+    write(scores + key, weights);
+}
+
 // Turns the scores of a row's first `seen` keys into weights, those of the rest of the tile into 0.
 template <bool BF16_PAIRS>
 void soften(Rows& rows, int row, int64_t seen) {
-    constexpr float LOG2_E = 1.4426950408889634f;
     float* scores = rows.scores[row];
-    const float cap = rows.softcap;
     Vec best = splat<Vec>(rows.largest[row]);
-    const Ints<LANES> lane = [] {
-        Ints<LANES> index{};
-        for (int i = 0; i < LANES; ++i) index[i] = i;
-        return index;
-    }();
     for (int64_t key = 0; key < seen; key += LANES) {
-        Vec x = read<Vec>(scores + key) * rows.scale;
-        if (cap > 0) x = cap * tanh(x / cap);
-        x = lane < int32_t(seen - key) ? x * LOG2_E : splat<Vec>(-INFINITY);
+        const Vec x = scaled_scores(rows, scores, key, seen);
         best = larger(x, best);
         write(scores + key, x);
     }
@@ -211,23 +230,13 @@ void soften(Rows& rows, int row, int64_t seen) {
     const float base = top == -INFINITY ? 0.0f : top;
     Vec total{};
     for (int64_t key = 0; key < TILE; key += LANES) {
-        const Vec weight = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
-        total += weight;
-        write(scores + key, weight);
+        const Vec weights = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
+        total += weights;
+        write_weights(scores, key, weights, BF16_PAIRS);  // narrow ones stay behind the reader
     }
-    const Vec shrink = exp2(splat<Vec>(rows.largest[row] - base));
-    rows.shrink[row] = shrink[0];
-    rows.sum[row] = rows.sum[row] * shrink[0] + sum(total);
+    rows.shrink[row] = exp2(splat<Vec>(rows.largest[row] - base))[0];
+    rows.sum[row] = rows.sum[row] * rows.shrink[row] + sum(total);
     rows.largest[row] = top;
-#if defined(__AVX512BF16__)
-    if constexpr (BF16_PAIRS) {
-        for (int64_t key = 0; key < TILE; key += LANES) {
-            // In place: a vector of weights becomes half a vector, behind the reader.
-            const auto narrow = _mm512_cvtneps_pbh((__m512)read<Vec>(scores + key));
-            std::memcpy(reinterpret_cast<char*>(scores) + 2 * key, &narrow, sizeof narrow);
-        }
-    }
-#endif
 }
 
 // ---- weights times values --------------------------------------------------------------------------------------

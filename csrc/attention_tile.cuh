@@ -25,10 +25,6 @@ struct alignas(16) Chunk {
     T at[CHUNK<T>];
 };
 
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(__half value) { return __half2float(value); }
-__device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
 template <class T>
 __device__ T from_float(float value) {
     if constexpr (std::is_same_v<T, __half>) {
@@ -147,6 +143,7 @@ class Products {
         for (int depth = 0; depth < D; depth += 16) {
             const T* q[2] = {&tiles.q[at.row][depth + at.column], &tiles.q[at.row + 8][depth + at.column]};
             const uint32_t a[4] = {pair(q[0]), pair(q[1]), pair(q[0] + 8), pair(q[1] + 8)};
+#pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
                 const T* k = &tiles.k[(at.half * BLOCKS + block) * 8 + at.group][depth + at.column];
                 const uint32_t b[2] = {pair(k), pair(k + 8)};
@@ -158,6 +155,7 @@ class Products {
 
     __device__ void add(const Tiles<T, D>& tiles) {
         const Place at;
+#pragma unroll
         for (auto& block : sums_) {
             for (int i = 0; i < 4; ++i) block[i] *= tiles.shrink[at.row + i / 2 * 8];
         }
@@ -166,6 +164,7 @@ class Products {
                                        &tiles.scores[at.row + 8][key + at.column]};
             const uint32_t a[4] = {pack(weights[0]), pack(weights[1]), pack(weights[0] + 8), pack(weights[1] + 8)};
             const T* v = &tiles.v[key + threadIdx.x % 16][at.half * D / 2];
+#pragma unroll
             for (int block = 0; block < D / 16; ++block) {
                 uint32_t b[2];
                 load_transposed(b, v + 8 * block);
@@ -197,6 +196,7 @@ class Products {
     template <int BLOCKS, class Store>
     __device__ static void each(const float (&sums)[BLOCKS][4], const Store& to) {
         const Place at;
+#pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
             const int column = (at.half * BLOCKS + block) * 8 + at.column;
             for (int i = 0; i < 4; ++i) to(at.row + i / 2 * 8, column + i % 2, sums[block][i]);
@@ -215,6 +215,7 @@ class Products<float, D> {
         float sums[KEYS / LANES] = {};
         for (int column = 0; column < D; column += 4) {
             const auto q = read_as<Chunk<float>>(&tiles.q[row][column]);
+#pragma unroll
             for (int i = 0; i < KEYS / LANES; ++i) {
                 const auto k = read_as<Chunk<float>>(&tiles.k[lane + LANES * i][column]);
                 for (int e = 0; e < 4; ++e) sums[i] += q.at[e] * k.at[e];
@@ -225,11 +226,13 @@ class Products<float, D> {
 
     __device__ void add(const Tiles<float, D>& tiles) {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+#pragma unroll
         for (auto& chunk : sums_) {
             for (float& sum : chunk) sum *= tiles.shrink[row];
         }
         for (int key = 0; key < KEYS; ++key) {
             const float weight = tiles.scores[row][key];
+#pragma unroll
             for (int i = 0; i < D / 32; ++i) {
                 const auto v = read_as<Chunk<float>>(&tiles.v[key][(lane + LANES * i) * 4]);
                 for (int e = 0; e < 4; ++e) sums_[i][e] += weight * v.at[e];
@@ -240,6 +243,7 @@ class Products<float, D> {
     template <class Store>
     __device__ void store(const Store& to) const {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+#pragma unroll
         for (int i = 0; i < D / 32; ++i) {
             for (int e = 0; e < 4; ++e) to(row, (lane + LANES * i) * 4 + e, sums_[i][e]);
         }

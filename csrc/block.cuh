@@ -1,6 +1,8 @@
 // What all kernels share: the shape of a block, its memory, a prefix sum over its threads.
 #pragma once
 
+#include <cuda_runtime.h>
+
 namespace mmbdhs {
 
 constexpr int WARP = 32;

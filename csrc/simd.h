@@ -11,6 +11,9 @@
 #include <cstring>
 #include <utility>
 
+// What lives in registers must not be passed through memory.
+#define INLINE __attribute__((always_inline)) inline
+
 namespace mmbdhs {
 namespace MMBDHS_ISA {
 
@@ -131,15 +134,18 @@ inline V pick(V a, V b) {
 
 // Lane i of the result is the sum over v[i].
 template <class V, int S = lanes_of<V> / 2>
-inline V sums(V* v) {
+INLINE V sums(V* v) {
+#pragma GCC unroll 8
     for (int i = 0; i < S; ++i) v[i] = pick<S, false>(v[i], v[i + S]) + pick<S, true>(v[i], v[i + S]);
     if constexpr (S > 1) return sums<V, S / 2>(v);
     return v[0];
 }
 
 template <class V, int S = lanes_of<V> / 2>
-inline void transpose(V* v) {
+INLINE void transpose(V* v) {
+#pragma GCC unroll 8
     for (int group = 0; group < lanes_of<V>; group += 2 * S) {
+#pragma GCC unroll 8
         for (int i = group; i < group + S; ++i) {
             const V first = pick<S, false>(v[i], v[i + S]), second = pick<S, true>(v[i], v[i + S]);
             v[i] = first;
