@@ -19,7 +19,8 @@ from mmbdhs.native import ops
 from mmbdhs.prompts import tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample
 from mmbdhs.similarity import Similarity
-from mmbdhs.splicing import Continuation, Reference, SentenceSplice, SentenceStops
+from mmbdhs.splicing import Reference, SentenceSplice
+from mmbdhs.stops import Continuation, SentenceStops
 from mmbdhs.tokens import end_token_ids, token_chooser
 
 _PREFILL_TOKENS = 8192  # padded tokens in one prefill: bounds its memory whatever max_branches is
@@ -44,15 +45,13 @@ class _Pair:
 
 
 class Sampler:
-    """Runs Algorithm 1 for one model. Every step decodes one token for each live branch."""
+    """Runs Algorithm 1 for one model."""
 
     def __init__(self, model: nn.Module, processor: Any, config: BDHSConfig, similarity: Similarity) -> None:
         self._processor, self._config, self._similarity = processor, config, similarity
         self._reader = ExampleReader(model, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         tokenizer = tokenizer_of(processor)
-        stops = SentenceStops(
-            tokenizer, end_token_ids(model, tokenizer), config.max_sentence_tokens, config.max_new_tokens
-        )
+        stops = SentenceStops(tokenizer, end_token_ids(model, tokenizer))
         self._pool = BranchPool(model, config.max_branches, token_chooser(model, tokenizer, config), stops)
         self._again: deque[_Pair] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
@@ -123,13 +122,14 @@ class Sampler:
         shared = [cut.shared_length if cut else 0 for cut in cuts]
         inputs = pair.encoded.inputs.show(pair.visible, pair.encoded.prompt_length + max(shared))
         prompt_length = len(inputs) - max(shared)
-        draws = self._draws(address, len(cuts), config.max_sentence_tokens if pair.guided else config.max_new_tokens)
+        limit = config.max_sentence_tokens if pair.guided else config.max_new_tokens
+        draws = self._draws(address, len(cuts), limit)
         pair.branches = []
         for cut, length, uniforms in zip(cuts, shared, draws, strict=True):
             forced = cut.forced_ids if cut else ()
             context = (*pair.encoded.prompt_tail, *pair.reference.token_ids[:length], *forced)
             owner = Continuation(pair, cut, context)
-            pair.branches.append(Branch(prompt_length + length, forced, uniforms, owner))
+            pair.branches.append(Branch(prompt_length + length, limit, forced, uniforms, owner))
         pair.unended = len(cuts)
         return inputs, pair.branches
 
@@ -145,13 +145,13 @@ class Sampler:
         count = len(encoded.inputs.image_positions)
         return encoded, visible_image_tokens(*address, count, config.mask_threshold)
 
-    def _draws(self, address: tuple[int, int, int], count: int, length: int) -> list[list[float]]:
-        """The uniforms of each branch's tokens; none when decoding is greedy."""
+    def _draws(self, address: tuple[int, int, int], count: int, length: int) -> Tensor:
+        """The uniforms of each branch's tokens, [count, length]; none, [count, 0], when decoding is greedy."""
         if self._config.temperature == 0:
-            return [[]] * count
+            return torch.empty(count, 0)
         seed, key, iteration = address
         keys, sentences = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
-        return ops.random_uniform(seed, keys, ops.TOKEN, iteration, sentences, length).tolist()
+        return ops.random_uniform(seed, keys, ops.TOKEN, iteration, sentences, length)
 
     def _collect(self, branch: Branch) -> list[Result]:
         """Take in a branch that ended; the last of a pair completes its candidate response."""

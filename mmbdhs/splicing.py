@@ -1,4 +1,4 @@
-"""Reference-guided completion (Eq. 7): sentences, yes/no swaps, cuts, stops and joins."""
+"""Reference-guided completion (Eq. 7): sentences, yes/no swaps, cuts and joins."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbdhs.branches import Branch
 from mmbdhs.native import ops
 from mmbdhs.native.reference import COUNTERPARTS
-from mmbdhs.native.sentence_rule import BREAKS, STOPS
-from mmbdhs.prompts import Turn, decode_after, reworded
-
-_TELLING = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
+from mmbdhs.prompts import Turn, reworded
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Reference:
 
     def __init__(self, processor: Any, turn: Turn, text: str) -> None:
         self.text, self.token_ids = text, turn.token_ids
-        self._flat, self._offsets = _ragged([text])
+        self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
         self._sentences, begin = [], 0
         for content_end, end, word_begin, word_end in _characters(text, self._table):
@@ -142,87 +138,9 @@ class Reference:
             self._sentence_offsets,
             swapped,
             kept,
-            *_ragged(completions),
+            *ragged(completions),
         )
         return bytes(flat.numpy()).decode()
-
-
-@dataclass(eq=False)
-class Continuation:
-    """What a branch continues, and the text it adds.
-
-    pair: the caller's example.
-    cut: the cut that it completes; None for a whole response.
-    context_ids: the tokens before it, as far as they matter to decoding its text.
-    """
-
-    pair: Any
-    cut: Cut | None
-    context_ids: tuple[int, ...]
-    suspect: bool = False  # a stop may stand in the text, which the next token decides
-    text: str = ""
-
-
-class SentenceStops:
-    """Decides which branches have ended: a sentence at its first sentence end, by the rule that splits references; a
-    whole response at the end of sequence; both at their maximum length. Trims `ids` and sets the owner's text."""
-
-    def __init__(self, tokenizer: Any, end_ids: set[int], max_sentence_tokens: int, max_new_tokens: int) -> None:
-        self._tokenizer, self._end_ids = tokenizer, end_ids
-        self._max_sentence_tokens, self._max_new_tokens = max_sentence_tokens, max_new_tokens
-        self._telling: dict[int, bool] = {}
-
-    def __call__(self, branches: list[Branch]) -> list[bool]:
-        ended, checked = set(), []
-        for branch in branches:
-            last = self._is_final(branch)
-            if branch.owner.cut is None:
-                if last:
-                    branch.owner.text = self._text(branch)
-                    ended.add(branch)
-            elif last or branch.owner.suspect or self._may_stop(branch.ids[-1]):
-                checked.append((branch, last))
-        ended.update(self._ended_sentences(checked))
-        return [branch in ended for branch in branches]
-
-    def _is_final(self, branch: Branch) -> bool:
-        if branch.ids[-1] in self._end_ids:
-            branch.ids.pop()
-            return True
-        limit = self._max_new_tokens if branch.owner.cut is None else self._max_sentence_tokens
-        return len(branch.ids) >= limit
-
-    def _may_stop(self, token: int) -> bool:
-        """Whether the token's text could hold a stop, a line break, or a part of a character."""
-        if token not in self._telling:
-            self._telling[token] = not _TELLING.isdisjoint(self._tokenizer.decode([token]))
-        return self._telling[token]
-
-    def _ended_sentences(self, checked: list[tuple[Branch, bool]]) -> list[Branch]:
-        """The exact rule, on the text of branches in which a stop may stand."""
-        if not checked:
-            return []
-        texts = [branch.owner.cut.head + self._text(branch) for branch, _ in checked]
-        begins = torch.tensor([branch.owner.cut.begin for branch, _ in checked])
-        final = torch.tensor([last for _, last in checked])
-        ends = ops.sentence_ends(*_ragged(texts), begins, final).tolist()
-        ended = []
-        for (branch, _), text, end in zip(checked, texts, ends, strict=True):
-            branch.owner.suspect = end == ops.UNDECIDED
-            if end >= 0:
-                self._finish(branch, text.encode()[len(branch.owner.cut.head.encode()) : end].decode())
-                ended.append(branch)
-        return ended
-
-    def _finish(self, branch: Branch, text: str) -> None:
-        # Tokens beyond the stop were only looked at.
-        while branch.ids and len(decode_after(self._tokenizer, branch.owner.context_ids, branch.ids[:-1])) >= len(text):
-            branch.ids.pop()
-        # The white space before a sentence of which nothing was kept belongs to the sentence before.
-        branch.owner.text = text if branch.owner.cut.kept.strip() else text.lstrip()
-
-    def _text(self, branch: Branch) -> str:
-        return decode_after(self._tokenizer, branch.owner.context_ids, branch.ids)
 
 
 def _variant(turn: Turn, sentence: str, begin: int, end: int, kept: int = 0) -> _Variant:
@@ -255,7 +173,7 @@ def _characters(text: str, table: Tensor) -> list[list[int]]:
     return [[len(encoded[:n].decode()) if n >= 0 else n for n in row] for row in table.tolist()]
 
 
-def _ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     encoded = [text.encode() for text in texts]
     offsets = torch.tensor([0, *map(len, encoded)]).cumsum(0)
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)), offsets

@@ -48,9 +48,9 @@ class TokenChooser:
         if top_p < 1.0:
             self._warpers.append(TopPLogitsWarper(top_p))
 
-    def __call__(self, logits: Tensor, draws: list[float] | None) -> Tensor:
-        """logits: [n, V]; draws: n uniforms in [0, 1), or None for the arg-max. Returns int64 [n], -1 where the
-        logits are not finite."""
+    def __call__(self, logits: Tensor, draws: Tensor | None) -> Tensor:
+        """logits: [n, V]; draws: uniforms float32 [n] in [0, 1), or None for the arg-max. Returns int64 [n], -1 where
+        the logits are not finite."""
         self._suppressed = self._suppressed.to(logits.device)
         scores = logits.float().index_fill(1, self._suppressed, -torch.inf)
         if draws is None:
@@ -60,7 +60,7 @@ class TokenChooser:
             scores = warper(None, scores)
         cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
-        target = torch.tensor(draws, dtype=torch.float32, device=logits.device)[:, None] * total
+        target = draws[:, None] * total
         # Rounded up to the total, a draw would fall behind the last token.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target, right=True)

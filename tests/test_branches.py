@@ -10,7 +10,7 @@ import torch
 from plain import picture
 
 from mmbdhs.branches import Branch, BranchPool
-from mmbdhs.decoder_inputs import DecoderInputs
+from mmbdhs.decoder_inputs import DecoderInputs, text_decoder
 from mmbdhs.examples import ExampleReader
 from mmbdhs.tokens import TokenChooser
 
@@ -23,16 +23,22 @@ def encoded() -> tuple[Any, DecoderInputs]:
     return model, reader.encode(example, example.images).inputs
 
 
+def greedy_pool(model: Any, max_branches: int) -> BranchPool:
+    """Branches end at their limits."""
+    chooser = TokenChooser([], 0.0, 0, 1.0)
+    return BranchPool(model, max_branches, chooser, lambda branches: [len(b.ids) >= b.limit for b in branches])
+
+
 @torch.no_grad()
 def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, DecoderInputs]) -> None:
     model, prompt = encoded
-    pool = BranchPool(model, 3, TokenChooser([], 0.0, 0, 1.0), lambda branches: [len(b.ids) >= 5 for b in branches])
+    pool = greedy_pool(model, 3)
     results, sizes = [], []
     for _ in range(30):
-        pool.add([(prompt, [Branch(len(prompt)), Branch(len(prompt) - 3, forced_ids=(7, 8))])])
+        pool.add([(prompt, [Branch(len(prompt), 5), Branch(len(prompt) - 3, 5, forced_ids=(7, 8))])])
         while len(pool):
             results += [(branch.prefix_length, *branch.ids) for branch in pool.step()]
-        sizes.append(pool._cache.layers[0].keys.shape[2])
+        sizes.append(pool._decoding.stores.layers[0].prefix_keys.shape[1])
     assert len(set(results)) == 2 and len(results) == 60
     assert max(sizes) < 4 * len(prompt)
 
@@ -40,16 +46,16 @@ def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, Decod
 @torch.no_grad()
 def test_at_most_max_branches_decode_at_a_time(encoded: tuple[Any, DecoderInputs]) -> None:
     model, prompt = encoded
+    pool = greedy_pool(model, 2)
+    pool.add([(prompt, [Branch(len(prompt), limit) for limit in (1, 2, 3, 2, 4)])])
+    assert pool.room == -2  # the first had but one token to choose
     widths = []
-
-    def stop(branches: list[Branch]) -> list[bool]:
-        widths.append(len(branches))
-        return [len(branch.ids) >= 2 for branch in branches]
-
-    pool = BranchPool(model, 2, TokenChooser([], 0.0, 0, 1.0), stop)
-    pool.add([(prompt, [Branch(len(prompt)) for _ in range(5)])])
-    assert pool.room == -3
+    handle = text_decoder(model).register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
     ended = []
     while len(pool):
         ended += pool.step()
-    assert len(ended) == 5 and max(widths) == 2
+    handle.remove()
+    assert sorted(len(branch.ids) for branch in ended) == [1, 2, 2, 3, 4]
+    assert widths == [2, 2, 1, 1, 1]

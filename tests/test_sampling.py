@@ -139,7 +139,7 @@ def test_chooser_inverts_the_distribution(temperature: float, top_k: int, top_p:
     logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(0)) * 2
     draws = np.random.default_rng(0).random(200_000).tolist()
     chooser = TokenChooser([5, 17], temperature, top_k, top_p)
-    tokens = chooser(logits.expand(len(draws), -1), draws)
+    tokens = chooser(logits.expand(len(draws), -1), torch.tensor(draws))
     expected = (logits[0] / temperature).index_fill(0, torch.tensor([5, 17]), -torch.inf).softmax(0)
     if top_k:
         expected[expected < expected.sort(descending=True).values[top_k - 1]] = 0
@@ -153,9 +153,9 @@ def test_chooser_inverts_the_distribution(temperature: float, top_k: int, top_p:
 def test_chooser_at_the_ends_of_the_interval() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
     chooser = TokenChooser([], 1.0, 0, 1.0)
-    assert chooser(logits, [0.0]).tolist() == [1]
-    assert chooser(logits, [1 - 2**-32]).tolist() == [2]
-    assert chooser(torch.full((1, 4), torch.nan), [0.5]).tolist() == [-1]
+    assert chooser(logits, torch.tensor([0.0])).tolist() == [1]
+    assert chooser(logits, torch.tensor([1 - 2**-32])).tolist() == [2]
+    assert chooser(torch.full((1, 4), torch.nan), torch.tensor([0.5])).tolist() == [-1]
     assert TokenChooser([], 0.0, 0, 1.0)(torch.tensor([[0.0, torch.nan]]), None).tolist() == [-1]
 
 
@@ -350,7 +350,7 @@ def test_bad_calls_are_named() -> None:
         bdhs_sample(model, processor, IMAGES, PROMPTS[:3], REFERENCES, CONFIG, unlike)
     with pytest.raises(ValueError, match="on_error"):
         bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, unlike, on_error="ignore")
-    with pytest.raises(ValueError, match="similarity: needs 4 numbers"):
+    with pytest.raises(ValueError, match=r"similarity: needs \d numbers"):
         bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, lambda a, b: [1.0])
     with pytest.raises(TypeError, match="similarity: needs a SentenceTransformer"):
         bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, 3)

@@ -1,0 +1,142 @@
+"""Which path runs the attention of decoding: measured on the model's own shape, announced once, overridden by
+MMBDHS_ATTENTION."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmbdhs.attention_paths import Path, Rows, native_path, sdpa_path
+from mmbdhs.key_stores import SlotLayer, bucket
+from mmbdhs.native import backend, checks
+
+_LOG = logging.getLogger("mmbdhs")
+_VARIABLE = "MMBDHS_ATTENTION"
+_PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
+# What is timed: milliseconds of work even at 7B, and kind to SDPA, whose cost grows with other branches' keys.
+_BRANCHES, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 16, 4, 128, 16
+_SECONDS, _RUNS = 0.004, 20  # for each path at most, whichever comes first
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of one layer's attention, and what else its speed depends on."""
+
+    query_heads: int
+    kv_heads: int
+    key_size: int
+    value_size: int
+    dtype: torch.dtype
+    device: torch.device
+    branches: int
+    threads: int
+
+    def __str__(self) -> str:
+        heads = f"{self.query_heads}/{self.kv_heads} heads of size {self.key_size}"
+        return f"{heads}, {self.dtype}, {self.device}, {self.threads} thread(s), {self.branches} branches"
+
+
+def override() -> str | None:
+    """The path that MMBDHS_ATTENTION asks for, None for none. Raises ValueError for an unknown one."""
+    wanted = os.environ.get(_VARIABLE)
+    if wanted and wanted not in _PATHS:
+        raise ValueError(f"{_VARIABLE} must be 'native' or 'sdpa', got {wanted!r}")
+    return wanted or None
+
+
+def choose_path(query: Tensor, key: Tensor, value: Tensor) -> Path:
+    """The override, or the faster path for query [n, Hq, 1, D], new key [n, Hkv, 1, D] and value [n, Hkv, 1, Dv].
+
+    Raises ValueError if the override asks for the native path and the op does not take this shape."""
+    shape = _Shape(
+        query.shape[1],
+        key.shape[1],
+        key.shape[-1],
+        value.shape[-1],
+        query.dtype,
+        query.device,
+        min(bucket(len(query)), _BRANCHES),
+        torch.get_num_threads(),
+    )
+    return _PATHS[_chosen(shape, override())]
+
+
+@functools.cache
+def _chosen(shape: _Shape, wanted: str | None) -> str:
+    name, reason = _decide(shape, wanted)
+    _LOG.info("decoding attention runs on the %s path (%s): %s", name, shape, reason)
+    return name
+
+
+def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
+    obstacle = _obstacle(shape)
+    if wanted == "native" and obstacle:
+        raise ValueError(f"{_VARIABLE} must be 'sdpa' for this model, got 'native': {obstacle}")
+    if wanted:
+        return wanted, f"{_VARIABLE}={wanted}"
+    if obstacle or backend.live().name == "reference":
+        return "sdpa", obstacle or "no compiled op is live"
+    seconds = {name: _seconds(path, shape) for name, path in _PATHS.items()}
+    times = ", ".join(f"{name} {1e3 * spent:.3f} ms" for name, spent in seconds.items())
+    return min(seconds, key=seconds.__getitem__), times
+
+
+def _obstacle(shape: _Shape) -> str:
+    """Why the op cannot take this shape; empty if it can."""
+    if shape.key_size != shape.value_size:
+        return f"the op needs keys and values of one head size, got {shape.key_size} and {shape.value_size}"
+    try:
+        checks.heads("q", q := torch.empty(1, 1, shape.key_size, dtype=shape.dtype), 3, like=q)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@torch.no_grad()
+def _seconds(path: Path, shape: _Shape) -> float:
+    """The least time of a call on random tensors."""
+    layer, query, key, value, rows = _random_step(shape)
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < _RUNS and sum(times[1:]) < _SECONDS):  # the first call warms up
+        begin = time.perf_counter()
+        path(layer, query, key, value, rows, 1.0, 0.0)
+        if shape.device.type == "cuda":
+            torch.cuda.synchronize(shape.device)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
+    branches, device = shape.branches, shape.device
+    prompts = -(-branches // _BRANCHES_PER_PROMPT)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, dtype=shape.dtype, device=device)
+
+    def integers(values: Tensor) -> Tensor:
+        return values.to(device, torch.int32)
+
+    query = draw(branches, shape.query_heads, 1, shape.key_size)
+    key, value = (draw(branches, shape.kv_heads, 1, size) for size in (shape.key_size, shape.value_size))
+    layer = SlotLayer(key, value)
+    layer.prefix_keys, layer.prefix_values = (
+        draw(shape.kv_heads, prompts * _PREFIX, x.shape[-1]) for x in (key, value)
+    )
+    layer.keys, layer.values = (draw(branches, shape.kv_heads, _SUFFIX, x.shape[-1]) for x in (key, value))
+    slots = torch.arange(branches)
+    rows = Rows(
+        slots=slots.to(device),
+        places=torch.full_like(slots, _SUFFIX - 1).to(device),
+        prefix_count=integers(torch.full_like(slots, _PREFIX)),
+        example=integers(slots // _BRANCHES_PER_PROMPT),
+        prefix_offsets=integers(torch.arange(prompts + 1) * _PREFIX),
+        prefix=prompts * _PREFIX,
+        suffix=_SUFFIX,
+    )
+    return layer, query, key, value, rows

@@ -1,0 +1,110 @@
+"""Two ways to run the attention of a decoding step; `attention_gate` chooses.
+
+Each row of a step is one branch with one query token. It sees the beginning of its own prompt's prefix and its own
+suffix, whose newest key the path writes first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmbdhs.key_stores import SlotLayer
+from mmbdhs.native import attention
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a step see.
+
+    slots, places: int64 [n], where each row's newest key goes. prefix_count, example: int32 [n].
+    prefix_offsets: int32 [≥ examples + 1]. prefix, suffix: no row sees a key beyond these places of the stores.
+    """
+
+    slots: Tensor
+    places: Tensor
+    prefix_count: Tensor
+    example: Tensor
+    prefix_offsets: Tensor
+    prefix: int
+    suffix: int
+
+    @functools.cached_property
+    def suffix_length(self) -> Tensor:
+        """int32 [n], the newest key included."""
+        return (self.places + 1).int()
+
+    @functools.cached_property
+    def mask(self) -> Tensor:
+        """bool [n, prefix + n · suffix], over the prefix keys and then the suffixes of all rows."""
+        begin = self.prefix_offsets[self.example.long()][:, None]
+        place = torch.arange(self.prefix, device=begin.device)
+        of_prompt = (place >= begin) & (place < begin + self.prefix_count[:, None])
+        written = torch.arange(self.suffix, device=begin.device) <= self.places[:, None]
+        own = (self.slots[:, None] == self.slots)[:, :, None] & written[:, None]
+        return torch.cat([of_prompt, own.flatten(1)], dim=1)
+
+
+# (layer, q [n, Hq, 1, D], new keys and values [n, Hkv, 1, D], rows, scale, softcap) -> [n, Hq, D]
+Path = Callable[[SlotLayer, Tensor, Tensor, Tensor, Rows, float, float], Tensor]
+
+
+def native_path(
+    layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, softcap: float
+) -> Tensor:
+    """Each row reads the keys that it sees and no others."""
+    layer.write(rows.slots, rows.places, key, value)
+    count = len(query)
+    out, _ = attention.shared_prefix_attention(
+        query[:, :, 0],
+        layer.prefix_keys,
+        layer.prefix_values,
+        rows.prefix_count,
+        layer.keys[:count],
+        layer.values[:count],
+        rows.suffix_length,
+        example=rows.example,
+        prefix_offsets=rows.prefix_offsets,
+        scale=scale,
+        softcap=softcap,
+    )
+    return out
+
+
+def sdpa_path(
+    layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, softcap: float
+) -> Tensor:
+    """PyTorch's SDPA over one row of all prefixes and all suffixes, most of which a mask hides."""
+    layer.write(rows.slots, rows.places, key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0))
+    keys = _side_by_side(layer.prefix_keys, layer.keys, rows)
+    values = _side_by_side(layer.prefix_values, layer.values, rows)
+    query = query.transpose(0, 2)
+    if softcap:
+        out = _capped(query, keys, values, rows.mask, scale, softcap)
+    else:
+        grouped = query.shape[1] != keys.shape[1]
+        out = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=rows.mask[None, None], scale=scale, enable_gqa=grouped
+        )
+    # A hidden key weighs 0, and 0 · NaN is NaN: what is stored is finite, and what was not spoils its own row alone.
+    spoiled = 0 * (key.sum((1, 2, 3), dtype=torch.float32) + value.sum((1, 2, 3), dtype=torch.float32))
+    return out[0].transpose(0, 1) + spoiled[:, None, None].to(out.dtype)
+
+
+def _side_by_side(prefix: Tensor, suffix: Tensor, rows: Rows) -> Tensor:
+    """[1, Hkv, prefix + n · suffix, D]"""
+    own = suffix[: len(rows.slots), :, : rows.suffix].transpose(0, 1).flatten(1, 2)
+    return torch.cat([prefix[:, : rows.prefix], own], dim=1)[None]
+
+
+def _capped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """SDPA with scores softcap · tanh(score / softcap)."""
+    group = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    scores = softcap * torch.tanh(query.float() @ keys.float().mT * (scale / softcap))
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(values.dtype) @ values
