@@ -59,7 +59,7 @@ Parts parts_of(const SharedPrefix& a, void* workspace) {
 
 }  // namespace
 
-int64_t shared_prefix_workspace_cuda(const SharedPrefix& a) {
+int64_t shared_prefix_attention_workspace(const SharedPrefix& a) {
     return parts_of(a, nullptr).count * a.branches * a.q_heads * (a.head_dim + 1) * int64_t(sizeof(float));
 }
 
@@ -76,7 +76,7 @@ void shared_prefix_attention_cuda(const SharedPrefix& a, double scale, double so
     });
 }
 
-int64_t masked_workspace_cuda(const Masked& a) { return a.batch * (2 * a.keys + 1) * int64_t(sizeof(int32_t)); }
+int64_t masked_attention_workspace(const Masked& a) { return a.batch * (2 * a.keys + 1) * int64_t(sizeof(int32_t)); }
 
 void masked_attention_cuda(const Masked& a, double scale, double softcap, void* workspace, void* stream) {
     const char* const op = "masked_attention";

@@ -59,8 +59,8 @@ double multiply_add_rounds(int64_t rounds);
 // On the current CUDA device and the given stream (a cudaStream_t), without waiting for it. The lengths and indices of a
 // SharedPrefix stay on the device: a branch whose own lead out of the tensors gets NaN. `workspace` holds as many bytes
 // as the shapes in the arguments need. Throws std::runtime_error if a launch fails.
-int64_t shared_prefix_workspace_cuda(const SharedPrefix& arguments);
-int64_t masked_workspace_cuda(const Masked& arguments);
+int64_t shared_prefix_attention_workspace(const SharedPrefix& arguments);
+int64_t masked_attention_workspace(const Masked& arguments);
 void shared_prefix_attention_cuda(const SharedPrefix& arguments, double scale, double softcap, void* workspace,
                                   void* stream);
 void masked_attention_cuda(const Masked& arguments, double scale, double softcap, void* workspace, void* stream);

@@ -103,5 +103,9 @@ PYBIND11_MODULE(_extension, module) {
 #ifdef MMBDHS_WITH_CUDA
     define(module, "count_visible_cuda", &count_visible_cuda);
     define(module, "write_visible_cuda", &write_visible_cuda);
+    define_packed(module, "shared_prefix_attention_cuda", &shared_prefix_attention_cuda);
+    define_packed(module, "shared_prefix_attention_workspace", &shared_prefix_attention_workspace);
+    define_packed(module, "masked_attention_cuda", &masked_attention_cuda);
+    define_packed(module, "masked_attention_workspace", &masked_attention_workspace);
 #endif
 }

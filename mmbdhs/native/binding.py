@@ -4,11 +4,16 @@ pointers. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door.
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from mmbdhs.native import _extension, reference
 
+_LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention.h
 _BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
@@ -113,6 +118,25 @@ def join_splices(
     return joined, joined_offsets
 
 
+def _plain_without_cuda(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`op`, or its plain twin if q is on a CUDA device and the extension was built without CUDA."""
+
+    @functools.wraps(op)
+    def run(q: Tensor, *rest: object, **named: object) -> tuple[Tensor, Tensor]:
+        if q.is_cuda and not hasattr(_extension, f"{op.__name__}_cuda"):
+            _announce_plain_attention()
+            return getattr(reference, op.__name__)(q, *rest, **named)
+        return op(q, *rest, **named)
+
+    return run
+
+
+@functools.cache
+def _announce_plain_attention() -> None:
+    _LOG.warning("the extension was built without CUDA: attention of CUDA tensors runs in plain PyTorch, slowly")
+
+
+@_plain_without_cuda
 def shared_prefix_attention(
     q: Tensor,
     k_prefix: Tensor,
@@ -142,10 +166,11 @@ def shared_prefix_attention(
         1 if prefix_offsets is None else len(prefix_offsets) - 1,
         *(stride for x in tensors[:5] for stride in x.stride()[:-1]),
     )
-    _extension.shared_prefix_attention(fields, scale, softcap, torch.get_num_threads())
+    _attend("shared_prefix_attention", fields, scale, softcap, q.device)
     return out, lse
 
 
+@_plain_without_cuda
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
@@ -158,8 +183,19 @@ def masked_attention(
         *(batch, q_heads, k.shape[1], queries, k.shape[2], head_dim, causal),
         *(stride for x in (q, k, v) for stride in x.stride()[:-1]),
     )
-    _extension.masked_attention(fields, scale, softcap, torch.get_num_threads())
+    _attend("masked_attention", fields, scale, softcap, q.device)
     return out, lse
+
+
+def _attend(op: str, fields: tuple[int, ...], scale: float, softcap: float, device: torch.device) -> None:
+    if device.type != "cuda":
+        getattr(_extension, op)(fields, scale, softcap, torch.get_num_threads())
+        return
+    with torch.cuda.device(device):
+        bytes_needed = getattr(_extension, f"{op}_workspace")(fields)
+        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(_extension, f"{op}_cuda")(fields, scale, softcap, workspace.data_ptr(), stream)
 
 
 def _attention_results(q: Tensor) -> tuple[Tensor, Tensor]:

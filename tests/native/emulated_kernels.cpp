@@ -67,8 +67,8 @@ const char* write_visible(uint64_t seed, const int64_t* keys, uint32_t iteration
         [=] { write_visible_cuda(seed, keys, iteration, tokens, examples, visible_from, offsets, indices, stream); });
 }
 
-int64_t shared_prefix_workspace(const SharedPrefix* arguments) { return shared_prefix_workspace_cuda(*arguments); }
-int64_t masked_workspace(const Masked* arguments) { return masked_workspace_cuda(*arguments); }
+int64_t shared_prefix_workspace(const SharedPrefix* arguments) { return shared_prefix_attention_workspace(*arguments); }
+int64_t masked_workspace(const Masked* arguments) { return masked_attention_workspace(*arguments); }
 
 const char* shared_prefix_attention(const SharedPrefix* arguments, double scale, double softcap, void* workspace,
                                     void* stream) {

@@ -3,16 +3,11 @@
 import ctypes
 import re
 
+import attention_truth as truth
 import pytest
 import torch
-from attention_truth import (
-    TOLERANCES,
-    assert_close,
-    masked_arguments,
-    masked_truth,
-    shared_prefix_arguments,
-    shared_prefix_truth,
-)
+from attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from attention_truth import TOLERANCES, assert_close
 from emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
 from ragged import int32, random_keys
 
@@ -20,34 +15,6 @@ from mmbdhs.native import binding, reference
 
 INT_MAX = 2**31 - 1
 SIZES = (0, 1, 3, 4, 5, 31, 129, 511, 512, 513, 1134, 2047)
-
-# branches, (query heads, key heads), head size, prefix keys, suffix keys; options
-SHARED_PREFIX = [
-    ((1, (1, 1), 32, 1, 1), {}),
-    ((3, (8, 2), 64, 129, 0), {"spare": 8}),
-    ((5, (7, 1), 72, 31, 129), {"spare": 1, "softcap": 2.0}),
-    ((9, (8, 1), 256, 129, 5), {"shuffled": True}),
-    ((8, (2, 2), 128, 1134, 31), {"spare": 8, "shuffled": True, "examples": 3}),
-    ((6, (16, 4), 40, 300, 31), {"examples": 5, "softcap": 30.0}),
-    ((2, (80, 2), 96, 31, 33), {}),
-    ((2, (2, 1), 128, 0, 9), {}),
-    ((3, (2, 2), 64, 0, 0), {}),
-    ((0, (2, 2), 64, 5, 5), {}),
-]
-
-# batch, (query heads, key heads), queries, keys, head size; options
-MASKED = [
-    ((1, (1, 1), 1, 1, 32), {"share": 1.0}),
-    ((2, (8, 2), 31, 129, 64), {"causal": True, "spare": 8}),
-    ((2, (7, 1), 9, 31, 72), {"spare": 1, "softcap": 2.0}),
-    ((1, (4, 4), 33, 1134, 128), {"causal": True, "share": 0.1}),
-    ((3, (8, 1), 5, 2047, 256), {"share": 0.01}),
-    ((2, (2, 2), 40, 40, 256), {"causal": True, "softcap": 30.0}),
-    ((2, (2, 1), 3, 129, 96), {"share": 0.0}),
-    ((1, (2, 2), 3, 0, 64), {}),
-    ((1, (2, 2), 0, 3, 64), {}),
-    ((0, (2, 2), 3, 3, 64), {}),
-]
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +42,13 @@ def check_visible(emulated: Extension, threshold: float) -> None:
 
 
 def check_shared_prefix(dtype: torch.dtype, shape: tuple, options: dict) -> None:
-    torch.manual_seed(0)
-    arguments = shared_prefix_arguments(dtype, *shape, **options)
-    assert_close(binding.shared_prefix_attention(**arguments), shared_prefix_truth(**arguments))
+    arguments, expected = shared_prefix(dtype, shape, **options)
+    assert_close(binding.shared_prefix_attention(**arguments), expected)
 
 
 def check_masked(dtype: torch.dtype, shape: tuple, options: dict) -> None:
-    torch.manual_seed(0)
-    arguments = masked_arguments(dtype, *shape, **options)
-    assert_close(binding.masked_attention(**arguments), masked_truth(**arguments))
+    arguments, expected = masked(dtype, shape, **options)
+    assert_close(binding.masked_attention(**arguments), expected)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -113,38 +78,39 @@ def test_masked(emulated, shape, options, dtype, schedule):
 @pytest.mark.parametrize(
     ("name", "row", "value"),
     [
-        *[("prefix_count", 1, value) for value in (-1, -INT_MAX - 1, INT_MAX)],
+        *[("prefix_count", 1, value) for value in (-1, -INT_MAX - 1, 15, INT_MAX)],
         *[("suffix_length", 2, value) for value in (-1, -INT_MAX - 1, 10, INT_MAX)],
         *[("example", 3, value) for value in (-1, -INT_MAX - 1, 3, INT_MAX)],
         *[("prefix_offsets", 1, value) for value in (-1, INT_MAX)],
         ("prefix_offsets", 3, 41),
-        *[("visible", 0, value) for value in (-1, 43, -INT_MAX - 1, INT_MAX)],
+        *[("visible", 0, value) for value in (-1, 60, -INT_MAX - 1, INT_MAX)],
     ],
 )
 def test_numbers_out_of_range(emulated, name, row, value, dtype):
     """Nothing checks them while a graph is captured: the branches concerned come back as NaN, the others right."""
-    torch.manual_seed(1)
-    arguments = shared_prefix_arguments(dtype, 7, (4, 2), 64, 40, 9, examples=3, shuffled=True)
+    arguments, _ = shared_prefix(dtype, (7, (4, 2), 64, 60, 9), examples=3, gather=True)
     example, offsets, count = (arguments[key] for key in ("example", "prefix_offsets", "prefix_count"))
     example[:], offsets[:] = int32(0, 1, 2, 0, 1, 2, 0), int32(0, 11, 25, 40)
     count[:] = int32(11, 14, 15, 3, 0, 7, 0)
-    branches = {
+    wrong = {
         "visible": (offsets[example.long()] == 0) & (count > 0),
         "prefix_offsets": (example == row) | (example == row - 1),
     }.get(name, torch.arange(7) == row)
-    out, lse = shared_prefix_truth(**arguments)
-    out[branches], lse[branches] = torch.nan, torch.nan
+    out, lse = truth.shared_prefix(arguments)
+    out[wrong], lse[wrong] = torch.nan, torch.nan
     arguments[name][row] = value
     assert_close(binding.shared_prefix_attention(**arguments), (out, lse))
 
 
-def test_count_beyond_its_example(emulated):
-    """The next example's keys are there, but not the branch's to see."""
-    arguments = shared_prefix_arguments(torch.float32, 2, (2, 2), 64, 40, 9, examples=2)
-    arguments["example"][:], arguments["prefix_offsets"][1] = 0, 20
-    arguments["prefix_count"][:] = int32(21, 20)
-    out, lse = binding.shared_prefix_attention(**arguments)
-    assert out[0].isnan().all() and lse[0].isnan().all() and not out[1].isnan().any()
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_nothing_to_do(emulated, dtype):
+    keys = torch.zeros(2, 5, 64, dtype=dtype)
+    none, nowhere = int32(), torch.zeros(0, 2, 5, 64, dtype=dtype)
+    shared = (nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none, None, None, None, 1.0, 0.0)
+    assert [len(result) for result in binding.shared_prefix_attention(*shared)] == [0, 0]
+    for q, k in ((nowhere, nowhere), (keys[None, :, :0], keys[None])):
+        visible = torch.ones(len(k), 5, dtype=torch.bool)
+        assert binding.masked_attention(q, k, k, visible, False, 1.0, 0.0)[0].shape == q.shape
 
 
 @pytest.mark.parametrize(

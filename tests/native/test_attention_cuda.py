@@ -1,0 +1,135 @@
+"""The attention ops on a device; without one, what they fall back on."""
+
+import inspect
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attention_truth as truth
+import pytest
+import torch
+from attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from attention_truth import TOLERANCES, assert_close
+from ragged import int32
+
+from mmbdhs.native import attention, binding, reference
+
+
+def on_device(arguments: dict, device: str = "cuda") -> dict:
+    """The same with the same strides on a device."""
+    moved = dict(arguments)
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            moved[name] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+            moved[name].copy_(value)
+    return moved
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("shape", "options"), SHARED_PREFIX)
+def test_shared_prefix(shape, options, dtype):
+    arguments, expected = shared_prefix(dtype, shape, **options)
+    assert_close(attention.shared_prefix_attention(**on_device(arguments)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("shape", "options"), MASKED)
+def test_masked(shape, options, dtype):
+    arguments, expected = masked(dtype, shape, **options)
+    assert_close(attention.masked_attention(**on_device(arguments)), expected)
+
+
+@pytest.mark.gpu
+def test_runs_on_the_callers_stream():
+    """q is written by the same stream after a pause: a launch elsewhere would read it too early."""
+    arguments, expected = masked(torch.float16, (1, (4, 2), 33, 129, 64))
+    moved = on_device(arguments)
+    q, moved["q"] = moved["q"], torch.zeros_like(moved["q"])
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        moved["q"].copy_(q)
+        got = attention.masked_attention(**moved)
+    stream.synchronize()
+    assert_close(got, expected)
+
+
+@pytest.mark.gpu
+def test_runs_on_the_tensors_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    arguments, expected = masked(torch.float16, (1, (4, 2), 33, 129, 64))
+    got = attention.masked_attention(**on_device(arguments, "cuda:1"))
+    assert got[0].device.index == 1 and torch.cuda.current_device() == 0
+    assert_close(got, expected)
+
+
+@pytest.mark.gpu
+def test_captured_graph_follows_the_lengths():
+    """One capture serves other lengths; numbers out of range, which capture cannot check, give NaN."""
+    arguments = truth.random_shared_prefix(3, (4, 2), 128, 300, 40, torch.bfloat16)
+    moved = on_device(arguments)
+    attention.shared_prefix_attention(**moved)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = attention.shared_prefix_attention(**moved)
+    for counts, lengths in [((300, 0, 7), (0, 40, 1)), ((1, 2, 3), (39, 0, 13))]:
+        arguments["prefix_count"], arguments["suffix_length"] = int32(*counts), int32(*lengths)
+        for name in ("prefix_count", "suffix_length"):
+            moved[name].copy_(arguments[name])
+        graph.replay()
+        assert_close(got, truth.shared_prefix(arguments))
+    moved["prefix_count"][1], moved["suffix_length"][2] = 301, -1
+    graph.replay()
+    assert got[0].isnan().flatten(1).all(1).tolist() == [False, True, True]
+    assert got[1].isnan().all(1).tolist() == [False, True, True]
+
+
+@pytest.mark.gpu
+def test_opcheck():
+    shared = on_device(shared_prefix(torch.float32, (3, (4, 2), 64, 31, 9), examples=2, gather=True)[0])
+    order = inspect.signature(attention.shared_prefix_attention).parameters
+    torch.library.opcheck(torch.ops.mmbdhs.shared_prefix_attention.default, tuple(map(shared.get, order)))
+    hidden = on_device(masked(torch.float32, (2, (4, 2), 9, 31, 64), causal=True)[0])
+    for name in ("q", "k", "v"):
+        hidden[name] = hidden[name].nan_to_num().requires_grad_()
+    torch.library.opcheck(torch.ops.mmbdhs.masked_attention.default, tuple(hidden.values()))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("needs compute-sanitizer")
+    values = [f"{Path(__file__)}::{name}" for name in ("test_shared_prefix", "test_masked")]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", *values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+class OnDevice(torch.Tensor):
+    """Claims to be on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_plain_twin_without_cuda(monkeypatch, caplog):
+    """A CPU build serves CUDA tensors by the plain twin, and says so once."""
+    monkeypatch.setattr(binding, "_extension", object())
+    binding._announce_plain_attention.cache_clear()
+    arguments, _ = masked(torch.float32, (1, (4, 2), 9, 31, 64), share=1.0)
+    plain = reference.masked_attention(**arguments)
+    arguments["q"] = arguments["q"].as_subclass(OnDevice)
+    with caplog.at_level(logging.WARNING, logger="mmbdhs"):
+        for _ in range(2):
+            assert torch.equal(binding.masked_attention(**arguments)[0], plain[0])
+    assert [record.message for record in caplog.records] == [
+        "the extension was built without CUDA: attention of CUDA tensors runs in plain PyTorch, slowly"
+    ]
