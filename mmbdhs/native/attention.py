@@ -76,7 +76,7 @@ def masked_attention(
     return torch.ops.mmbdhs.masked_attention(q, k, v, visible, causal, scale, softcap)
 
 
-def _shared_prefix_attention(
+def _check_shared_prefix(
     q: Tensor,
     k_prefix: Tensor,
     v_prefix: Tensor,
@@ -89,38 +89,30 @@ def _shared_prefix_attention(
     prefix_offsets: Tensor | None,
     scale: float | None,
     softcap: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple:
+    """The arguments of a twin, if all but the values of lengths and indices are right."""
     branches, _, head_dim = checks.heads("q", q, 3, like=q)
     kv_heads, rows, _ = checks.heads("k_prefix", k_prefix, 3, like=q, shape=(None, None, head_dim))
     checks.query_heads(q, kv_heads, "k_prefix")
     checks.heads("v_prefix", v_prefix, 3, like=q, shape=(kv_heads, rows, head_dim))
     suffix_rows = checks.heads("k_suffix", k_suffix, 4, like=q, shape=(branches, kv_heads, None, head_dim))[2]
     checks.heads("v_suffix", v_suffix, 4, like=q, shape=(branches, kv_heads, suffix_rows, head_dim))
-    index = {"prefix_count": prefix_count, "suffix_length": suffix_length, "example": example}
-    for name, value in index.items():
-        index[name] = None if value is None else checks.tensor(name, value, torch.int32, rows=branches, device=q.device)
-    for name, value in {"visible": visible, "prefix_offsets": prefix_offsets}.items():
-        index[name] = None if value is None else checks.tensor(name, value, torch.int32, device=q.device)
-    checks.shared_prefix(**index, rows=rows, suffix_rows=suffix_rows)
-    return backend.live().twin.shared_prefix_attention(
-        q,
-        k_prefix,
-        v_prefix,
-        index["prefix_count"],
-        k_suffix,
-        v_suffix,
-        index["suffix_length"],
-        index["visible"],
-        index["example"],
-        index["prefix_offsets"],
-        checks.scale(scale, head_dim),
-        checks.softcap(softcap),
-    )
+    prefix_count = checks.index("prefix_count", prefix_count, q, branches)
+    suffix_length = checks.index("suffix_length", suffix_length, q, branches)
+    if (example is None) != (prefix_offsets is None):
+        raise ValueError("example and prefix_offsets must be given together, got only one of them")
+    example = None if example is None else checks.index("example", example, q, branches)
+    prefix_offsets = None if prefix_offsets is None else checks.index("prefix_offsets", prefix_offsets, q)
+    visible = None if visible is None else checks.index("visible", visible, q)
+    scale, softcap = checks.scale(scale, head_dim), checks.softcap(softcap)
+    prefix = (q, k_prefix, v_prefix, prefix_count)
+    return (*prefix, k_suffix, v_suffix, suffix_length, visible, example, prefix_offsets, scale, softcap)
 
 
-def _masked_attention(
+def _check_masked(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float | None, softcap: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple:
+    """The arguments of a twin."""
     batch, _, queries, head_dim = checks.heads("q", q, 4, like=q)
     _, kv_heads, keys, _ = checks.heads("k", k, 4, like=q, shape=(batch, None, None, head_dim))
     checks.query_heads(q, kv_heads, "k")
@@ -128,8 +120,17 @@ def _masked_attention(
     visible = checks.key_mask(visible, batch, keys, q.device)
     if causal and queries > keys:
         raise ValueError(f"q must have at most as many rows as k if causal, got {queries} over {keys}")
-    scale, softcap = checks.scale(scale, head_dim), checks.softcap(softcap)
-    return backend.live().twin.masked_attention(q, k, v, visible, causal, scale, softcap)
+    return q, k, v, visible, causal, checks.scale(scale, head_dim), checks.softcap(softcap)
+
+
+def _shared_prefix_attention(*arguments) -> tuple[Tensor, Tensor]:
+    checked = _check_shared_prefix(*arguments)
+    checks.shared_prefix(*checked)
+    return backend.live().twin.shared_prefix_attention(*checked)
+
+
+def _masked_attention(*arguments) -> tuple[Tensor, Tensor]:
+    return backend.live().twin.masked_attention(*_check_masked(*arguments))
 
 
 def _masked_attention_backward(
@@ -196,7 +197,15 @@ def _row_backward(
     return grad_q.flatten(0, 1), grad_k[:, 0], grad_v[:, 0]
 
 
-def _fake_attention(q, *_rest):
+def _fake_shared_prefix_attention(*arguments):
+    return _fake_results(_check_shared_prefix(*arguments)[0])
+
+
+def _fake_masked_attention(*arguments):
+    return _fake_results(_check_masked(*arguments)[0])
+
+
+def _fake_results(q):
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
@@ -219,7 +228,7 @@ register(
     "Tensor v_suffix, Tensor suffix_length, Tensor? visible, Tensor? example, Tensor? prefix_offsets, float? scale, "
     "float softcap) -> (Tensor, Tensor)",
     _shared_prefix_attention,
-    _fake_attention,
+    _fake_shared_prefix_attention,
 )
 register(
     "masked_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor visible, "
@@ -231,6 +240,6 @@ _masked = register(
     "masked_attention(Tensor q, Tensor k, Tensor v, Tensor visible, bool causal, float? scale, float softcap) "
     "-> (Tensor, Tensor)",
     _masked_attention,
-    _fake_attention,
+    _fake_masked_attention,
 )
 torch.library.register_autograd(_masked, _backward, setup_context=_save, lib=LIBRARY)

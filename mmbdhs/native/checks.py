@@ -21,6 +21,7 @@ def tensor(
     name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: torch.device = CPU
 ) -> Tensor:
     """`value`, contiguous, if it has this dtype, one dimension, this device and (if given) number of rows."""
+    _present(name, value)
     if value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if value.dim() != 1:
@@ -30,6 +31,12 @@ def tensor(
     if value.device != device:
         raise ValueError(f"{name} must be on device {device}, got {value.device}")
     return value.contiguous()
+
+
+def _present(name: str, value: Tensor | None) -> None:
+    # The dispatcher lets None through as a tensor that is not defined.
+    if value is None:
+        raise TypeError(f"{name} must be a tensor, got None")
 
 
 def ragged(name: str, offsets: Tensor, total: int, *, rows: int | None = None) -> Tensor:
@@ -120,6 +127,7 @@ def heads(
     name: str, value: Tensor, dims: int, *, like: Tensor, shape: tuple[int | None, ...] | None = None
 ) -> tuple[int, ...]:
     """The shape of an attention operand: floating, with `dims` dimensions, in the dtype and on the device of `like`."""
+    _present(name, value)
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name} must have dtype float32, bfloat16 or float16, got {value.dtype}")
     if value.dtype != like.dtype:
@@ -163,6 +171,7 @@ def softcap(value: float) -> float:
 
 def key_mask(visible: Tensor, batch: int, keys: int, device: torch.device) -> Tensor:
     """`visible`, contiguous, if it is a bool mask of each row's keys."""
+    _present("visible", visible)
     if visible.dtype != torch.bool:
         raise TypeError(f"visible must have dtype torch.bool, got {visible.dtype}")
     if visible.shape != (batch, keys):
@@ -172,22 +181,29 @@ def key_mask(visible: Tensor, batch: int, keys: int, device: torch.device) -> Te
     return visible.contiguous()
 
 
+def index(name: str, value: Tensor, q: Tensor, rows: int | None = None) -> Tensor:
+    """`value`, contiguous, if it holds int32 on the device of `q`."""
+    return tensor(name, value, torch.int32, rows=rows, device=q.device)
+
+
 def shared_prefix(
+    q: Tensor,
+    k_prefix: Tensor,
+    _v_prefix: Tensor,
     prefix_count: Tensor,
+    k_suffix: Tensor,
+    _v_suffix: Tensor,
     suffix_length: Tensor,
-    example: Tensor | None,
     visible: Tensor | None,
+    example: Tensor | None,
     prefix_offsets: Tensor | None,
-    *,
-    rows: int,
-    suffix_rows: int,
+    *_scales: float,
 ) -> None:
     """No length or index leads out of its tensor. Values on a device whose graph is being captured go unseen."""
-    if (example is None) != (prefix_offsets is None):
-        raise ValueError("example and prefix_offsets must be given together, got only one of them")
+    rows, suffix_rows = k_prefix.shape[1], k_suffix.shape[2]
     if prefix_offsets is not None and len(prefix_offsets) == 0:
         raise ValueError("prefix_offsets must have at least 1 entry, got 0")
-    if prefix_count.is_cuda and torch.cuda.is_current_stream_capturing():
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     _within("suffix_length", suffix_length, suffix_rows)
     if visible is not None:
@@ -196,18 +212,19 @@ def shared_prefix(
     if example is None:
         _within("prefix_count", prefix_count, keys)
         return
-    sizes = prefix_offsets.diff()
     _within("prefix_offsets", prefix_offsets, keys)
-    if bool((sizes < 0).any()):
-        raise ValueError(f"prefix_offsets must not fall, got a step of {int(sizes.min())}")
+    sizes = np.diff(prefix_offsets.cpu().numpy())
+    if len(sizes) and sizes.min() < 0:
+        raise ValueError(f"prefix_offsets must not fall, got a step of {sizes.min()}")
     _within("example", example, len(sizes) - 1)
-    _within("prefix_count", prefix_count, sizes[example.long()])
+    _within("prefix_count", prefix_count, sizes[example.cpu().numpy()])
 
 
-def _within(name: str, values: Tensor, highest: int | Tensor) -> None:
+def _within(name: str, values: Tensor, highest: int | np.ndarray) -> None:
     """Every value is in 0 … highest (a number, or one for each value)."""
-    wrong = (values < 0) | (values > highest)
-    if bool(wrong.any()):
-        row = int(wrong.int().argmax())
-        limit = int(highest[row]) if isinstance(highest, Tensor) else highest
-        raise ValueError(f"{name} must be in 0 … {limit}, got {int(values[row])} at row {row}")
+    numbers = values.cpu().numpy()
+    wrong = (numbers < 0) | (numbers > highest)
+    if wrong.any():
+        row = int(wrong.argmax())
+        limit = highest if isinstance(highest, int) else highest[row]
+        raise ValueError(f"{name} must be in 0 … {limit}, got {numbers[row]} at row {row}")

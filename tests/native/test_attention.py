@@ -1,0 +1,242 @@
+"""The attention ops against float64, on both twins, every instruction set of this machine, threads and gradients."""
+
+import os
+import subprocess
+import sys
+
+import attention_truth as truth
+import pytest
+import torch
+from ragged import int32
+
+from mmbdhs.native import attention, binding, reference
+
+DTYPES = tuple(truth.TOLERANCES)
+GROUPS = ((1, 1), (8, 2), (7, 1), (16, 2), (71, 1))  # query heads, key heads
+# branches, prefix, suffix
+SIZES = ((1, 1, 1), (3, 31, 0), (5, 0, 31), (8, 129, 3), (70, 65, 5), (2, 1134, 129), (17, 64, 64))
+HEAD_DIMS = (32, 40, 64, 80, 128, 256)
+
+
+def run(twin, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """A twin, which leaves no argument out."""
+    head_dim = arguments["q"].shape[-1]
+    defaults = {"visible": None, "example": None, "prefix_offsets": None, "scale": head_dim**-0.5, "softcap": 0.0}
+    return twin.shared_prefix_attention(**{**defaults, **arguments})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_shared_prefix_sizes(twin, dtype, size):
+    for number, (heads, head_dim) in enumerate(zip(GROUPS, HEAD_DIMS, strict=False)):
+        arguments = truth.random_shared_prefix(size[0], heads, head_dim, *size[1:], dtype, seed=number)
+        truth.assert_close(run(twin, arguments), truth.shared_prefix(arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_shared_prefix_examples_and_views(twin, dtype, head_dim):
+    for branches, examples, gather, step_major in ((1, 1, True, False), (9, 3, True, True), (33, 6, False, True)):
+        options = {"examples": examples, "gather": gather, "step_major": step_major, "seed": branches}
+        arguments = truth.random_shared_prefix(branches, (8, 2), head_dim, 129, 31, dtype, **options)
+        for softcap in (0.0, 3.0, 50.0):
+            capped = {**arguments, "softcap": softcap}
+            truth.assert_close(run(twin, capped), truth.shared_prefix(capped))
+
+
+def test_every_stride():
+    """Heads and tokens at any distance from each other, even none."""
+    arguments = truth.random_shared_prefix(3, (4, 2), 32, 9, 5)
+    for name in ("q", "k_prefix", "v_prefix", "k_suffix", "v_suffix"):
+        tensor = arguments[name]
+        wide = torch.zeros(*(2 * size + 1 for size in tensor.shape))
+        view = wide[tuple(slice(1, 2 * size, 2) for size in tensor.shape[:-1])][..., 3 : 3 + tensor.shape[-1]]
+        arguments[name] = view.copy_(tensor)
+    truth.assert_close(attention.shared_prefix_attention(**arguments), truth.shared_prefix(arguments))
+    arguments["k_suffix"] = arguments["k_suffix"][:1].expand(3, -1, -1, -1)
+    truth.assert_close(attention.shared_prefix_attention(**arguments), truth.shared_prefix(arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_masked(twin, dtype, causal, softcap):
+    chance = torch.Generator().manual_seed(1)
+    for queries, keys, heads, head_dim in (
+        (1, 1, (1, 1), 32),
+        (31, 31, (4, 4), 64),
+        (129, 140, (7, 1), 40),
+        (70, 129, (2, 1), 128),
+        (3, 1134, (8, 2), 80),
+    ):
+        q = torch.randn(2, heads[0], queries, head_dim, generator=chance).to(dtype)
+        k, v = (torch.randn(2, heads[1], keys, head_dim, generator=chance).to(dtype) for _ in range(2))
+        visible = torch.rand(2, keys, generator=chance) > 0.7
+        got = twin.masked_attention(q, k, v, visible, causal, head_dim**-0.5, softcap)
+        truth.assert_close(got, truth.masked(q, k, v, visible, causal, softcap))
+
+
+def test_rows_that_see_nothing(twin):
+    arguments = truth.random_shared_prefix(4, (2, 1), 32, 5, 3)
+    arguments |= {"prefix_count": int32(0, 5, 0, 1), "suffix_length": int32(0, 0, 3, 0)}
+    out, lse = run(twin, arguments)
+    assert out[0].eq(0).all() and lse[0].eq(-torch.inf).all() and lse[1:].isfinite().all()
+    q, k = torch.randn(1, 2, 4, 32), torch.randn(1, 2, 4, 32)
+    out, lse = twin.masked_attention(q, k, k, torch.tensor([[False, False, True, True]]), True, 1.0, 0.0)
+    assert out[:, :, :2].eq(0).all() and lse[:, :, :2].eq(-torch.inf).all() and lse[:, :, 2:].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 0), (0, 0, 0)])
+def test_nothing_at_all(twin, shape):
+    branches, prefix, suffix = shape
+    arguments = truth.random_shared_prefix(branches, (2, 1), 32, prefix, suffix)
+    out, lse = run(twin, arguments)
+    assert out.shape == (branches, 2, 32) and lse.shape == (branches, 2)
+    none = torch.empty(0, 2, 3, 32)
+    out, _ = twin.masked_attention(none, none, none, torch.empty(0, 3, dtype=torch.bool), False, 1.0, 0.0)
+    assert out.shape == none.shape
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_broken_branch_stays_alone(twin, bad, dtype):
+    """A NaN in one branch, or in keys that nobody may see, reaches no other."""
+    arguments = truth.random_shared_prefix(3, (2, 1), 64, 9, 5, dtype)
+    arguments |= {"prefix_count": int32(8, 8, 8), "suffix_length": int32(4, 4, 4)}
+    expected = truth.shared_prefix(arguments)
+    arguments["v_suffix"][1, :, 2] = bad
+    arguments["k_suffix"][:, :, 4] = bad
+    arguments["k_prefix"][:, 8] = bad
+    out, lse = run(twin, arguments)
+    assert not out[1].isfinite().any()
+    keep = torch.tensor([0, 2])
+    truth.assert_close((out[keep], lse[keep]), (expected[0][keep], expected[1][keep]))
+
+
+def test_nan_scores_give_nan(twin):
+    """Whatever bits the NaN has."""
+    arguments = truth.random_shared_prefix(2, (1, 1), 32, 3, 0)
+    arguments["prefix_count"] = int32(3, 3)
+    arguments["q"][0, 0, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    out, lse = run(twin, arguments)
+    assert out[0].isnan().all() and lse[0].isnan().all() and out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_share_the_keys(dtype):
+    """One key head on several threads: each takes a part of the keys, and the parts are merged."""
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for examples in (0, 2):
+                arguments = truth.random_shared_prefix(3, (4, 1), 64, 1134, 300, dtype, examples=examples)
+                arguments["prefix_count"][0] = arguments["suffix_length"][0] = 0
+                truth.assert_close(run(binding, arguments), truth.shared_prefix(arguments))
+    finally:
+        torch.set_num_threads(threads)
+
+
+_VALUES = "sizes or views or stride or test_masked or nothing or broken or nan or threads"
+
+
+@pytest.mark.parametrize("instruction_set", ["base", "avx2", "avx512", "avx512_bf16"])
+def test_instruction_sets(instruction_set):
+    environment = {**os.environ, "MMBDHS_ISA": instruction_set}
+    name = [sys.executable, "-c", "from mmbdhs.native import _extension as e; print(e.instruction_set())"]
+    found = subprocess.run(name, env=environment, capture_output=True, text=True, check=False)
+    if "has no" in found.stderr:
+        pytest.skip(f"this machine has no {instruction_set}")
+    assert found.stdout.split() == [instruction_set], found.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", _VALUES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_unknown_instruction_set():
+    code = "from mmbdhs.native import _extension as e; e.instruction_set()"
+    environment = {**os.environ, "MMBDHS_ISA": "avx1024"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ValueError: MMBDHS_ISA: this machine has no 'avx1024' kernels" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_fork():
+    """The child has one thread of the parent's pool, and must not wait for the others."""
+    code = """
+import os, torch
+from mmbdhs.native import attention
+torch.set_num_threads(2)
+q, k = torch.randn(1, 8, 300, 64), torch.randn(1, 8, 300, 64)
+run = lambda: attention.masked_attention(q, k, k, torch.ones(1, 300, dtype=torch.bool))[0]
+expected = run()
+child = os.fork()
+if not child:
+    os._exit(0 if (run().numpy() == expected.numpy()).all() else 1)  # an op of torch itself could wait for ever
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+def masked_arguments(dtype: torch.dtype = torch.float32) -> dict:
+    chance = torch.Generator().manual_seed(2)
+    q = torch.randn(2, 4, 7, 32, generator=chance).to(dtype)
+    k, v = (torch.randn(2, 2, 11, 32, generator=chance).to(dtype) for _ in range(2))
+    visible = torch.rand(2, 11, generator=chance) > 0.5
+    return {"q": q, "k": k, "v": v, "visible": visible}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
+def test_gradients(monkeypatch, causal, softcap, scores_at_once):
+    """Against autograd through the float64 definition; some queries see nothing, and lse has a gradient too."""
+    monkeypatch.setattr(attention, "_BACKWARD_SCORES", scores_at_once)
+    arguments = masked_arguments()
+    operands = [arguments[name].requires_grad_() for name in "qkv"]
+    out, lse = attention.masked_attention(**arguments, causal=causal, softcap=softcap)
+    wanted_out, wanted_lse = truth.masked(**arguments, causal=causal, softcap=softcap)
+    weights, seen = torch.randn_like(out), wanted_lse > -torch.inf
+    got = torch.autograd.grad((out * weights).sum() + lse[seen].sum(), operands)
+    wanted = torch.autograd.grad((wanted_out * weights)[seen].sum() + wanted_lse[seen].sum(), operands)
+    for gradient, true in zip(got, wanted, strict=True):
+        torch.testing.assert_close(gradient, true.nan_to_num(0), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_keep_the_dtype():
+    arguments = masked_arguments(torch.bfloat16)
+    arguments["q"].requires_grad_()
+    attention.masked_attention(**arguments)[0].sum().backward()
+    assert arguments["q"].grad.dtype == torch.bfloat16
+
+
+def test_opcheck():
+    prefix = truth.random_shared_prefix(3, (4, 2), 32, 9, 5, examples=2, gather=True)
+    torch.library.opcheck(torch.ops.mmbdhs.shared_prefix_attention.default, (*prefix.values(), None, 0.0))
+    masked = masked_arguments()
+    for name in "qkv":
+        masked[name].requires_grad_()
+    torch.library.opcheck(torch.ops.mmbdhs.masked_attention.default, (*masked.values(), True, None, 0.0))
+
+
+def test_compiles_whole():
+    """One graph, forward and backward."""
+    arguments = masked_arguments()
+    operands = [arguments[name].requires_grad_() for name in "qkv"]
+
+    def loss(q, k, v, visible):
+        return attention.masked_attention(q.sin(), k, v, visible, causal=True)[0].square().sum()
+
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(**arguments), operands)
+    for compiled, plain in zip(got, torch.autograd.grad(loss(**arguments), operands), strict=True):
+        torch.testing.assert_close(compiled, plain)
+    prefix = truth.random_shared_prefix(3, (4, 2), 32, 9, 5)
+    compiled = torch.compile(lambda: attention.shared_prefix_attention(**prefix), fullgraph=True, backend="aot_eager")
+    truth.assert_close(compiled(), truth.shared_prefix(prefix))
+
+
+def test_twins_take_the_same_arguments():
+    arguments = truth.random_shared_prefix(5, (4, 2), 32, 33, 7, examples=2, gather=True)
+    for got, expected in zip(run(binding, arguments), run(reference, arguments), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -1,0 +1,174 @@
+"""Wrong arguments of the attention ops end in an error that names them, before any pointer is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attention_truth as truth
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged import int32
+
+from mmbdhs.native import attention
+
+
+def prefix_arguments() -> dict[str, Any]:
+    return truth.random_shared_prefix(3, (4, 2), 32, 9, 5, examples=2, gather=True)
+
+
+def masked_arguments() -> dict[str, Any]:
+    q, k = torch.randn(2, 4, 3, 32), torch.randn(2, 2, 5, 32)
+    return {"q": q, "k": k, "v": k.clone(), "visible": torch.ones(2, 5, dtype=torch.bool)}
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, two apart in the last dimension."""
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+GOOD = prefix_arguments()
+WRONG_PREFIX = [
+    ("q", GOOD["q"].double(), TypeError, "q must have dtype float32, bfloat16 or float16, got torch.float64"),
+    ("q", GOOD["q"].int(), TypeError, "q must have dtype"),
+    ("q", GOOD["q"][0], ValueError, r"q must have 3 dimensions, got shape \(4, 32\)"),
+    ("q", GOOD["q"][:, :3], ValueError, r"q must have a multiple of the 2 head\(s\) of k_prefix, got 3"),
+    ("q", GOOD["q"][..., :24], ValueError, "q must have a head size of 32 … 256 in steps of 8, got 24"),
+    ("q", GOOD["q"].repeat(1, 1, 2)[..., :36], ValueError, "q must have a head size of .*, got 36"),
+    ("q", torch.randn(3, 4, 264), ValueError, "q must have a head size of .*, got 264"),
+    ("q", spread(GOOD["q"]), ValueError, "q must be contiguous in its last dimension, got strides"),
+    ("q", GOOD["q"].to("meta"), ValueError, "must be on the device of q, meta, got cpu"),
+    ("k_prefix", GOOD["k_prefix"].bfloat16(), TypeError, "k_prefix must have the dtype of q, torch.float32, got"),
+    ("k_prefix", GOOD["k_prefix"][:0], ValueError, r"multiple of the 0 head\(s\) of k_prefix"),
+    ("k_prefix", spread(GOOD["k_prefix"]), ValueError, "k_prefix must be contiguous in its last dimension"),
+    ("v_prefix", GOOD["v_prefix"][:, :8], ValueError, r"v_prefix must have shape \[2, 9, 32\], got \[2, 8, 32\]"),
+    ("v_prefix", GOOD["v_prefix"].to("meta"), ValueError, "v_prefix must be on the device of q, cpu, got meta"),
+    ("k_suffix", GOOD["k_suffix"][:2], ValueError, r"k_suffix must have shape \[3, 2, 'any', 32\], got"),
+    ("v_suffix", GOOD["v_suffix"][:, :, :4], ValueError, r"v_suffix must have shape \[3, 2, 5, 32\], got"),
+    ("v_suffix", GOOD["v_suffix"][0], ValueError, "v_suffix must have 4 dimensions"),
+    ("prefix_count", GOOD["prefix_count"].long(), TypeError, "prefix_count must have dtype torch.int32"),
+    ("prefix_count", GOOD["prefix_count"][:2], ValueError, r"prefix_count must have 3 row\(s\), got 2"),
+    ("prefix_count", int32(0, -1, 0), ValueError, "prefix_count must be in 0 … .*, got -1 at row 1"),
+    ("prefix_count", int32(0, 0, 7), ValueError, "prefix_count must be in 0 … .*, got 7 at row 2"),
+    ("suffix_length", int32(0, 6, 0), ValueError, "suffix_length must be in 0 … 5, got 6 at row 1"),
+    ("suffix_length", int32(-(2**31), 0, 0), ValueError, "suffix_length must be in 0 … 5, got -2147483648 at row 0"),
+    ("visible", int32(0, 1, 9, 2, 3, 4), ValueError, "visible must be in 0 … 8, got 9 at row 2"),
+    ("visible", int32(0, 1, -1, 2, 3, 4), ValueError, "visible must be in 0 … 8, got -1 at row 2"),
+    ("visible", torch.ones(9, dtype=torch.bool), TypeError, "visible must have dtype torch.int32"),
+    ("example", int32(0, 1, 2), ValueError, "example must be in 0 … 1, got 2 at row 2"),
+    ("example", None, ValueError, "example and prefix_offsets must be given together"),
+    ("prefix_offsets", None, ValueError, "example and prefix_offsets must be given together"),
+    ("prefix_offsets", int32(), ValueError, "prefix_offsets must have at least 1 entry, got 0"),
+    ("prefix_offsets", int32(0, 4, 3), ValueError, "prefix_offsets must not fall, got a step of -1"),
+    ("prefix_offsets", int32(0, 3, 7), ValueError, "prefix_offsets must be in 0 … 6, got 7 at row 2"),
+    ("scale", float("nan"), ValueError, "scale must be finite, got nan"),
+    ("softcap", -1.0, ValueError, "softcap must be finite and at least 0, got -1.0"),
+]
+MASKED = masked_arguments()
+WRONG_MASKED = [
+    ("q", MASKED["q"].half(), TypeError, "k must have the dtype of q, torch.float16, got torch.float32"),
+    ("q", MASKED["q"][:1], ValueError, r"k must have shape \[1, 'any', 'any', 32\], got \[2, 2, 5, 32\]"),
+    ("q", MASKED["q"].repeat(1, 1, 2, 1), ValueError, "q must have at most as many rows as k if causal, got 6 over 5"),
+    ("k", MASKED["k"][..., :24], ValueError, "k must have a head size"),
+    ("v", spread(MASKED["v"]), ValueError, "v must be contiguous in its last dimension"),
+    ("visible", MASKED["visible"][:, :4], ValueError, r"visible must have shape \[2, 5\], got \[2, 4\]"),
+    ("visible", MASKED["visible"].int(), TypeError, "visible must have dtype torch.bool, got torch.int32"),
+    ("visible", MASKED["visible"].to("meta"), ValueError, "visible must be on the device of q, cpu, got meta"),
+    ("softcap", float("inf"), ValueError, "softcap must be finite and at least 0, got inf"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG_PREFIX)
+def test_shared_prefix(name, value, error, message):
+    with pytest.raises(error, match=message):
+        attention.shared_prefix_attention(**{**prefix_arguments(), name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG_MASKED)
+def test_masked(name, value, error, message):
+    with pytest.raises(error, match=message):
+        attention.masked_attention(**{**masked_arguments(), "causal": True, name: value})
+
+
+DTYPES = st.sampled_from(tuple(truth.TOLERANCES))
+
+
+@st.composite
+def prefix_cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Good arguments of any shape, of which up to two are then spoilt."""
+    kv_heads = draw(st.integers(1, 3))
+    arguments = truth.random_shared_prefix(
+        draw(st.integers(0, 6)),
+        (kv_heads * draw(st.integers(1, 4)), kv_heads),
+        8 * draw(st.integers(4, 12)),
+        draw(st.integers(0, 140)),
+        draw(st.integers(0, 70)),
+        draw(DTYPES),
+        examples=draw(st.integers(0, 3)),
+        gather=draw(st.booleans()),
+        step_major=draw(st.booleans()),
+        seed=draw(st.integers(0, 1000)),
+    )
+    for name in draw(st.lists(st.sampled_from(tuple(arguments)), max_size=2)):
+        arguments[name] = spoil(draw, arguments[name])
+    return arguments
+
+
+@st.composite
+def masked_cases(draw: st.DrawFn) -> dict[str, Any]:
+    chance = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    dtype, kv_heads, head_dim = draw(DTYPES), draw(st.integers(1, 2)), 8 * draw(st.integers(4, 12))
+    queries, keys, batch = draw(st.integers(0, 40)), draw(st.integers(0, 140)), draw(st.integers(1, 2))
+    heads = kv_heads * draw(st.integers(1, 3))
+    q = torch.randn(batch, queries, heads, head_dim, generator=chance).to(dtype).transpose(1, 2)
+    k, v = (torch.randn(batch, kv_heads, keys, head_dim, generator=chance).to(dtype) for _ in range(2))
+    visible = torch.rand(batch, keys, generator=chance) > 0.5
+    arguments = {"q": q, "k": k, "v": v, "visible": visible, "causal": draw(st.booleans())}
+    for name in draw(st.lists(st.sampled_from(("q", "k", "v", "visible")), max_size=2)):
+        arguments[name] = spoil(draw, arguments[name])
+    return arguments
+
+
+def spoil(draw: st.DrawFn, value: torch.Tensor | None) -> torch.Tensor | None:
+    """Another number, length, dtype, rank, stride or device; now and then all stays well."""
+    if value is None:
+        return torch.arange(draw(st.integers(0, 4)), dtype=torch.int32)
+    if value.dtype == torch.int32 and len(value) and draw(st.booleans()):
+        value = value.clone()
+        value[draw(st.integers(0, len(value) - 1))] = draw(st.sampled_from([-(2**31), -1, 1, 7, 200, 2**31 - 1]))
+        return value
+    ways = {
+        "shorter": lambda: value[: draw(st.integers(0, 2))],
+        "narrower": lambda: value[..., : draw(st.integers(0, 40))],
+        "dtype": lambda: value.to(draw(st.sampled_from([torch.float64, torch.int64, torch.float32, torch.int32]))),
+        "rank": lambda: value[None],
+        "stride": lambda: spread(value),
+        "flipped": lambda: value.mT if value.dim() > 1 else value.flip(0),
+        "device": lambda: value.to("meta"),
+        "absent": lambda: None,
+    }
+    return ways[draw(st.sampled_from(tuple(ways)))]()
+
+
+def check(op, definition, arguments: dict[str, Any]) -> None:
+    """Either the right numbers, or an error that names an argument."""
+    try:
+        got = op(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        assert any(name in str(error) for name in arguments), error
+        return
+    if got[0].device.type == "cpu" and got[0].numel():
+        truth.assert_close(got, definition(arguments))
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(prefix_cases())
+def test_fuzzed_shared_prefix(arguments):
+    check(attention.shared_prefix_attention, truth.shared_prefix, arguments)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(masked_cases())
+def test_fuzzed_masked(arguments):
+    check(attention.masked_attention, lambda given: truth.masked(**given), arguments)
