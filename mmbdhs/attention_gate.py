@@ -20,8 +20,8 @@ _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
 # What is timed: milliseconds of work even at 7B, and kind to SDPA, whose cost grows with other branches' keys.
-_BRANCHES, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 16, 4, 128, 16
-_SECONDS, _RUNS = 0.004, 20  # for each path at most, whichever comes first
+_BRANCHES, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 8, 4, 128, 16
+_SECONDS, _ROUNDS = 0.01, 20  # at most, whichever comes first
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
         return wanted, f"{_VARIABLE}={wanted}"
     if obstacle or backend.live().name == "reference":
         return "sdpa", obstacle or "no compiled op is live"
-    seconds = {name: _seconds(path, shape) for name, path in _PATHS.items()}
+    seconds = _measure(shape)
     times = ", ".join(f"{name} {1e3 * spent:.3f} ms" for name, spent in seconds.items())
     return min(seconds, key=seconds.__getitem__), times
 
@@ -99,17 +99,23 @@ def _obstacle(shape: _Shape) -> str:
 
 
 @torch.no_grad()
-def _seconds(path: Path, shape: _Shape) -> float:
-    """The least time of a call on random tensors."""
-    layer, query, key, value, rows = _random_step(shape)
-    times: list[float] = []
-    while len(times) < 2 or (len(times) < _RUNS and sum(times[1:]) < _SECONDS):  # the first call warms up
-        begin = time.perf_counter()
-        path(layer, query, key, value, rows, 1.0, 0.0)
-        if shape.device.type == "cuda":
-            torch.cuda.synchronize(shape.device)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+def _measure(shape: _Shape) -> dict[str, float]:
+    """The least seconds of each path's calls on random tensors; the paths take turns, so that noise hits them alike."""
+    step = _random_step(shape)
+    for path in _PATHS.values():  # warm up
+        _seconds(path, shape, step)
+    rounds: list[list[float]] = []
+    while not rounds or (len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _SECONDS):
+        rounds.append([_seconds(path, shape, step) for path in _PATHS.values()])
+    return {name: min(times) for name, times in zip(_PATHS, zip(*rounds, strict=True), strict=True)}
+
+
+def _seconds(path: Path, shape: _Shape, step: tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]) -> float:
+    begin = time.perf_counter()
+    path(*step, 1.0, 0.0)
+    if shape.device.type == "cuda":
+        torch.cuda.synchronize(shape.device)
+    return time.perf_counter() - begin
 
 
 def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
