@@ -89,12 +89,14 @@ void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
 PYBIND11_MODULE(_extension, module) {
     module.def("address_layout", &address_layout);
     module.def("build_info", &build_info);
+    module.attr("COPY_SLACK") = COPY_SLACK;
     define(module, "philox", &philox_words);
     define(module, "random_uniform", &random_uniform);
     define(module, "sample_visible", &sample_visible);
     define(module, "split_sentences", &split_sentences);
     define(module, "sentence_ends", &sentence_ends);
     define(module, "draw_splices", &draw_splices);
+    define(module, "splices_fit", &splices_fit);
     define(module, "join_splices", &join_splices);
     define_packed(module, "shared_prefix_attention", &shared_prefix_attention);
     define_packed(module, "masked_attention", &masked_attention);

@@ -1,6 +1,7 @@
 #include "splice.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string_view>
 
 #include "philox.h"
@@ -15,17 +16,28 @@ string_view counterpart(string_view word) {
     return word[0] == 'N' ? "Yes" : "yes";
 }
 
-uint8_t* append(string_view piece, uint8_t* end) { return std::copy(piece.begin(), piece.end(), end); }
+// The bytes of `piece`, in steps of COPY_SLACK while the source goes on for so long: what is too much is overwritten.
+uint8_t* append(string_view piece, const char* source_end, uint8_t* end) {
+    if (source_end - piece.data() < int64_t(piece.size()) + COPY_SLACK)
+        return std::copy(piece.begin(), piece.end(), end);
+    for (size_t at = 0; at < piece.size(); at += COPY_SLACK) std::memcpy(end + at, piece.data() + at, COPY_SLACK);
+    return end + piece.size();
+}
 
-// The first `kept` bytes of the pieces.
-template <size_t N>
-uint8_t* append_kept(const string_view (&pieces)[N], int64_t kept, uint8_t* end) {
-    for (const string_view piece : pieces) {
-        const string_view part = piece.substr(0, size_t(kept));
-        end = append(part, end);
-        kept -= int64_t(part.size());
+bool is_answer(string_view word) { return word == "Yes" || word == "No" || word == "yes" || word == "no"; }
+
+// Of a sentence that begins at `begin` of the text at `bytes`.
+bool splice_fits(const char* bytes, int64_t begin, const int64_t* span, bool swapped, int64_t kept) {
+    const int64_t content_end = span[0], span_end = span[1], word_begin = span[2], word_end = span[3];
+    if (begin > content_end || content_end > span_end) return false;
+    int64_t room = content_end - begin;
+    if (swapped) {
+        if (word_begin < begin || word_end < word_begin || content_end < word_end) return false;
+        const string_view word(bytes + word_begin, size_t(word_end - word_begin));
+        if (!is_answer(word)) return false;
+        room += int64_t(counterpart(word).size()) - int64_t(word.size());
     }
-    return end;
+    return 0 <= kept && kept <= room;
 }
 
 }  // namespace
@@ -44,32 +56,52 @@ void draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const 
     }
 }
 
+bool splices_fit(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
+                 const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes) {
+    for (int64_t row = 0; row < rows; ++row) {
+        const char* bytes = reinterpret_cast<const char*>(text) + offsets[row];
+        const int64_t length = offsets[row + 1] - offsets[row];
+        int64_t begin = 0;
+        for (int64_t s = sentence_offsets[row]; s < sentence_offsets[row + 1]; ++s) {
+            const int64_t* span = table + 4 * s;
+            if (span[1] > length || !splice_fits(bytes, begin, span, swapped[s], kept_bytes[s])) return false;
+            begin = span[1];
+        }
+        if (begin != length) return false;
+    }
+    return true;
+}
+
 void join_splices(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
                   const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes,
                   const uint8_t* completions, const int64_t* completion_offsets, uint8_t* joined,
                   int64_t* joined_offsets) {
-    const string_view endings(reinterpret_cast<const char*>(completions),
-                              size_t(completion_offsets[sentence_offsets[rows]]));
+    const auto* endings = reinterpret_cast<const char*>(completions);
+    const char *endings_end = endings + completion_offsets[sentence_offsets[rows]],
+               *text_end = reinterpret_cast<const char*>(text) + offsets[rows];
     uint8_t* end = joined;
     joined_offsets[0] = 0;
     for (int64_t row = 0; row < rows; ++row) {
         const char* bytes = reinterpret_cast<const char*>(text) + offsets[row];
-        const auto part = [&](int64_t from, int64_t to) { return string_view(bytes + from, size_t(to - from)); };
+        const auto take = [&](int64_t from, int64_t to) {
+            end = append(string_view(bytes + from, size_t(to - from)), text_end, end);
+        };
         int64_t begin = 0;
         for (int64_t s = sentence_offsets[row]; s < sentence_offsets[row + 1]; ++s) {
-            const int64_t *span = table + 4 * s, content_end = span[0], span_end = span[1];
-            if (swapped[s]) {
-                const string_view pieces[] = {part(begin, span[2]), counterpart(part(span[2], span[3])),
-                                              part(span[3], content_end)};
-                end = append_kept(pieces, kept_bytes[s], end);
-            } else {
-                end = append(part(begin, begin + kept_bytes[s]), end);
+            const int64_t *span = table + 4 * s, kept = kept_bytes[s];
+            const int64_t before = swapped[s] ? std::min(kept, span[2] - begin) : kept;
+            take(begin, begin + before);
+            if (before < kept) {
+                const string_view word = counterpart(string_view(bytes + span[2], size_t(span[3] - span[2])));
+                const string_view part = word.substr(0, size_t(kept - before));
+                end = std::copy(part.begin(), part.end(), end);
+                take(span[3], span[3] + kept - before - int64_t(part.size()));
             }
-            end = append(endings.substr(size_t(completion_offsets[s]),
-                                        size_t(completion_offsets[s + 1] - completion_offsets[s])),
-                         end);
-            end = append(part(content_end, span_end), end);
-            begin = span_end;
+            const char* ending = endings + completion_offsets[s];
+            const int64_t size = completion_offsets[s + 1] - completion_offsets[s];
+            end = append(string_view(ending, size_t(size)), endings_end, end);
+            take(span[0], span[1]);
+            begin = span[1];
         }
         joined_offsets[row + 1] = end - joined;
     }

@@ -98,6 +98,19 @@ def draw_splices(
     return swapped, choice
 
 
+def splices_fit(
+    text: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    sentence_offsets: Tensor,
+    swapped: Tensor,
+    kept_bytes: Tensor,
+) -> bool:
+    """Whether `checks.spans` and `checks.splices` would pass."""
+    pointers = (column.data_ptr() for column in (table, sentence_offsets, swapped, kept_bytes))
+    return _extension.splices_fit(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
+
+
 def join_splices(
     text: Tensor,
     offsets: Tensor,
@@ -110,12 +123,13 @@ def join_splices(
 ) -> tuple[Tensor, Tensor]:
     """Native `ops.join_splices`."""
     spaces = int((table[:, 1] - table[:, 0]).sum())
-    joined = text.new_empty(int(kept_bytes.sum()) + len(completions) + spaces)
+    size = int(kept_bytes.sum()) + len(completions) + spaces
+    joined = text.new_empty(size + _extension.COPY_SLACK)
     joined_offsets = torch.empty_like(offsets)
     columns = (table, sentence_offsets, swapped, kept_bytes, completions, completion_offsets)
     pointers = (column.data_ptr() for column in (*columns, joined, joined_offsets))
     _extension.join_splices(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
-    return joined, joined_offsets
+    return joined[:size], joined_offsets
 
 
 def _plain_without_cuda(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:

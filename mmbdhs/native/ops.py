@@ -208,12 +208,12 @@ def _join_splices(
     kept_bytes = checks.tensor("kept_bytes", kept_bytes, torch.int64, rows=rows)
     completions = checks.tensor("completions", completions, torch.uint8)
     completion_offsets = checks.ragged("completion_offsets", completion_offsets, len(completions), rows=rows)
-    spans = (offsets.numpy(), table.numpy(), sentence_offsets.numpy())
-    checks.spans(*spans)
-    checks.splices(text.numpy(), *spans, swapped.numpy(), kept_bytes.numpy())
-    return backend.live().twin.join_splices(
-        text, offsets, table, sentence_offsets, swapped, kept_bytes, completions, completion_offsets
-    )
+    splices, twin = (text, offsets, table, sentence_offsets, swapped, kept_bytes), backend.live().twin
+    if not twin.splices_fit(*splices):
+        spans = (offsets.numpy(), table.numpy(), sentence_offsets.numpy())
+        checks.spans(*spans)
+        checks.splices(text.numpy(), *spans, swapped.numpy(), kept_bytes.numpy())
+    return twin.join_splices(*splices, completions, completion_offsets)
 
 
 # Shapes and dtypes for tracing.

@@ -130,6 +130,18 @@ def draw_splices(
     return torch.from_numpy(swapped), torch.from_numpy(choice.astype(np.int32))
 
 
+def splices_fit(
+    text: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    sentence_offsets: Tensor,
+    swapped: Tensor,
+    kept_bytes: Tensor,
+) -> bool:
+    """Never sure: it leaves the answer to `checks.spans` and `checks.splices`."""
+    return False
+
+
 def join_splices(
     text: Tensor,
     offsets: Tensor,

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from ragged import arange32, flat, int32, random_keys, texts_of
 from scipy import stats
 
-from mmbdhs.native import binding, ops, reference
+from mmbdhs.native import binding, checks, ops, reference
 
 
 def columns(count: int, swappable: bool = True, choices: int = 7, low: int = 2, swapped_choices: int = 6):
@@ -85,7 +85,7 @@ def test_joins_by_hand(twin):
         b"",
         b"yes, it is",
     ]
-    assert join(twin, texts, [True, False, False], [11, 0, 0], ["!", "X", ""]) == [
+    assert join(twin, texts, [True, False, False], [10, 0, 0], ["!", "X", ""]) == [
         b"No, a cat.! X\n",
         b"",
         b"",
@@ -148,3 +148,25 @@ def test_int32_limits(twin):
     swapped, choice = twin.draw_splices(0, random_keys(9), 0, arange32(9), *columns(9, True, 1, top, 0))
     assert choice.tolist() == [top if swap else 0 for swap in swapped.tolist()]
     assert int32(top).item() == top
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_fit_means_what_the_checks_say(data):
+    """Over tables in which a number or two was changed."""
+    text = flat(["Yes, a cat. It sits.\n", "no", "", "A dog. No."])
+    table, offsets = binding.split_sentences(*text)
+    count = len(table)
+    for _ in range(data.draw(st.integers(0, 2))):
+        row, column = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, 3))
+        table[row, column] += data.draw(st.sampled_from([-3, -1, 1, 2, 100]))
+    swapped = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    kept = torch.tensor(data.draw(st.lists(st.integers(-1, 9), min_size=count, max_size=count)))
+    spans = (text[1].numpy(), table.numpy(), offsets.numpy())
+    try:
+        checks.spans(*spans)
+        checks.splices(text[0].numpy(), *spans, swapped.numpy(), kept.numpy())
+        fit = True
+    except ValueError:
+        fit = False
+    assert binding.splices_fit(*text, table, offsets, swapped, kept) is fit
