@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?=
 ARGS ?=
 BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
-CPP := $(wildcard csrc/*.* tests/native/*.h tests/native/*.cpp)
+CPP := $(wildcard csrc/*.* tests/native/*.h tests/native/*.cpp tests/native/*/*.h)
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
