@@ -286,7 +286,8 @@ void masked_attention(const Masked& a, double scale, double softcap, int threads
     const VisibleKeys seen(a);
     const int64_t blocks = (a.queries * (a.q_heads / a.kv_heads) + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t tasks = a.batch * a.kv_heads * blocks;
-#pragma omp parallel for schedule(dynamic) num_threads(usable(threads)) if (tasks > 1)
+    [[maybe_unused]] const int live_threads = usable(threads);
+#pragma omp parallel for schedule(dynamic) num_threads(live_threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; ++task) {
         // The last queries of a causal row have the most keys: they go first, so that no thread is left with one.
         const int64_t block = blocks - 1 - task % blocks, head = task / blocks % a.kv_heads;

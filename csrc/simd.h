@@ -53,6 +53,11 @@ struct BFloat16 {
 struct Float16 {
     uint16_t bits;
 };
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
 
 // By its bits: they may be something else than a float.
 template <class V>
@@ -115,7 +120,7 @@ inline void store(BFloat16* at, float value) {
 }
 
 inline void store(Float16* at, float value) {
-    const _Float16 half = _Float16(value);
+    const Half half = Half(value);
     std::memcpy(&at->bits, &half, sizeof half);
 }
 

@@ -48,3 +48,17 @@ def test_without_cuda_compiler(tmp_path):
 def test_unknown_switch(tmp_path, value):
     done = configure(tmp_path, f"-DMMBDHS_CUDA={value}")
     assert done.returncode != 0 and f"MMBDHS_CUDA must be auto, on or off, got '{value}'" in done.stderr
+
+
+ARM = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(not shutil.which(ARM), reason=f"needs {ARM}")
+def test_arm(tmp_path):
+    """The CPU attention compiles for NEON, and is right where an emulator can run it."""
+    program, sources = tmp_path / "check", (ROOT / "csrc/attention.cpp", ROOT / "csrc/attention_kernels.cpp")
+    options = ("-std=c++17", "-O2", "-ffp-contract=fast", "-static", "-fopenmp", "-DMMBDHS_ISA=base", f"-I{ROOT}/csrc")
+    command = [ARM, *options, Path(__file__).with_name("attention_check.cpp"), *sources, "-o", program]
+    subprocess.run(command, check=True, capture_output=True)
+    if emulator := shutil.which("qemu-aarch64-static"):
+        subprocess.run([emulator, program], check=True, capture_output=True)
