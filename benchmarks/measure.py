@@ -116,19 +116,20 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 def fma_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP a second at most: float32 multiply-adds from registers on a CPU, the matrix product in `dtype` on a GPU."""
     if device.type == "cpu":
-        from mmbdhs.native.backend import extension
-
-        if hasattr(extension()[0], "fma_peak"):
-            return _native_fma_peak() * torch.get_num_threads()
-        return gemm_rate(device, torch.float32)
+        return _multiply_add_rate() * torch.get_num_threads()
     return gemm_rate(device, dtype)
 
 
 @functools.cache
-def _native_fma_peak() -> float:
-    from mmbdhs.native.backend import extension
+def _multiply_add_rate() -> float:
+    """Of one thread that does nothing else."""
+    from mmbdhs.native import _extension
 
-    return max(extension()[0].fma_peak() for _ in range(5)) * 1e9
+    def rate() -> float:
+        begin = time.perf_counter()
+        return _extension.multiply_add_rounds(10_000_000) / (time.perf_counter() - begin)
+
+    return max(rate() for _ in range(5))
 
 
 @functools.cache

@@ -72,9 +72,17 @@ def report() -> dict[str, str]:
             "compiler": build["compiler"],
             "cuda build": build["cuda"],
             "cuda archs": build["cuda_archs"],
+            "instruction set": _instruction_set(binary),
         }
     facts |= {name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")}
     return facts | _torch_cuda() | {"python": sys.version.split()[0], "platform": platform.platform()}
+
+
+def _instruction_set(binary: ModuleType) -> str:
+    try:
+        return binary.instruction_set()
+    except ValueError as error:
+        return f"none ({error})"
 
 
 def _version(distribution: str) -> str:
