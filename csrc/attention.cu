@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t BLOCKS_WANTED = 1024;  // enough for the largest devices, at four blocks for each multiprocessor
 constexpr int64_t KEYS_PER_SPLIT = 256;  // at least
 
-int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+int tiles_of(int64_t count, int64_t size) { return int((count + size - 1) / size); }
 
 Scale scale_of(double scale, double softcap) {
     const double log2_e = 1 / std::log(2.0);
@@ -49,7 +49,7 @@ Parts parts_of(const SharedPrefix& a, void* workspace) {
         parts.prefix_tiles = tiles_of(a.branches * group, rows);
         parts.suffix_tiles = a.suffix_rows > 0 ? tiles_of(group, rows) : 0;
     });
-    const int64_t wanted = tiles_of(BLOCKS_WANTED, std::max<int64_t>(parts.prefix_tiles * a.kv_heads, 1));
+    const int wanted = tiles_of(BLOCKS_WANTED, std::max<int64_t>(parts.prefix_tiles * a.kv_heads, 1));
     parts.splits = std::min(wanted, tiles_of(a.prefix_keys, KEYS_PER_SPLIT));
     parts.count = parts.splits + (a.suffix_rows > 0);
     parts.out = static_cast<float*>(workspace);
@@ -66,12 +66,12 @@ int64_t shared_prefix_attention_workspace(const SharedPrefix& a) {
 void shared_prefix_attention_cuda(const SharedPrefix& a, double scale, double softcap, void* workspace, void* stream) {
     const char* const op = "shared_prefix_attention";
     const Parts parts = parts_of(a, workspace);
-    const int64_t blocks = a.kv_heads * (parts.prefix_tiles * parts.splits + parts.suffix_tiles * a.branches);
+    const int64_t tiles = int64_t{parts.prefix_tiles} * parts.splits + parts.suffix_tiles * a.branches;
     with_kind(a.dtype, a.head_dim, [&](auto kind) {
         using Kind = decltype(kind);
         using T = typename Kind::Element;
-        launch(op, blocks, sizeof(typename Kind::Memory), stream, shared_prefix_kernel<T, Kind::WIDTH>, a, parts,
-               scale_of(scale, softcap));
+        launch(op, tiles * a.kv_heads, sizeof(typename Kind::Memory), stream, shared_prefix_kernel<T, Kind::WIDTH>, a,
+               parts, scale_of(scale, softcap));
         launch(op, a.branches * a.q_heads, 0, stream, combine_kernel<T>, a, parts);
     });
 }
@@ -85,7 +85,7 @@ void masked_attention_cuda(const Masked& a, double scale, double softcap, void* 
     launch(op, a.batch, sizeof(WarpSums), stream, list_visible_kernel, a.visible, a.keys, list);
     with_kind(a.dtype, a.head_dim, [&](auto kind) {
         using Kind = decltype(kind);
-        const int64_t tiles = tiles_of(a.queries * (a.q_heads / a.kv_heads), Kind::Memory::ROWS);
+        const int tiles = tiles_of(a.queries * (a.q_heads / a.kv_heads), Kind::Memory::ROWS);
         launch(op, tiles * a.kv_heads * a.batch, sizeof(typename Kind::Memory), stream,
                masked_kernel<typename Kind::Element, Kind::WIDTH>, a, list, tiles, scale_of(scale, softcap));
     });

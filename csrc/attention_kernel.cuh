@@ -9,12 +9,12 @@ namespace {
 
 // Where the blocks of shared_prefix_kernel leave what they found: outputs of their keys alone, and lse of these.
 struct Parts {
-    float* out;            // [splits (+ 1 for the suffixes), branches, q_heads, head_dim]
-    float* lse;            // [splits (+ 1), branches, q_heads]
-    int64_t count;         // splits (+ 1)
-    int64_t splits;        // blocks that share the keys of a prefix
-    int64_t prefix_tiles;  // of query rows, for each key head
-    int64_t suffix_tiles;  // for each branch and key head
+    float* out;        // [splits (+ 1 for the suffixes), branches, q_heads, head_dim]
+    float* lse;        // [splits (+ 1), branches, q_heads]
+    int count;         // splits (+ 1)
+    int splits;        // blocks that share the keys of a prefix
+    int prefix_tiles;  // of query rows, for each key head
+    int suffix_tiles;  // for each branch and key head
 };
 
 // The prefix keys of a branch; the count is -1 if its numbers lead out of the tensors.
@@ -36,14 +36,27 @@ __device__ Span suffix_of(const SharedPrefix& a, int64_t branch) {
     return {0, length <= a.suffix_rows ? max(length, -1) : -1};
 }
 
+template <class T>
+__device__ Keys<T> prefix_keys(const SharedPrefix& a, int head) {
+    const T* k = static_cast<const T*>(a.k_prefix) + head * a.kp_head;
+    const T* v = static_cast<const T*>(a.v_prefix) + head * a.vp_head;
+    return {k, v, a.kp_row, a.vp_row, a.visible, a.prefix_rows};
+}
+
+template <class T>
+__device__ Keys<T> suffix_keys(const SharedPrefix& a, int branch, int head) {
+    const T* k = static_cast<const T*>(a.k_suffix) + branch * a.ks_branch + head * a.ks_head;
+    const T* v = static_cast<const T*>(a.v_suffix) + branch * a.vs_branch + head * a.vs_head;
+    return {k, v, a.ks_row, a.vs_row, nullptr, a.suffix_rows};
+}
+
 // Query rows of a key head, side by side: those of branch 0, of branch 1, ….
 template <class T>
 struct BranchRows {
     const SharedPrefix& a;
     const Parts& parts;
-    int64_t kv_head, first, count, part;
+    int kv_head, group, first, count, part;
 
-    __device__ int64_t branch(int row) const { return (first + row) / group(); }
     __device__ const T* q(int row) const {
         return static_cast<const T*>(a.q) + branch(row) * a.q_branch + head(row) * a.q_head;
     }
@@ -55,38 +68,33 @@ struct BranchRows {
     __device__ float* lse(int row) const { return parts.lse + place(row); }
 
   private:
-    __device__ int64_t group() const { return a.q_heads / a.kv_heads; }
-    __device__ int64_t head(int row) const { return kv_head * group() + (first + row) % group(); }
+    __device__ int branch(int row) const { return (first + row) / group; }
+    __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
     __device__ int64_t place(int row) const { return (part * a.branches + branch(row)) * a.q_heads + head(row); }
 };
 
 // Blocks for each key head: first those of the prefix, tile by tile, then those of the suffixes, branch by branch.
 template <class T, int D>
 __global__ __launch_bounds__(THREADS, 4) void shared_prefix_kernel(SharedPrefix a, Parts parts, Scale scale) {
-    constexpr int64_t ROWS = Tiles<T, D>::ROWS;
-    const int64_t head = blockIdx.x % a.kv_heads, work = blockIdx.x / a.kv_heads, group = a.q_heads / a.kv_heads;
-    const int64_t suffix_work = work - parts.prefix_tiles * parts.splits;
+    constexpr int ROWS = Tiles<T, D>::ROWS;
+    const int kv_heads = int(a.kv_heads), head = blockIdx.x % kv_heads, work = blockIdx.x / kv_heads;
+    const int group = int(a.q_heads) / kv_heads, suffix_work = work - parts.prefix_tiles * parts.splits;
+    BranchRows<T> rows = {a, parts, head, group, 0, 0, parts.splits};
+    Keys<T> keys;
+    Part part = {0, 1};
     if (suffix_work < 0) {
-        const int64_t split = work % parts.splits, first = work / parts.splits * ROWS;
-        const BranchRows<T> rows = {a, parts, head, first, min(ROWS, a.branches * group - first), split};
-        const Keys<T> keys = {static_cast<const T*>(a.k_prefix) + head * a.kp_head,
-                              static_cast<const T*>(a.v_prefix) + head * a.vp_head,
-                              a.kp_row,
-                              a.vp_row,
-                              a.visible,
-                              a.prefix_rows};
-        attend<T, D>(rows, keys, int(a.head_dim), {int(split), int(parts.splits)}, scale);
+        part = {work % parts.splits, parts.splits};
+        rows.part = part.index;
+        rows.first = work / parts.splits * ROWS;
+        rows.count = min(ROWS, int(a.branches) * group - rows.first);
+        keys = prefix_keys<T>(a, head);
     } else {
-        const int64_t branch = suffix_work / parts.suffix_tiles, first = suffix_work % parts.suffix_tiles * ROWS;
-        const BranchRows<T> rows = {a, parts, head, branch * group + first, min(ROWS, group - first), parts.splits};
-        const Keys<T> keys = {static_cast<const T*>(a.k_suffix) + branch * a.ks_branch + head * a.ks_head,
-                              static_cast<const T*>(a.v_suffix) + branch * a.vs_branch + head * a.vs_head,
-                              a.ks_row,
-                              a.vs_row,
-                              nullptr,
-                              a.suffix_rows};
-        attend<T, D>(rows, keys, int(a.head_dim), {0, 1}, scale);
+        const int branch = suffix_work / parts.suffix_tiles, within = suffix_work % parts.suffix_tiles * ROWS;
+        rows.first = branch * group + within;
+        rows.count = min(ROWS, group - within);
+        keys = suffix_keys<T>(a, branch, head);
     }
+    attend<T, D>(rows, keys, int(a.head_dim), part, scale);
 }
 
 // One block per branch and query head: the parts, weighted by what each contributes to the sum of exp(scores).
@@ -95,12 +103,12 @@ __global__ __launch_bounds__(THREADS) void combine_kernel(SharedPrefix a, Parts 
     const int64_t row = blockIdx.x, rows = a.branches * a.q_heads, branch = row / a.q_heads;
     const bool valid = prefix_of(a, branch).count >= 0 && suffix_of(a, branch).count >= 0;
     float top = -INFINITY, total = 0;
-    for (int64_t part = 0; part < parts.count; ++part) top = fmaxf(top, parts.lse[part * rows + row]);
+    for (int part = 0; part < parts.count; ++part) top = fmaxf(top, parts.lse[part * rows + row]);
     const float base = top == -INFINITY ? 0 : top;
-    for (int64_t part = 0; part < parts.count; ++part) total += expf(parts.lse[part * rows + row] - base);
+    for (int part = 0; part < parts.count; ++part) total += expf(parts.lse[part * rows + row] - base);
     for (int64_t column = threadIdx.x; column < a.head_dim; column += THREADS) {
         float sum = 0;
-        for (int64_t part = 0; part < parts.count; ++part) {
+        for (int part = 0; part < parts.count; ++part) {
             const float lse = parts.lse[part * rows + row];
             sum += expf(lse - base) * parts.out[(part * rows + row) * a.head_dim + column];
         }
@@ -144,7 +152,7 @@ template <class T>
 struct QueryRows {
     const Masked& a;
     const int32_t* before;
-    int64_t batch, kv_head, first, count;
+    int batch, kv_head, group, first, count;
 
     __device__ const T* q(int row) const {
         return static_cast<const T*>(a.q) + batch * a.q_batch + head(row) * a.q_head + query(row) * a.q_row;
@@ -154,25 +162,22 @@ struct QueryRows {
     __device__ float* lse(int row) const { return a.lse + place(row); }
 
   private:
-    __device__ int64_t group() const { return a.q_heads / a.kv_heads; }
-    __device__ int64_t query(int row) const { return (first + row) / group(); }
-    __device__ int64_t head(int row) const { return kv_head * group() + (first + row) % group(); }
+    __device__ int query(int row) const { return (first + row) / group; }
+    __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
     __device__ int64_t place(int row) const { return (batch * a.q_heads + head(row)) * a.queries + query(row); }
 };
 
 // `tiles` blocks for each key head of each batch row.
 template <class T, int D>
-__global__ __launch_bounds__(THREADS, 4) void masked_kernel(Masked a, VisibleKeys list, int64_t tiles, Scale scale) {
-    constexpr int64_t ROWS = Tiles<T, D>::ROWS;
-    const int64_t head = blockIdx.x / tiles % a.kv_heads, batch = blockIdx.x / tiles / a.kv_heads;
-    const int64_t first = blockIdx.x % tiles * ROWS, left = a.queries * (a.q_heads / a.kv_heads) - first;
-    const QueryRows<T> rows = {a, list.before + batch * (a.keys + 1), batch, head, first, min(ROWS, left)};
-    const Keys<T> keys = {static_cast<const T*>(a.k) + batch * a.k_batch + head * a.k_head,
-                          static_cast<const T*>(a.v) + batch * a.v_batch + head * a.v_head,
-                          a.k_row,
-                          a.v_row,
-                          list.index + batch * a.keys,
-                          a.keys};
+__global__ __launch_bounds__(THREADS, 4) void masked_kernel(Masked a, VisibleKeys list, int tiles, Scale scale) {
+    constexpr int ROWS = Tiles<T, D>::ROWS;
+    const int kv_heads = int(a.kv_heads), group = int(a.q_heads) / kv_heads, first = blockIdx.x % tiles * ROWS;
+    const int head = blockIdx.x / tiles % kv_heads, batch = blockIdx.x / tiles / kv_heads;
+    const int count = min(ROWS, int(a.queries) * group - first);
+    const QueryRows<T> rows = {a, list.before + batch * (a.keys + 1), batch, head, group, first, count};
+    const T* k = static_cast<const T*>(a.k) + batch * a.k_batch + head * a.k_head;
+    const T* v = static_cast<const T*>(a.v) + batch * a.v_batch + head * a.v_head;
+    const Keys<T> keys = {k, v, a.k_row, a.v_row, list.index + batch * a.keys, a.keys};
     attend<T, D>(rows, keys, int(a.head_dim), {0, 1}, scale);
 }
 

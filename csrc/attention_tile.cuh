@@ -18,12 +18,15 @@ template <class T>
 constexpr bool TENSOR_CORES = sizeof(T) == 2;
 template <class T>
 constexpr int CHUNK = 16 / sizeof(T);  // elements of a wide load
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+constexpr float LN_2 = 0.6931471805599453f;
 
-template <class T>
-struct alignas(16) Chunk {
-    T at[CHUNK<T>];
+// Neighbouring elements, loaded at once where they lie aligned. An aggregate of T may alias T.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+    T at[N];
 };
+template <class T>
+using Chunk = Vector<T, CHUNK<T>>;
 
 template <class T>
 __device__ T from_float(float value) {
@@ -36,12 +39,16 @@ __device__ T from_float(float value) {
     }
 }
 
-// An object of another type, from memory aligned to its size.
-template <class To>
-__device__ To read_as(const void* from) {
-    To value;
-    memcpy(&value, __builtin_assume_aligned(from, sizeof(To)), sizeof(To));
-    return value;
+template <int N, class T>
+__device__ Vector<T, N> load(const T* from) {
+    const void* const address = from;
+    return *static_cast<const Vector<T, N>*>(__builtin_assume_aligned(address, N * sizeof(T)));
+}
+
+template <int N, class T>
+__device__ void store(T* to, const Vector<T, N>& elements) {
+    void* const address = to;
+    *static_cast<Vector<T, N>*>(__builtin_assume_aligned(address, N * sizeof(T))) = elements;
 }
 
 // Scores of keys in base 2: factor * q·k, or cap * tanh(factor * q·k) if there is a cap.
@@ -90,7 +97,7 @@ struct Tiles {
 
 template <class T>
 __device__ Chunk<T> load_chunk(const T* from, bool aligned) {
-    if (aligned) return read_as<Chunk<T>>(from);
+    if (aligned) return load<CHUNK<T>>(from);
     Chunk<T> chunk;
     for (int i = 0; i < CHUNK<T>; ++i) chunk.at[i] = from[i];
     return chunk;
@@ -109,8 +116,7 @@ __device__ void fill_rows(T (*to)[D + CHUNK<T>], int head_dim, const Load& load)
     for (int i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, column = i % CHUNKS * CHUNK<T>;
         const Chunk<T> chunk = column < head_dim ? load(row, column) : Chunk<T>{};
-        void* const place = &to[row][column];
-        memcpy(__builtin_assume_aligned(place, sizeof chunk), &chunk, sizeof chunk);
+        store(&to[row][column], chunk);
     }
 }
 
@@ -186,11 +192,16 @@ class Products {
         int half = threadIdx.x / WARP / 2;
     };
 
-    __device__ static uint32_t pair(const T* elements) { return read_as<uint32_t>(elements); }
+    __device__ static uint32_t word(Vector<T, 2> elements) {
+        uint32_t bits;
+        memcpy(&bits, &elements, sizeof bits);
+        return bits;
+    }
+
+    __device__ static uint32_t pair(const T* elements) { return word(load<2>(elements)); }
 
     __device__ static uint32_t pack(const float* values) {
-        alignas(4) const T elements[2] = {from_float<T>(values[0]), from_float<T>(values[1])};
-        return pair(elements);
+        return word({{from_float<T>(values[0]), from_float<T>(values[1])}});
     }
 
     template <int BLOCKS, class Store>
@@ -214,10 +225,10 @@ class Products<float, D> {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
         float sums[KEYS / LANES] = {};
         for (int column = 0; column < D; column += 4) {
-            const auto q = read_as<Chunk<float>>(&tiles.q[row][column]);
+            const auto q = load<4>(&tiles.q[row][column]);
 #pragma unroll
             for (int i = 0; i < KEYS / LANES; ++i) {
-                const auto k = read_as<Chunk<float>>(&tiles.k[lane + LANES * i][column]);
+                const auto k = load<4>(&tiles.k[lane + LANES * i][column]);
                 for (int e = 0; e < 4; ++e) sums[i] += q.at[e] * k.at[e];
             }
         }
@@ -230,11 +241,12 @@ class Products<float, D> {
         for (auto& chunk : sums_) {
             for (float& sum : chunk) sum *= tiles.shrink[row];
         }
+#pragma unroll 2
         for (int key = 0; key < KEYS; ++key) {
             const float weight = tiles.scores[row][key];
 #pragma unroll
             for (int i = 0; i < D / 32; ++i) {
-                const auto v = read_as<Chunk<float>>(&tiles.v[key][(lane + LANES * i) * 4]);
+                const auto v = load<4>(&tiles.v[key][(lane + LANES * i) * 4]);
                 for (int e = 0; e < 4; ++e) sums_[i][e] += weight * v.at[e];
             }
         }
@@ -323,6 +335,7 @@ __device__ void attend(const Rows& rows, const Keys<T>& keys, int head_dim, Part
     Softmax<T, D> softmax;
     for (int row = 0; row < Memory::ROWS; ++row) {
         const Span due = due_at(tiles, row);
+        if (due.count == 0) continue;
         const int length = ((due.count + Memory::KEYS - 1) / Memory::KEYS + part.count - 1) / part.count * Memory::KEYS;
         const int last = min(due.count, length * (part.index + 1));
         const Span seen = tiles.seen[threadIdx.x / Memory::LANES];

@@ -1,6 +1,6 @@
 // A CUDA device in plain C++. Every thread of a block is a fibre, which runs until it must wait for others; a schedule
-// says who goes on. It shows wrong results, barriers that are missing or never completed, and writes past the shared
-// memory; not what belongs to a device: alignment, the memory model between barriers, speed.
+// says who goes on. It shows wrong results, barriers that are missing or never completed, wide loads that are not
+// aligned, and writes past the shared memory; not what belongs to a device: races within a warp, speed.
 #pragma once
 
 #include <math.h>
@@ -22,6 +22,7 @@
 #define __shared__
 #define __launch_bounds__(...)
 #define __syncthreads() emulator::device.wait_at(__FILE__, __LINE__)
+#define __builtin_assume_aligned(address, bytes) emulator::device.aligned(address, bytes)
 
 struct Index {
     unsigned x;
@@ -72,6 +73,12 @@ class Device {
     void wait_at(const char* file, int line) {
         const std::string path = file;
         if (removed != path.substr(path.rfind('/') + 1) + ":" + std::to_string(line)) wait(block_, line);
+    }
+
+    template <class T>
+    T* aligned(T* address, size_t bytes) {
+        if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("a wide access is not aligned");
+        return address;
     }
 
     // What each lane of the warp gives. Slots take turns, so that nobody gives anew before everybody has taken.
@@ -211,7 +218,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 
 template <class T>
 void load_transposed(uint32_t (&b)[2], const T* row) {
-    const auto rows = emulator::device.exchange(row);
+    const auto rows = emulator::device.exchange(emulator::device.aligned(row, 16));
     const int lane = threadIdx.x % emulator::WARP;
     for (int i = 0; i < 2; ++i) {
         const T pair[2] = {rows[8 * i + lane % 4 * 2][lane / 4], rows[8 * i + lane % 4 * 2 + 1][lane / 4]};

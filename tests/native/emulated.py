@@ -33,7 +33,7 @@ def build(folder: Path) -> ctypes.CDLL:
     for op in ("shared_prefix", "masked"):
         getattr(loaded, f"{op}_workspace").restype = ctypes.c_int64
     launchers = ("shared_prefix_attention", "masked_attention", "count_visible", "write_visible")
-    for name in (*launchers, "run_leaves_early", "run_parts_ways", "run_overruns"):
+    for name in (*launchers, "run_leaves_early", "run_parts_ways", "run_overruns", "run_slips"):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
 

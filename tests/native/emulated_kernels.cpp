@@ -37,6 +37,8 @@ __global__ void parts_ways() {
 
 __global__ void overruns() { shared_memory[4 + threadIdx.x] = 1; }
 
+__global__ void slips() { load<4>(shared_memory + 2); }
+
 }  // namespace
 
 extern "C" {
@@ -49,6 +51,9 @@ const char* run_parts_ways(void* stream) {
 }
 const char* run_overruns(void* stream) {
     return reported([=] { launch("overruns", 2, THREADS, stream, overruns); });
+}
+const char* run_slips(void* stream) {
+    return reported([=] { launch("slips", 2, THREADS, stream, slips); });
 }
 
 void set_schedule(int schedule) { emulator::device.schedule = schedule; }

@@ -119,6 +119,7 @@ def test_nothing_to_do(emulated, dtype):
         ("leaves_early", "leaves_early: CUDA launch failed: a barrier was never completed"),
         ("parts_ways", "parts_ways: CUDA launch failed: threads wait at different barriers"),
         ("overruns", "overruns: CUDA launch failed: shared memory was written past its end"),
+        ("slips", "slips: CUDA launch failed: a wide access is not aligned"),
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
