@@ -277,6 +277,25 @@ void masked_block(const Masked& a, const VisibleKeys& seen, const Kernels& kerne
 
 }  // namespace
 
+bool lengths_fit(const int32_t* prefix_count, const int32_t* suffix_length, int64_t branches, const int32_t* visible,
+                 int64_t prefix_keys, const int32_t* example, const int32_t* prefix_offsets, int64_t examples,
+                 int64_t prefix_rows, int64_t suffix_rows) {
+    const auto within = [](const int32_t* values, int64_t count, int64_t highest) {
+        return std::all_of(values, values + count, [&](int32_t value) { return 0 <= value && value <= highest; });
+    };
+    if (!within(suffix_length, branches, suffix_rows)) return false;
+    if (visible && !within(visible, prefix_keys, prefix_rows - 1)) return false;
+    if (!example) return within(prefix_count, branches, prefix_keys);
+    if (examples < 0 || !within(prefix_offsets, examples + 1, prefix_keys)) return false;
+    if (!std::is_sorted(prefix_offsets, prefix_offsets + examples + 1)) return false;
+    if (!within(example, branches, examples - 1)) return false;
+    for (int64_t b = 0; b < branches; ++b) {
+        const int32_t* offset = prefix_offsets + example[b];
+        if (!within(prefix_count + b, 1, offset[1] - offset[0])) return false;
+    }
+    return true;
+}
+
 void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads) {
     SharedPrefixRun(arguments, scale, softcap, usable(threads)).run();
 }

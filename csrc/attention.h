@@ -45,6 +45,11 @@ struct Masked {
     int64_t k_batch, k_head, k_row, v_batch, v_head, v_row;
 };
 
+// Whether no length or index of a SharedPrefix leads out of its tensor.
+bool lengths_fit(const int32_t* prefix_count, const int32_t* suffix_length, int64_t branches, const int32_t* visible,
+                 int64_t prefix_keys, const int32_t* example, const int32_t* prefix_offsets, int64_t examples,
+                 int64_t prefix_rows, int64_t suffix_rows);
+
 // A row that sees nothing gives out 0 and lse -inf. Scores are scale * q·k, then softcap * tanh(score / softcap) if
 // softcap > 0. Arguments are taken as valid.
 void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads);

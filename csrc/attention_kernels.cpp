@@ -216,9 +216,9 @@ inline void write_weights(float* scores, int64_t key, Vec weights, bool bf16_pai
     write(scores + key, weights);
 }
 
-// Turns the scores of a row's first `seen` keys into weights, those of the rest of the tile into 0.
+// Turns the scores of a row's first `seen` keys into weights, those of the rest up to `width` into 0.
 template <bool BF16_PAIRS>
-void soften(Rows& rows, int row, int64_t seen) {
+void soften(Rows& rows, int row, int64_t seen, int64_t width) {
     float* scores = rows.scores[row];
     Vec best = splat<Vec>(rows.largest[row]);
     for (int64_t key = 0; key < seen; key += LANES) {
@@ -229,7 +229,7 @@ void soften(Rows& rows, int row, int64_t seen) {
     const float top = largest(best);
     const float base = top == -INFINITY ? 0.0f : top;
     Vec total{};
-    for (int64_t key = 0; key < TILE; key += LANES) {
+    for (int64_t key = 0; key < width; key += LANES) {
         const Vec weights = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
         total += weights;
         write_weights(scores, key, weights, BF16_PAIRS);  // narrow ones stay behind the reader
@@ -336,11 +336,12 @@ template <class T>
 struct Tile {
     const T* k[TILE];
     const T* v[TILE];
-    int64_t count = 0;
+    int64_t count = 0, width = 0;  // the second rounded up to whole blocks
 
-    void find(const Keys& keys, int64_t begin, int64_t end) {
+    void find(const Keys& keys, int64_t begin, int64_t end, int64_t least_width) {
         count = smaller(end - begin, TILE);
-        for (int64_t i = 0; i < TILE && count > 0; ++i) {
+        width = (count + 15) / 16 * 16;
+        for (int64_t i = 0; i < width || i < least_width; ++i) {
             const int64_t key = begin + smaller(i, count - 1);
             const int64_t row = keys.index ? keys.index[key] : key;
             k[i] = static_cast<const T*>(keys.k) + row * keys.k_row;
@@ -356,23 +357,24 @@ void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* li
     if (end == 0) return;
     Scorer<T> scorer(rows, first, last);
     Tile<T> tiles[2];
-    tiles[0].find(keys, 0, end);
+    tiles[0].find(keys, 0, end, 0);
     for (int64_t begin = 0, turn = 0; begin < end; begin += TILE, turn ^= 1) {
-        Tile<T>&here = tiles[turn], &ahead = tiles[turn ^ 1];
+        const Tile<T>& here = tiles[turn];
+        Tile<T>* ahead = &tiles[turn ^ 1];
         if (begin + TILE < end) {
-            ahead.find(keys, begin + TILE, end);
+            ahead->find(keys, begin + TILE, end, here.width);
         } else if (next && next->count > 0) {
-            ahead.find(*next, 0, next->count);
+            ahead->find(*next, 0, next->count, here.width);
         } else {
-            ahead = here;
+            ahead = &tiles[turn];
         }
-        scorer.run(here.k, here.count, ahead.k);
+        scorer.run(here.k, here.count, ahead->k);
         for (int row = first; row < last; ++row) {
             const int64_t seen = limits[row] - begin;
-            soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE));
+            soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE), here.width);
         }
         for (int row = first; row < last; row += BLOCK)
-            accumulate_rows<T>(rows, row, last - row, here.v, row == first ? ahead.v : nullptr, here.count);
+            accumulate_rows<T>(rows, row, last - row, here.v, row == first ? ahead->v : nullptr, here.count);
     }
 }
 

@@ -98,6 +98,7 @@ PYBIND11_MODULE(_extension, module) {
     define(module, "draw_splices", &draw_splices);
     define(module, "splices_fit", &splices_fit);
     define(module, "join_splices", &join_splices);
+    define(module, "lengths_fit", &lengths_fit);
     define_packed(module, "shared_prefix_attention", &shared_prefix_attention);
     define_packed(module, "masked_attention", &masked_attention);
     define(module, "instruction_set", &instruction_set);

@@ -124,9 +124,12 @@ def _check_masked(
 
 
 def _shared_prefix_attention(*arguments) -> tuple[Tensor, Tensor]:
-    checked = _check_shared_prefix(*arguments)
-    checks.shared_prefix(*checked)
-    return backend.live().twin.shared_prefix_attention(*checked)
+    checked, twin = _check_shared_prefix(*arguments), backend.live().twin
+    _, k_prefix, _, prefix_count, k_suffix, _, *indices, _, _ = checked
+    lengths = (prefix_count, *indices, k_prefix.shape[1], k_suffix.shape[2])
+    if not twin.lengths_fit(*lengths):
+        checks.lengths(*lengths)
+    return twin.shared_prefix_attention(*checked)
 
 
 def _masked_attention(*arguments) -> tuple[Tensor, Tensor]:

@@ -150,6 +150,32 @@ def _announce_plain_attention() -> None:
     _LOG.warning("the extension was built without CUDA: attention of CUDA tensors runs in plain PyTorch, slowly")
 
 
+def lengths_fit(
+    prefix_count: Tensor,
+    suffix_length: Tensor,
+    visible: Tensor | None,
+    example: Tensor | None,
+    prefix_offsets: Tensor | None,
+    prefix_rows: int,
+    suffix_rows: int,
+) -> bool:
+    """Whether `checks.lengths` would pass. While a CUDA graph is captured the kernels have to look themselves."""
+    if prefix_count.is_cuda:
+        return torch.cuda.is_current_stream_capturing()
+    return _extension.lengths_fit(
+        prefix_count.data_ptr(),
+        suffix_length.data_ptr(),
+        len(prefix_count),
+        0 if visible is None else visible.data_ptr(),
+        prefix_rows if visible is None else len(visible),
+        0 if example is None else example.data_ptr(),
+        0 if prefix_offsets is None else prefix_offsets.data_ptr(),
+        0 if prefix_offsets is None else len(prefix_offsets) - 1,
+        prefix_rows,
+        suffix_rows,
+    )
+
+
 @_plain_without_cuda
 def shared_prefix_attention(
     q: Tensor,

@@ -186,25 +186,18 @@ def index(name: str, value: Tensor, q: Tensor, rows: int | None = None) -> Tenso
     return tensor(name, value, torch.int32, rows=rows, device=q.device)
 
 
-def shared_prefix(
-    q: Tensor,
-    k_prefix: Tensor,
-    _v_prefix: Tensor,
+def lengths(
     prefix_count: Tensor,
-    k_suffix: Tensor,
-    _v_suffix: Tensor,
     suffix_length: Tensor,
     visible: Tensor | None,
     example: Tensor | None,
     prefix_offsets: Tensor | None,
-    *_scales: float,
+    rows: int,
+    suffix_rows: int,
 ) -> None:
-    """No length or index leads out of its tensor. Values on a device whose graph is being captured go unseen."""
-    rows, suffix_rows = k_prefix.shape[1], k_suffix.shape[2]
+    """No length or index leads out of its tensor."""
     if prefix_offsets is not None and len(prefix_offsets) == 0:
         raise ValueError("prefix_offsets must have at least 1 entry, got 0")
-    if q.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
     _within("suffix_length", suffix_length, suffix_rows)
     if visible is not None:
         _within("visible", visible, rows - 1)

@@ -169,6 +169,19 @@ def join_splices(
     return flat, _offsets([len(row) for row in joined])
 
 
+def lengths_fit(
+    prefix_count: Tensor,
+    suffix_length: Tensor,
+    visible: Tensor | None,
+    example: Tensor | None,
+    prefix_offsets: Tensor | None,
+    prefix_rows: int,
+    suffix_rows: int,
+) -> bool:
+    """Never sure: it leaves the answer to `checks.lengths`."""
+    return False
+
+
 def shared_prefix_attention(
     q: Tensor,
     k_prefix: Tensor,
