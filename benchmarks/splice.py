@@ -159,18 +159,9 @@ def numpy_version(batch: Batch) -> Sides:
     """The joined text is one gather from a pool of all texts: five pieces a sentence, of which some are empty."""
     rng = np.random.default_rng()
     swappable, length, low, swapped_length = (x.numpy() for x in batch.ranges())
-    words = b"".join(COUNTERPARTS)
-    text = batch.text.numpy()
-    pool = np.concatenate([text, batch.completions.numpy(), np.frombuffer(words, np.uint8)])
-    starts = np.repeat(batch.offsets.numpy()[:-1], np.diff(batch.sentence_offsets.numpy()))
-    begin, (content_end, span_end, word_begin, word_end) = batch.begins.numpy() + starts, batch.table.numpy().T + starts
-    place = {word: len(pool) - len(words) + words.index(other) for word, other in COUNTERPARTS.items()}
-    found = [place.get(bytes(text[b:e]), 0) for b, e in zip(word_begin, word_end, strict=True)]
-    completion = batch.completion_offsets.numpy()
-    sources = np.stack([begin, found, word_end, len(text) + completion[:-1], content_end], axis=1).astype(np.int32)
-    sizes = np.zeros(sources.shape, np.int32)
-    sizes[:, 3], sizes[:, 4] = np.diff(completion), span_end - content_end
-    before = word_begin - begin
+    text, offsets, table, sentence_offsets = (x.numpy() for x in batch.spans())
+    completions, completion = batch.completions.numpy(), batch.completion_offsets.numpy()
+    words = np.frombuffer(b"YesNoyesno", np.uint8)
 
     def draw() -> tuple[np.ndarray, np.ndarray]:
         coin, cut = rng.random((2, len(swappable)), dtype=np.float32)
@@ -179,12 +170,25 @@ def numpy_version(batch: Batch) -> Sides:
         return swapped, first + (cut * (last - first)).astype(np.int64)
 
     def join(swapped: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        sizes[:, 0] = np.where(swapped, before, kept)
-        sizes[:, 1] = np.where(swapped, low - before, 0)
-        sizes[:, 2] = np.where(swapped, kept - low, 0)
-        flat = sizes.ravel()
-        ends = flat.cumsum(dtype=np.int32)
-        return pool[np.repeat(sources.ravel() - (ends - flat), flat) + np.arange(ends[-1], dtype=np.int32)]
+        starts = np.repeat(offsets[:-1], np.diff(sentence_offsets))
+        content_end, span_end, word_begin, word_end = table.T + starts
+        begin = np.concatenate([[0], span_end[:-1]])
+        size, upper = word_end - word_begin, text[word_begin] < ord("a")
+        other = len(text) + len(completions) + np.where(size == 3, np.where(upper, 3, 8), np.where(upper, 0, 5))
+        before, answer = word_begin - begin, 5 - size  # "yes" has 3 letters, "no" has 2
+        pieces = [
+            (begin, np.where(swapped, np.minimum(before, kept), kept)),
+            (other, np.where(swapped, np.clip(kept - before, 0, answer), 0)),
+            (word_end, np.where(swapped, np.maximum(kept - before - answer, 0), 0)),
+            (len(text) + completion[:-1], np.diff(completion)),
+            (content_end, span_end - content_end),
+        ]
+        sources, sizes = (
+            np.stack(column, axis=1, dtype=np.int32, casting="unsafe").ravel() for column in zip(*pieces, strict=True)
+        )
+        ends = sizes.cumsum(dtype=np.int32)
+        pool = np.concatenate([text, completions, words])
+        return pool[np.repeat(sources - (ends - sizes), sizes) + np.arange(ends[-1], dtype=np.int32)]
 
     return draw, join
 
