@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from mmbdhs.attention_paths import Path, Rows, native_path, sdpa_path
-from mmbdhs.key_stores import SlotLayer, bucket
+from mmbdhs.key_stores import SlotLayer
 from mmbdhs.native import backend, checks
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
 # What is timed: milliseconds of work even at 7B, and kind to SDPA, whose cost grows with other branches' keys.
-_BRANCHES, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 8, 4, 128, 16
-_SECONDS, _ROUNDS = 0.01, 20  # at most, whichever comes first
+_PROMPTS, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 2, 4, 64, 16
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # the time is a limit between the two
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class _Shape:
     kv_heads: int
     key_size: int
     value_size: int
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
     device: torch.device
-    branches: int
     threads: int
 
     def __str__(self) -> str:
         heads = f"{self.query_heads}/{self.kv_heads} heads of size {self.key_size}"
-        return f"{heads}, {self.dtype}, {self.device}, {self.threads} thread(s), {self.branches} branches"
+        dtypes = "/".join(dict.fromkeys(map(str, self.dtypes)))
+        return f"{heads}, {dtypes}, {self.device}, {self.threads} thread(s)"
 
 
 def override() -> str | None:
@@ -59,9 +59,8 @@ def choose_path(query: Tensor, key: Tensor, value: Tensor) -> Path:
         key.shape[1],
         key.shape[-1],
         value.shape[-1],
-        query.dtype,
+        (query.dtype, key.dtype, value.dtype),
         query.device,
-        min(bucket(len(query)), _BRANCHES),
         torch.get_num_threads(),
     )
     return _PATHS[_chosen(shape, override())]
@@ -89,10 +88,10 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
 
 def _obstacle(shape: _Shape) -> str:
     """Why the op cannot take this shape; empty if it can."""
-    if shape.key_size != shape.value_size:
-        return f"the op needs keys and values of one head size, got {shape.key_size} and {shape.value_size}"
+    if shape.key_size != shape.value_size or len(set(shape.dtypes)) > 1:
+        return "the op needs queries, keys and values of one head size and dtype"
     try:
-        checks.heads("q", q := torch.empty(1, 1, shape.key_size, dtype=shape.dtype), 3, like=q)
+        checks.heads("q", q := torch.empty(1, 1, shape.key_size, dtype=shape.dtypes[0]), 3, like=q)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""
@@ -105,7 +104,7 @@ def _measure(shape: _Shape) -> dict[str, float]:
     for path in _PATHS.values():  # warm up
         _seconds(path, shape, step)
     rounds: list[list[float]] = []
-    while not rounds or (len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _SECONDS):
+    while len(rounds) < _LEAST_ROUNDS or (len(rounds) < _MOST_ROUNDS and sum(map(sum, rounds)) < _SECONDS):
         rounds.append([_seconds(path, shape, step) for path in _PATHS.values()])
     return {name: min(times) for name, times in zip(_PATHS, zip(*rounds, strict=True), strict=True)}
 
@@ -119,30 +118,22 @@ def _seconds(path: Path, shape: _Shape, step: tuple[SlotLayer, Tensor, Tensor, T
 
 
 def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
-    branches, device = shape.branches, shape.device
-    prompts = -(-branches // _BRANCHES_PER_PROMPT)
-
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, dtype=shape.dtype, device=device)
+        return torch.randn(size, dtype=shape.dtypes[0], device=shape.device)
 
-    def integers(values: Tensor) -> Tensor:
-        return values.to(device, torch.int32)
-
-    query = draw(branches, shape.query_heads, 1, shape.key_size)
-    key, value = (draw(branches, shape.kv_heads, 1, size) for size in (shape.key_size, shape.value_size))
+    slots = torch.arange(_PROMPTS * _BRANCHES_PER_PROMPT, device=shape.device)
+    query = draw(len(slots), shape.query_heads, 1, shape.key_size)
+    key, value = (draw(len(slots), shape.kv_heads, 1, shape.key_size) for _ in range(2))
     layer = SlotLayer(key, value)
-    layer.prefix_keys, layer.prefix_values = (
-        draw(shape.kv_heads, prompts * _PREFIX, x.shape[-1]) for x in (key, value)
-    )
-    layer.keys, layer.values = (draw(branches, shape.kv_heads, _SUFFIX, x.shape[-1]) for x in (key, value))
-    slots = torch.arange(branches)
     rows = Rows(
-        slots=slots.to(device),
-        places=torch.full_like(slots, _SUFFIX - 1).to(device),
-        prefix_count=integers(torch.full_like(slots, _PREFIX)),
-        example=integers(slots // _BRANCHES_PER_PROMPT),
-        prefix_offsets=integers(torch.arange(prompts + 1) * _PREFIX),
-        prefix=prompts * _PREFIX,
+        slots=slots,
+        places=torch.full_like(slots, _SUFFIX - 1),
+        prefix_count=torch.full_like(slots, _PREFIX, dtype=torch.int32),
+        example=(slots // _BRANCHES_PER_PROMPT).int(),
+        prefix_offsets=torch.arange(0, _PROMPTS * _PREFIX + 1, _PREFIX, dtype=torch.int32, device=shape.device),
+        prefix=_PROMPTS * _PREFIX,
         suffix=_SUFFIX,
     )
+    layer.prefix_keys, layer.prefix_values = (draw(shape.kv_heads, rows.prefix, shape.key_size) for _ in range(2))
+    layer.keys, layer.values = (draw(len(slots), shape.kv_heads, _SUFFIX, shape.key_size) for _ in range(2))
     return layer, query, key, value, rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmbdhs.key_stores import SlotLayer
-from mmbdhs.native import attention
+from mmbdhs.native import backend
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,25 @@ Path = Callable[[SlotLayer, Tensor, Tensor, Tensor, Rows, float, float], Tensor]
 def native_path(
     layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, softcap: float
 ) -> Tensor:
-    """Each row reads the keys that it sees and no others."""
+    """Each row reads the keys that it sees and no others.
+
+    The op is called behind its checks: they would go through the same integers in every layer, and on a GPU wait for
+    them. `attention_gate` has checked the kinds and shapes, and the pool keeps the numbers in range."""
     layer.write(rows.slots, rows.places, key, value)
     count = len(query)
-    out, _ = attention.shared_prefix_attention(
-        query[:, :, 0],
+    out, _ = backend.live().twin.shared_prefix_attention(
+        query[:, :, 0].contiguous(),
         layer.prefix_keys,
         layer.prefix_values,
         rows.prefix_count,
         layer.keys[:count],
         layer.values[:count],
         rows.suffix_length,
-        example=rows.example,
-        prefix_offsets=rows.prefix_offsets,
-        scale=scale,
-        softcap=softcap,
+        None,
+        rows.example,
+        rows.prefix_offsets,
+        scale,
+        softcap,
     )
     return out
 

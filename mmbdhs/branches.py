@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments
+from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.decoding import Chooser, Decoding, steps_for
 
 _padded = partial(nn.utils.rnn.pad_sequence, batch_first=True)
@@ -84,24 +83,19 @@ class BranchPool:
         """Prefill each prompt once, all together, and queue its branches. Branches of a prompt whose hidden states are
         not finite end at the next step, with an error; the others go on."""
         self._reclaim()
-        prompts = [prompt for prompt, _ in batch]
-        self._decoding.flat_positions = prompts[0].flat
-        cache, arguments = DynamicCache(), decoder_arguments(prompts)
-        hidden = self._decoding.decoder(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
-        finite = (hidden.isfinite().all(dim=2) | (arguments["attention_mask"] == 0)).all(dim=1).tolist()
         started: list[tuple[Branch, Tensor]] = []
-        for row, (prompt, branches) in enumerate(batch):
-            if finite[row]:
-                self._store(
-                    prompt,
-                    [(x.keys[row, :, : len(prompt)], x.values[row, :, : len(prompt)]) for x in cache.layers],
-                    branches,
-                )
-                started += [(branch, hidden[row, branch.prefix_length - 1]) for branch in branches]
+        results = self._decoding.prefill([prompt for prompt, _ in batch])
+        for (prompt, branches), result in zip(batch, results, strict=True):
+            if result is None:
+                for branch in branches:
+                    branch.error = NonFiniteError("the model's hidden states are NaN or infinite over the prompt")
+                self._ended += branches
                 continue
+            number, hidden = result
+            following = torch.cat([prompt.positions[:, 1:], prompt.positions[:, -1:] + 1], dim=1).T.tolist()
             for branch in branches:
-                branch.error = NonFiniteError("the model's hidden states are NaN or infinite over the prompt")
-            self._ended += branches
+                branch.prompt, branch.start = number, following[branch.prefix_length - 1]
+                started.append((branch, hidden[branch.prefix_length - 1]))
         self._start(started)
 
     def step(self) -> list[Branch]:
@@ -125,12 +119,6 @@ class BranchPool:
             for source, target in zip(sources, targets, strict=True):
                 self._live[target] = self._live[source]
             del self._live[len(staying) :]
-
-    def _store(self, prompt: DecoderInputs, layers: list[tuple[Tensor, Tensor]], branches: list[Branch]) -> None:
-        number = self._decoding.stores.add_prompt(layers)
-        following = torch.cat([prompt.positions[:, 1:], prompt.positions[:, -1:] + 1], dim=1).T.tolist()
-        for branch in branches:
-            branch.prompt, branch.start = number, following[branch.prefix_length - 1]
 
     def _start(self, branches: list[tuple[Branch, Tensor]]) -> None:
         """Queue branches, given the hidden state before each; what no forced token follows is chosen at once."""

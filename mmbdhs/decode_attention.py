@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from mmbdhs.attention_gate import choose_path
 from mmbdhs.attention_paths import Path, Rows
@@ -39,8 +39,11 @@ class DecodeAttention:
     """Attention over `stores` for the layers of `decoder`."""
 
     def __init__(self, decoder: nn.Module, stores: KeyStores) -> None:
-        configs = {id(module.config): module.config for module in decoder.modules() if hasattr(module, "config")}
-        self._configs, self._stores = list(configs.values()), stores
+        configs = (getattr(module, "config", None) for module in decoder.modules())
+        self._configs = list(
+            {id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values()
+        )
+        self._stores = stores
         self._paths: dict[SlotLayer, Path] = {}
         self._layers_seen = 0
         self._rows: Rows | None = None

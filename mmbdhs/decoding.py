@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from mmbdhs.attention_paths import Rows
 from mmbdhs.decode_attention import DecodeAttention
-from mmbdhs.decoder_inputs import text_decoder
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
 from mmbdhs.key_stores import KeyStores, bucket, enlarged
 
 _LOG = logging.getLogger("mmbdhs")
@@ -89,6 +90,21 @@ class Decoding:
         """Of all that a step reads or writes; a tensor is replaced if, and only if, its shape changes."""
         return (*(column.shape for column in self.slots.columns().values()), *self.stores.shapes)
 
+    def prefill(self, prompts: list[DecoderInputs]) -> list[tuple[int, Tensor] | None]:
+        """Run the decoder over all prompts together and store their keys and values.
+
+        Returns each prompt's number and hidden states [L, hidden], None where these are not finite."""
+        self.flat_positions = prompts[0].flat
+        cache, arguments = DynamicCache(), decoder_arguments(prompts)
+        hidden = self.decoder(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
+        finite = hidden.isfinite().all(dim=2) | (arguments["attention_mask"] == 0)
+        results: list[tuple[int, Tensor] | None] = []
+        for row, (prompt, usable) in enumerate(zip(prompts, finite.all(dim=1).tolist(), strict=True)):
+            at = row, slice(None), slice(len(prompt))
+            layers = [(layer.keys[at], layer.values[at]) for layer in cache.layers]
+            results.append((self.stores.add_prompt(layers), hidden[row, : len(prompt)]) if usable else None)
+        return results
+
     def move(self, sources: list[int], targets: list[int], free: int) -> None:
         """Move branches from the slots `sources` to `targets`, and free the slots from `free` on."""
         self.slots.move(sources, targets, free)
@@ -150,54 +166,58 @@ class EagerSteps:
 
 
 class GraphSteps:
-    """Replays captured steps: row counts are rounded up, and keys are read as far as the stores reach, so that few
-    graphs serve all. Should the model resist capture, its steps run eagerly."""
+    """Replays captured steps. Row counts are rounded up, and keys are read as far as the stores reach, so that few
+    graphs serve all. Should a model resist capture, its steps run eagerly."""
 
     per_check = 8
 
     def __init__(self, decoding: Decoding) -> None:
         self._decoding, self._eager = decoding, EagerSteps(decoding)
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._shapes: tuple = ()
+        self._shapes: tuple[torch.Size, ...] = ()
         self._capturable = True
 
     def rows(self, live: int) -> int:
         return bucket(live)
 
     def run(self, rows: int, count: int, suffix: int) -> Tensor:
-        shapes = self._decoding.shapes
-        if shapes != self._shapes:  # what was captured reads stores that have been replaced
+        if self._shapes != self._decoding.shapes:  # the graphs read and write tensors that have been replaced
             self._graphs.clear()
-            self._shapes = shapes
-        if (rows, count) not in self._graphs and self._capturable:
-            self._capture(rows, count)
-        if not self._capturable:
-            return self._eager.run(rows, count, suffix)
-        graph, chosen = self._graphs[rows, count]
-        graph.replay()
-        return chosen
+            self._shapes, self._memory = self._decoding.shapes, torch.cuda.graph_pool_handle()
+        with torch.cuda.device(self._decoding.device):
+            if (rows, count) not in self._graphs and self._capturable:
+                self._capture(rows, count)
+            if not self._capturable:
+                return self._eager.run(rows, count, suffix)
+            graph, chosen = self._graphs[rows, count]
+            graph.replay()
+            return chosen
 
     def _capture(self, rows: int, count: int) -> None:
-        slots, layer = self._decoding.slots, self._decoding.stores.layers[0]
-        prefix, suffix = layer.prefix_keys.shape[1], layer.keys.shape[2]
-        before = slots.length.clone(), slots.tokens.clone()
-        stream, current = torch.cuda.Stream(self._decoding.device), torch.cuda.current_stream(self._decoding.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):  # a warm-up: libraries initialise, attention chooses its path
-            self._decoding.step(rows, prefix, suffix)
-        current.wait_stream(stream)
-        slots.length.copy_(before[0])
-        slots.tokens.copy_(before[1])
+        layer = self._decoding.stores.layers[0]
+        reach = layer.prefix_keys.shape[1], layer.keys.shape[2]
+        self._warm_up(rows, *reach)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self._decoding.device), torch.cuda.graph(graph):
-                chosen = torch.stack([self._decoding.step(rows, prefix, suffix) for _ in range(count)])
+            with torch.cuda.graph(graph, pool=self._memory):
+                chosen = torch.stack([self._decoding.step(rows, *reach) for _ in range(count)])
         except RuntimeError as error:
             self._capturable = False
             name = type(self._decoding.decoder).__name__
             _LOG.warning("decoding runs without CUDA graphs: a step of %s cannot be captured (%s)", name, error)
-            return
-        self._graphs[rows, count] = graph, chosen
+        else:
+            self._graphs[rows, count] = graph, chosen
+
+    def _warm_up(self, rows: int, prefix: int, suffix: int) -> None:
+        """Run a step off the record, on a stream of its own: libraries initialise and attention chooses its path."""
+        slots, stream = self._decoding.slots, torch.cuda.Stream()
+        before = slots.length.clone(), slots.tokens.clone()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._decoding.step(rows, prefix, suffix)
+        torch.cuda.current_stream().wait_stream(stream)
+        slots.length.copy_(before[0])
+        slots.tokens.copy_(before[1])
 
 
 def steps_for(decoding: Decoding) -> EagerSteps | GraphSteps:

@@ -10,6 +10,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mmbdhs.decoder_inputs import UnsupportedModelError
 
+_PLACES = 16  # of a suffix at least: most sentences end within it
+
 
 def bucket(count: int) -> int:
     """The least 2^n or 3 · 2^n that is at least `count`: capacities and row counts take few values, a third apart."""
@@ -109,7 +111,7 @@ class KeyStores(Cache):
         rows, heads, length, _ = self.layers[0].keys.shape
         if slots <= rows and places <= length:
             return
-        shape = max(rows, bucket(slots)), heads, max(length, bucket(places))
+        shape = max(rows, bucket(slots)), heads, max(length, bucket(places), _PLACES)
         for layer in self.layers:
             layer.keys, layer.values = (enlarged(x, *shape, x.shape[-1]) for x in (layer.keys, layer.values))
 

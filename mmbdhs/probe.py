@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.decoder_inputs import DecoderInputs, UnsupportedModelError, decoder_arguments, text_decoder
+from mmbdhs.decoding import Decoding
 
-_IMAGE_TOKENS, _TEXT_TOKENS = 16, 32  # enough to tell, and a small part of one pair's work
+_IMAGE_TOKENS, _TEXT_TOKENS, _DECODED_TOKENS = 16, 32, 2  # enough to tell, and a small part of one pair's work
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 _SOUND: WeakSet[nn.Module] = WeakSet()
@@ -19,16 +20,18 @@ _SOUND: WeakSet[nn.Module] = WeakSet()
 
 @torch.no_grad()
 def probe(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> None:
-    """Compare dropped with masked, and decoder + head with the model's own forward, on a short excerpt of an encoded
-    example; once for each model. Raises UnsupportedModelError with the measured difference.
+    """Compare dropped with masked, and decoder, head and decoding with the model's own forward, on a short excerpt of
+    an encoded example; once for each model. Raises UnsupportedModelError with the measured difference.
 
     inputs: of the whole example. ids: its token ids, int64 [L].
     """
     if model in _SOUND:
         return
+    text, text_ids, whole = _text_and_logits(model, inputs, ids)
     comparisons = {
         "leaving image tokens out against masking them": _dropped_and_masked(model, inputs),
-        "its decoder and output head against its own forward": _parts_and_whole(model, inputs, ids),
+        "its decoder and output head against its own forward": (_last_logits(model, decoder_arguments([text])), whole),
+        "decoding token by token against its own forward": (_decoded_logits(model, text, text_ids), whole),
     }
     differences = {what: _difference(*logits) for what, logits in comparisons.items()}
     for what, (difference, tolerance) in differences.items():
@@ -54,8 +57,8 @@ def _dropped_and_masked(model: nn.Module, inputs: DecoderInputs) -> tuple[Tensor
     return _last_logits(model, rest), _last_logits(model, arguments)
 
 
-def _parts_and_whole(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits after the last text tokens, by the parts that decoding uses and by the whole model."""
+def _text_and_logits(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> tuple[DecoderInputs, Tensor, Tensor]:
+    """The last text tokens as inputs of their own, their ids, and the whole model's logits after them."""
     ids = ids[max(int(inputs.image_positions[-1]) + 1, len(ids) - _TEXT_TOKENS) :]
     positions = torch.arange(len(ids), device=ids.device)[None]
     text = DecoderInputs(
@@ -65,7 +68,39 @@ def _parts_and_whole(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> tu
         flat=inputs.flat,
     )
     whole = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), use_cache=False).logits[0, -1]
-    return _last_logits(model, decoder_arguments([text])), whole
+    return text, ids, whole
+
+
+def _decoded_logits(model: nn.Module, text: DecoderInputs, ids: Tensor) -> Tensor:
+    """Logits after the text, whose last tokens are decoded as a branch's forced tokens are; NaN for a model that
+    makes NaN of the others."""
+    found: list[Tensor] = []
+
+    def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
+        found.append(logits[0])
+        return logits.argmax(dim=-1)
+
+    prefix = max(len(ids) - _DECODED_TOKENS, 1)
+    count, decoding = torch.tensor([len(ids) - prefix]), Decoding(model, choose)
+    (result,) = decoding.prefill([text.select(torch.arange(prefix))])
+    if result is None:
+        return torch.full_like(decoding.head(text.embeds[-1]), torch.nan)
+    decoding.stores.reserve(1, len(ids))
+    decoding.slots.seat(
+        0,
+        tokens=nn.functional.pad(ids[None, prefix:], (0, 1)),
+        uniforms=torch.empty(1, 0),
+        start=text.positions[None, :, prefix - 1] + 1,
+        length=torch.zeros(1),
+        forced=count,
+        last=count,
+        prefix_count=torch.tensor([prefix]),
+        example=torch.zeros(1),
+    )
+    found.append(decoding.head(result[1][-1]))
+    for _ in range(prefix, len(ids)):
+        decoding.step(1, prefix, len(ids))
+    return found[-1]
 
 
 def _last_logits(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
