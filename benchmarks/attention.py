@@ -31,7 +31,7 @@ from table import RESULTS, Options, Table
 
 BF16, F32 = torch.bfloat16, torch.float32
 TOLERANCE = {F32: 1e-5, BF16: 3e-2}
-LARGEST = 1 << 30  # bytes of keys and values that a contestant may spread one prefix to
+LARGEST = {"cpu": 1 << 30, "cuda": 16 << 30}  # bytes of keys and values that a contestant may spread one prefix to
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def floor(shape: Shape, caches: str, seconds: float, device: torch.device) -> di
         "fma": shape.flops / fma_peak(device, shape.dtype),
     }
     bound = max(limits, key=limits.get)
-    return {"floor": 1e3 * limits[bound], "bound": bound, "share": limits[bound] / seconds}
+    shares = {f"{name}_share": limit / seconds for name, limit in limits.items()}
+    return {"floor": 1e3 * limits[bound], "bound": bound, "share": shares[f"{bound}_share"], **shares}
 
 
 def checked_sides(operands: Operands, options: Options) -> tuple[dict[str, Callable], dict[str, str]]:
@@ -145,8 +146,8 @@ def checked_sides(operands: Operands, options: Options) -> tuple[dict[str, Calla
     for name, make in contestants.OTHERS.items():
         if name == "flex" and (options.quick or shape not in (CENTER, *CORNERS)):
             left_out[name] = "compiles for minutes: only at a few shapes of the full run"
-        elif contestants.spread_bytes(name, shape) > LARGEST:
-            left_out[name] = "its copies of the prefix exceed 1 GiB"
+        elif (spread := contestants.spread_bytes(name, shape)) > LARGEST[options.device.type]:
+            left_out[name] = f"its copies of the prefix need {spread / 2**30:.1f} GiB"
         else:
             try:
                 sides[name] = make(operands)

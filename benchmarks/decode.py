@@ -52,7 +52,7 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     runs = 3
     length = WARM_UP + (runs + 2) * STEPS
     prompt = Prompt.make(model, branches)
-    limit = 4 << 30 if options.device.type == "cpu" else int(0.8 * torch.cuda.mem_get_info()[0])
+    limit = memory_limit(options.device)
     sides, left_out = {"ours": Pool(model, prompt, branches, length)}, {}
     for name in ("compact", "dynamic", "static"):
         needed = prompt.row_bytes(model, full=name != "compact") * branches * (2 if name == "dynamic" else 1)
@@ -77,6 +77,14 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
         **{"branches": branches, **{name: 1e3 * value for name, value in seconds.items()}},
         **{"floor": 1e3 * floor, "share": floor / seconds["ours"], "equal": equal, "left_out": left_out},
     }
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that the caches of all baselines together may take."""
+    if device.type == "cpu":
+        return 4 << 30
+    torch.cuda.empty_cache()
+    return int(0.8 * torch.cuda.mem_get_info(device)[0])
 
 
 @dataclass(frozen=True)

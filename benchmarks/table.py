@@ -36,7 +36,7 @@ class Table:
         self._machine = machine(options.device)
 
     def __enter__(self) -> Table:
-        print(f"\n{self._benchmark}: {self._machine['device']}, torch {self._machine['torch']}")
+        print(f"\n{self._benchmark}: {self._machine['device']}, torch {torch.__version__}")
         print("  ".join(f"{name:{_aligned(form, name)}}" for name, form in self._columns.items()))
         return self
 
@@ -59,13 +59,16 @@ class Table:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept + self.rows))
 
 
-def machine(device: torch.device) -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, Any]:
     """What a row was measured on."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+    versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+    }
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -38,7 +38,7 @@ def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert rows and f"\n{name}: " in shown
     for row in rows:
-        assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "torch", "threads", "date"}
+        assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "versions", "threads", "date"}
 
 
 def test_unknown_benchmark_is_refused() -> None:
