@@ -112,7 +112,8 @@ __device__ bool is_aligned(const T* first, int64_t stride) {
 template <int D, int COUNT, class T, class Load>
 __device__ void fill_rows(T (*to)[D + CHUNK<T>], int head_dim, const Load& load) {
     constexpr int CHUNKS = D / CHUNK<T>;
-#pragma unroll 4
+    constexpr int AT_ONCE = D > 128 ? 2 : 4;  // as registers allow
+#pragma unroll AT_ONCE
     for (int i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, column = i % CHUNKS * CHUNK<T>;
         const Chunk<T> chunk = column < head_dim ? load(row, column) : Chunk<T>{};
@@ -323,6 +324,7 @@ __device__ Span due_at(const Tiles<T, D>& tiles, int row) {
 template <class T, int D, class Rows>
 __device__ void attend(const Rows& rows, const Keys<T>& keys, int head_dim, Part part, Scale scale) {
     using Memory = Tiles<T, D>;
+    static_assert(sizeof(Memory) <= 40 * 1024, "four blocks should fit a multiprocessor");
     Memory& tiles = *new (shared_memory) Memory;
     fill_rows<D, Memory::ROWS>(tiles.q, head_dim, [&](int row, int column) {
         const T* q = row < rows.count ? rows.q(row) : nullptr;

@@ -1,5 +1,6 @@
 // Products of small matrices, spread over the lanes of a warp as the PTX manual lays them out (mma.m16n8k16). Lane l is
-// the member l % 4 of group l / 4; each register holds two neighbouring elements.
+// the member l % 4 of group l / 4; each register holds two neighbouring elements. Hopper's wgmma would be faster there,
+// these run on everything from sm_80 on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +8,10 @@
 
 #include <cstdint>
 #include <type_traits>
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "the attention kernels need sm_80 or newer: leave older architectures out of MMBDHS_CUDA_ARCHS"
+#endif
 
 #ifdef __CUDACC__
 
