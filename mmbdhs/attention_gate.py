@@ -125,15 +125,15 @@ def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows
     query = draw(len(slots), shape.query_heads, 1, shape.key_size)
     key, value = (draw(len(slots), shape.kv_heads, 1, shape.key_size) for _ in range(2))
     layer = SlotLayer(key, value)
+    extents = len(slots), _SUFFIX, _PROMPTS * _PREFIX
+    for store in layer.stores:
+        store.resize(*extents)
+        store.row.normal_()
     rows = Rows(
-        slots=slots,
         places=torch.full_like(slots, _SUFFIX - 1),
         prefix_count=torch.full_like(slots, _PREFIX, dtype=torch.int32),
         example=(slots // _BRANCHES_PER_PROMPT).int(),
-        prefix_offsets=torch.arange(0, _PROMPTS * _PREFIX + 1, _PREFIX, dtype=torch.int32, device=shape.device),
-        prefix=_PROMPTS * _PREFIX,
-        suffix=_SUFFIX,
+        prefix_offsets=torch.arange(0, extents[2] + 1, _PREFIX, dtype=torch.int32, device=shape.device),
+        extents=extents,
     )
-    layer.prefix_keys, layer.prefix_values = (draw(shape.kv_heads, rows.prefix, shape.key_size) for _ in range(2))
-    layer.keys, layer.values = (draw(len(slots), shape.kv_heads, _SUFFIX, shape.key_size) for _ in range(2))
     return layer, query, key, value, rows

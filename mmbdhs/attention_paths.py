@@ -20,19 +20,22 @@ from mmbdhs.native import backend
 
 @dataclass(frozen=True)
 class Rows:
-    """What the rows of a step see.
+    """What the rows of a step see; row i stands in slot i.
 
-    slots, places: int64 [n], where each row's newest key goes. prefix_count, example: int32 [n].
-    prefix_offsets: int32 [≥ examples + 1]. prefix, suffix: no row sees a key beyond these places of the stores.
+    places: int64 [n], where each row's newest key goes in its suffix. prefix_count, example: int32 [n].
+    prefix_offsets: int32 [≥ examples + 1]. extents: slots and T of the stores, and how far into the prefix rows look.
     """
 
-    slots: Tensor
     places: Tensor
     prefix_count: Tensor
     example: Tensor
     prefix_offsets: Tensor
-    prefix: int
-    suffix: int
+    extents: tuple[int, int, int]
+
+    @functools.cached_property
+    def slots(self) -> Tensor:
+        """int64 [n]"""
+        return torch.arange(len(self.places), device=self.places.device)
 
     @functools.cached_property
     def suffix_length(self) -> Tensor:
@@ -41,13 +44,12 @@ class Rows:
 
     @functools.cached_property
     def mask(self) -> Tensor:
-        """bool [n, prefix + n · suffix], over the prefix keys and then the suffixes of all rows."""
+        """bool [n, slots · T + prefix], over a store's row."""
+        slots, places, prefix = (torch.arange(extent, device=self.places.device) for extent in self.extents)
+        own = (slots == self.slots[:, None])[:, :, None] & (places <= self.places[:, None])[:, None]
         begin = self.prefix_offsets[self.example.long()][:, None]
-        place = torch.arange(self.prefix, device=begin.device)
-        of_prompt = (place >= begin) & (place < begin + self.prefix_count[:, None])
-        written = torch.arange(self.suffix, device=begin.device) <= self.places[:, None]
-        own = (self.slots[:, None] == self.slots)[:, :, None] & written[:, None]
-        return torch.cat([of_prompt, own.flatten(1)], dim=1)
+        of_prompt = (prefix >= begin) & (prefix < begin + self.prefix_count[:, None])
+        return torch.cat([own.flatten(1), of_prompt], dim=1)
 
 
 # (layer, q [n, Hq, 1, D], new keys and values [n, Hkv, 1, D], rows, scale, softcap) -> [n, Hq, D]
@@ -65,11 +67,11 @@ def native_path(
     count = len(query)
     out, _ = backend.live().twin.shared_prefix_attention(
         query[:, :, 0].contiguous(),
-        layer.prefix_keys,
-        layer.prefix_values,
+        layer.key_store.prefix,
+        layer.value_store.prefix,
         rows.prefix_count,
-        layer.keys[:count],
-        layer.values[:count],
+        layer.key_store.suffix[:count],
+        layer.value_store.suffix[:count],
         rows.suffix_length,
         None,
         rows.example,
@@ -83,10 +85,9 @@ def native_path(
 def sdpa_path(
     layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, softcap: float
 ) -> Tensor:
-    """PyTorch's SDPA over one row of all prefixes and all suffixes, most of which a mask hides."""
+    """PyTorch's SDPA over one sequence of all suffixes and all prefixes, most of which a mask hides."""
     layer.write(rows.slots, rows.places, key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0))
-    keys = _side_by_side(layer.prefix_keys, layer.keys, rows)
-    values = _side_by_side(layer.prefix_values, layer.values, rows)
+    keys, values = (store.row[None, :, : rows.mask.shape[1]] for store in layer.stores)
     query = query.transpose(0, 2)
     if softcap:
         out = _capped(query, keys, values, rows.mask, scale, softcap)
@@ -98,12 +99,6 @@ def sdpa_path(
     # A hidden key weighs 0, and 0 · NaN is NaN: what is stored is finite, and what was not spoils its own row alone.
     spoiled = 0 * (key.sum((1, 2, 3), dtype=torch.float32) + value.sum((1, 2, 3), dtype=torch.float32))
     return out[0].transpose(0, 1) + spoiled[:, None, None].to(out.dtype)
-
-
-def _side_by_side(prefix: Tensor, suffix: Tensor, rows: Rows) -> Tensor:
-    """[1, Hkv, prefix + n · suffix, D]"""
-    own = suffix[: len(rows.slots), :, : rows.suffix].transpose(0, 1).flatten(1, 2)
-    return torch.cat([prefix[:, : rows.prefix], own], dim=1)[None]
 
 
 def _capped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:

@@ -158,9 +158,9 @@ class BranchPool:
         if not self._live:
             return []
         count, rows = self._steps.per_check, self._steps.rows(len(self._live))
-        suffix = max(min(b.stored + count, len(b.forced_ids) + b.limit) for b in self._live)
-        self._decoding.stores.reserve(rows, suffix)
-        chosen = self._steps.run(rows, count, suffix)[:, : len(self._live)].tolist()
+        places = max(min(b.stored + count, len(b.forced_ids) + b.limit) for b in self._live)
+        self._decoding.stores.reserve(rows, places)
+        chosen = self._steps.run(rows, count)[:, : len(self._live)].tolist()
         self._decoding.attention.check_window(max(b.prefix_length + b.stored + count for b in self._live))
         ended: list[Branch] = []
         for tokens in chosen:

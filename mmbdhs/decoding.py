@@ -86,9 +86,10 @@ class Decoding:
         self.flat_positions = True
 
     @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Of all that a step reads or writes; a tensor is replaced if, and only if, its shape changes."""
-        return (*(column.shape for column in self.slots.columns().values()), *self.stores.shapes)
+    def extents(self) -> tuple:
+        """Of all that a step reads or writes: a tensor is replaced if, and only if, one of these changes."""
+        stores = self.stores.slots, self.stores.places, self.stores.prefix, len(self.stores.prefix_offsets)
+        return (*stores, *(column.shape for column in self.slots.columns().values()))
 
     def prefill(self, prompts: list[DecoderInputs]) -> list[tuple[int, Tensor] | None]:
         """Run the decoder over all prompts together and store their keys and values.
@@ -111,15 +112,15 @@ class Decoding:
         if sources:
             self.stores.move(sources, targets)
 
-    def step(self, rows: int, prefix: int, suffix: int) -> Tensor:
+    def step(self, rows: int, prefix: int) -> Tensor:
         """Run one token of each of the first `rows` slots, and choose the one that follows unless it is forced.
 
-        prefix, suffix: no slot sees a key beyond these places. Returns what was chosen, int64 [rows], -1 where the
-        logits are not finite.
+        prefix: no slot sees a key of a prompt from this place of the stores on. Returns what was chosen, int64 [rows],
+        -1 where the logits are not finite.
         """
         slots = Slots(*(column[:rows] for column in self.slots.columns().values()))
         positions = (slots.start + slots.length[:, None]).T[..., None]
-        with self.attention.over(self._seen(slots, prefix, suffix)):
+        with self.attention.over(self._seen(slots, prefix)):
             output = self.decoder(
                 inputs_embeds=self.embed(slots.tokens.gather(1, slots.length[:, None])),
                 position_ids=positions[0] if self.flat_positions else positions,
@@ -135,15 +136,13 @@ class Decoding:
         slots.tokens.scatter_(1, place, following)
         return chosen
 
-    def _seen(self, slots: Slots, prefix: int, suffix: int) -> Rows:
+    def _seen(self, slots: Slots, prefix: int) -> Rows:
         return Rows(
-            slots=torch.arange(len(slots.length), device=self.device),
             places=slots.length.clone(),
             prefix_count=slots.prefix_count,
             example=slots.example,
             prefix_offsets=self.stores.prefix_offsets,
-            prefix=prefix,
-            suffix=suffix,
+            extents=(self.stores.slots, self.stores.places, prefix),
         )
 
 
@@ -159,10 +158,10 @@ class EagerSteps:
         """How many slots to run for `live` branches."""
         return live
 
-    def run(self, rows: int, count: int, suffix: int) -> Tensor:
+    def run(self, rows: int, count: int) -> Tensor:
         """`count` steps of the first `rows` slots; returns what was chosen, int64 [count, rows]."""
         prefix = self._decoding.stores.offsets[-1]
-        return torch.stack([self._decoding.step(rows, prefix, suffix) for _ in range(count)])
+        return torch.stack([self._decoding.step(rows, prefix) for _ in range(count)])
 
 
 class GraphSteps:
@@ -174,33 +173,32 @@ class GraphSteps:
     def __init__(self, decoding: Decoding) -> None:
         self._decoding, self._eager = decoding, EagerSteps(decoding)
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._shapes: tuple[torch.Size, ...] = ()
+        self._extents: tuple = ()
         self._capturable = True
 
     def rows(self, live: int) -> int:
         return bucket(live)
 
-    def run(self, rows: int, count: int, suffix: int) -> Tensor:
-        if self._shapes != self._decoding.shapes:  # the graphs read and write tensors that have been replaced
+    def run(self, rows: int, count: int) -> Tensor:
+        if self._extents != self._decoding.extents:  # the graphs read and write tensors that have been replaced
             self._graphs.clear()
-            self._shapes, self._memory = self._decoding.shapes, torch.cuda.graph_pool_handle()
+            self._extents, self._memory = self._decoding.extents, torch.cuda.graph_pool_handle()
         with torch.cuda.device(self._decoding.device):
             if (rows, count) not in self._graphs and self._capturable:
                 self._capture(rows, count)
             if not self._capturable:
-                return self._eager.run(rows, count, suffix)
+                return self._eager.run(rows, count)
             graph, chosen = self._graphs[rows, count]
             graph.replay()
             return chosen
 
     def _capture(self, rows: int, count: int) -> None:
-        layer = self._decoding.stores.layers[0]
-        reach = layer.prefix_keys.shape[1], layer.keys.shape[2]
-        self._warm_up(rows, *reach)
+        prefix = self._decoding.stores.prefix  # all of it: what is in use changes from replay to replay
+        self._warm_up(rows, prefix)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._memory):
-                chosen = torch.stack([self._decoding.step(rows, *reach) for _ in range(count)])
+                chosen = torch.stack([self._decoding.step(rows, prefix) for _ in range(count)])
         except RuntimeError as error:
             self._capturable = False
             name = type(self._decoding.decoder).__name__
@@ -208,13 +206,13 @@ class GraphSteps:
         else:
             self._graphs[rows, count] = graph, chosen
 
-    def _warm_up(self, rows: int, prefix: int, suffix: int) -> None:
+    def _warm_up(self, rows: int, prefix: int) -> None:
         """Run a step off the record, on a stream of its own: libraries initialise and attention chooses its path."""
         slots, stream = self._decoding.slots, torch.cuda.Stream()
         before = slots.length.clone(), slots.tokens.clone()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._decoding.step(rows, prefix, suffix)
+            self._decoding.step(rows, prefix)
         torch.cuda.current_stream().wait_stream(stream)
         slots.length.copy_(before[0])
         slots.tokens.copy_(before[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,37 +29,57 @@ def enlarged(store: Tensor, *shape: int) -> Tensor:
     return larger
 
 
-class SlotLayer(DynamicLayer):
-    """Keys and values of one layer, zeros where nothing was written.
+class Store:
+    """Keys or values of one layer, zeros where nothing was written.
 
-    prefix_keys, prefix_values: [Hkv, P, D], prompt after prompt. keys, values: [slots, Hkv, T, D], a branch's own.
+    row: [Hkv, slots · T + P, D], every slot's suffix and then prompt after prompt's prefix, so that they are one
+    sequence to whoever wants one. suffix [slots, Hkv, T, D] and prefix [Hkv, P, D] are views of it.
     """
 
+    def __init__(self, like: Tensor) -> None:
+        """like: [n, Hkv, L, D]"""
+        self.row = like.new_zeros(like.shape[1], 0, like.shape[3])
+        self._set_views(0, 0)
+
+    def resize(self, slots: int, places: int, prefix: int) -> None:
+        """Make room for `places` keys in each of `slots` suffixes and `prefix` keys of prompts, no less than before."""
+        before = self.suffix, self.prefix
+        self.row = self.row.new_zeros(self.row.shape[0], slots * places + prefix, self.row.shape[2])
+        self._set_views(slots, places)
+        for view, old in zip((self.suffix, self.prefix), before, strict=True):
+            view[tuple(map(slice, old.shape))] = old
+
+    def _set_views(self, slots: int, places: int) -> None:
+        self.suffix = self.row[:, : slots * places].unflatten(1, (slots, places)).transpose(0, 1)
+        self.prefix = self.row[:, slots * places :]
+
+
+class SlotLayer(DynamicLayer):
+    """The stores of one layer."""
+
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """keys, values: [1, Hkv, …, D], as a prefill leaves them."""
+        """keys [n, Hkv, L, D], values [n, Hkv, L, Dv]: tell heads, sizes, dtype and device."""
         super().__init__()
-        self.prefix_keys, self.prefix_values = (x.new_zeros(x.shape[1], 0, x.shape[-1]) for x in (keys, values))
-        self.keys, self.values = (x.new_zeros(0, x.shape[1], 0, x.shape[-1]) for x in (keys, values))
+        self.stores = self.key_store, self.value_store = Store(keys), Store(values)
         self.is_initialized = True
 
     def write(self, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys, values [n, Hkv, 1, D] of `slots` (int64 [n]) at `places` (int64 [n]) of their suffixes."""
-        self.keys[slots, :, places] = keys[:, :, 0]
-        self.values[slots, :, places] = values[:, :, 0]
+        self.key_store.suffix[slots, :, places] = keys[:, :, 0]
+        self.value_store.suffix[slots, :, places] = values[:, :, 0]
 
     def get_seq_length(self) -> int:
-        raise UnsupportedModelError("model: needs position ids that it takes as given; it counts the keys of its cache")
+        raise UnsupportedModelError("model: needs to take position ids as given; it counts the keys of its cache")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise UnsupportedModelError(
-            "model: needs attention without a mask for implementations that make none; it builds a mask of its own"
-        )
+        raise UnsupportedModelError("model: needs to leave masks to its attention; it builds one of its own")
 
 
 class KeyStores(Cache):
     """The cache of decoding. `update` stores nothing: it notes whose keys come next, and the attention that follows
     writes them (see `decode_attention`).
 
+    slots, places, prefix: the extents of every store.
     offsets: the prompts' prefixes lie at offsets[e] … offsets[e + 1] of the prefix stores.
     prefix_offsets: the same on the device, int32 [≥ prompts + 1], its last entry repeated.
     """
@@ -67,6 +88,7 @@ class KeyStores(Cache):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(layers=[])
+        self.slots = self.places = self.prefix = 0
         self.offsets = [0]
         self.prefix_offsets = torch.zeros(2, dtype=torch.int32, device=device)
         self.pending: tuple[SlotLayer, Tensor, Tensor] | None = None
@@ -77,49 +99,47 @@ class KeyStores(Cache):
         self.pending = self.layers[layer_idx], key_states, value_states
         return key_states, value_states
 
-    @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Of everything that a captured step reads or writes here."""
-        layer = self.layers[0]
-        return layer.prefix_keys.shape, layer.keys.shape, self.prefix_offsets.shape
-
     def add_prompt(self, layers: list[tuple[Tensor, Tensor]]) -> int:
         """Store a prompt's keys and values, [Hkv, L, D] for each layer; returns the prompt's number."""
         if not self.layers:
             self.layers = [SlotLayer(keys[None], values[None]) for keys, values in layers]
         begin, end = self.offsets[-1], self.offsets[-1] + layers[0][0].shape[1]
-        for layer, (keys, values) in zip(self.layers, layers, strict=True):
-            layer.prefix_keys, layer.prefix_values = (
-                store if end <= store.shape[1] else enlarged(store, store.shape[0], bucket(end), store.shape[2])
-                for store in (layer.prefix_keys, layer.prefix_values)
-            )
-            layer.prefix_keys[:, begin:end], layer.prefix_values[:, begin:end] = keys, values
+        self._reserve(self.slots, self.places, end)
+        for layer, new in zip(self.layers, layers, strict=True):
+            for store, tensor in zip(layer.stores, new, strict=True):
+                store.prefix[:, begin:end] = tensor
         self._set_offsets([*self.offsets, end])
         return len(self.offsets) - 2
 
     def keep_prompts(self, numbers: list[int]) -> None:
         """Forget every prompt but `numbers` (ascending), which are numbered anew from 0."""
         spans = [(self.offsets[number], self.offsets[number + 1]) for number in numbers]
-        index = torch.cat([torch.arange(*span) for span in spans] or [torch.arange(0)])
+        index = torch.tensor([place for span in spans for place in range(*span)], dtype=torch.int64)
+        index = index.to(self.prefix_offsets.device)
         for layer in self.layers:
-            for store in (layer.prefix_keys, layer.prefix_values):
-                store[:, : len(index)] = store.index_select(1, index.to(store.device))
-        self._set_offsets([0, *torch.tensor([end - begin for begin, end in spans]).cumsum(0).tolist()])
+            for store in layer.stores:
+                store.prefix[:, : len(index)] = store.prefix.index_select(1, index)
+        self._set_offsets(list(accumulate((end - begin for begin, end in spans), initial=0)))
 
     def reserve(self, slots: int, places: int) -> None:
         """Make room for `places` keys in each of `slots` suffixes."""
-        rows, heads, length, _ = self.layers[0].keys.shape
-        if slots <= rows and places <= length:
-            return
-        shape = max(rows, bucket(slots)), heads, max(length, bucket(places), _PLACES)
-        for layer in self.layers:
-            layer.keys, layer.values = (enlarged(x, *shape, x.shape[-1]) for x in (layer.keys, layer.values))
+        self._reserve(slots, max(places, _PLACES), self.prefix)
 
-    def move(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy the suffixes of the slots `sources` into the slots `targets`, int64 [n] each."""
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy the suffixes of the slots `sources` to the slots `targets`."""
         for layer in self.layers:
-            for store in (layer.keys, layer.values):
-                store[targets] = store[sources]
+            for store in layer.stores:
+                store.suffix[targets] = store.suffix[sources]
+
+    def _reserve(self, *needed: int) -> None:
+        extents = self.slots, self.places, self.prefix
+        grown = tuple(max(have, bucket(need)) for have, need in zip(extents, needed, strict=True))
+        if grown == extents:
+            return
+        self.slots, self.places, self.prefix = grown
+        for layer in self.layers:
+            for store in layer.stores:
+                store.resize(*grown)
 
     def _set_offsets(self, offsets: list[int]) -> None:
         self.offsets = offsets

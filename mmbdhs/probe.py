@@ -99,7 +99,7 @@ def _decoded_logits(model: nn.Module, text: DecoderInputs, ids: Tensor) -> Tenso
     )
     found.append(decoding.head(result[1][-1]))
     for _ in range(prefix, len(ids)):
-        decoding.step(1, prefix, len(ids))
+        decoding.step(1, prefix)
     return found[-1]
 
 

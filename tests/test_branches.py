@@ -38,7 +38,7 @@ def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, Decod
         pool.add([(prompt, [Branch(len(prompt), 5), Branch(len(prompt) - 3, 5, forced_ids=(7, 8))])])
         while len(pool):
             results += [(branch.prefix_length, *branch.ids) for branch in pool.step()]
-        sizes.append(pool._decoding.stores.layers[0].prefix_keys.shape[1])
+        sizes.append(pool._decoding.stores.prefix)
     assert len(set(results)) == 2 and len(results) == 60
     assert max(sizes) < 4 * len(prompt)
 
