@@ -112,8 +112,7 @@ __device__ bool is_aligned(const T* first, int64_t stride) {
 template <int D, int COUNT, class T, class Load>
 __device__ void fill_rows(T (*to)[D + CHUNK<T>], int head_dim, const Load& load) {
     constexpr int CHUNKS = D / CHUNK<T>;
-    constexpr int AT_ONCE = D > 128 ? 2 : 4;  // as registers allow
-#pragma unroll AT_ONCE
+#pragma unroll(D > 128 ? 2 : 4)  // loads on their way, as registers allow
     for (int i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, column = i % CHUNKS * CHUNK<T>;
         const Chunk<T> chunk = column < head_dim ? load(row, column) : Chunk<T>{};

@@ -15,8 +15,7 @@ KERNELS = {  # how often each is compiled: for element types and head sizes
 }
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers",
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads",
     re.DOTALL,
 )
 
@@ -55,7 +54,9 @@ def test_kernels(compiled, kernels):
         assert {kernel: names.count(f"{len(kernel)}{kernel}") for kernel in kernels} == kernels
     for kernel in found:
         assert kernel["stack"] == kernel["stores"] == kernel["loads"] == "0", kernel
-    for path in folder.glob("*.ptx"):
+    texts = list(folder.glob("*.ptx"))
+    assert len(texts) == len(ARCHITECTURES)
+    for path in texts:
         for name, body in re.findall(r"\.entry (\w+)\((.*?)(?=\.entry|\Z)", path.read_text(), re.DOTALL):
             if "shared_prefix_kernel" in name or "masked_kernel" in name:
                 assert "ld.global.v4" in body and "ld.global.u8" not in body, f"{path.name}: {name}"
