@@ -22,9 +22,9 @@ class Operands:
     """Random operands of one shape: q [B, Hkv, G, D], the prefix k, v [Hkv, P, D] with its visible rows, and suffixes
     k, v [B, Hkv, S, D]."""
 
-    def __init__(self, shape: Any, device: torch.device) -> None:
+    def __init__(self, shape: Any, device: torch.device, seed: int = 0) -> None:
         self.shape, self.device = shape, device
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*size: int) -> Tensor:
             return torch.randn(*size, shape.head_dim, generator=generator, device=device).to(shape.dtype)

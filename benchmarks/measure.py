@@ -114,10 +114,9 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fma_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second at most: float32 multiply-adds from registers on a CPU, the matrix product in `dtype` on a GPU."""
-    if device.type == "cpu":
-        return _multiply_add_rate() * torch.get_num_threads()
-    return gemm_rate(device, dtype)
+    """FLOP a second at most: of the matrix product in `dtype`, or of float32 multiply-adds from a CPU's registers."""
+    product = gemm_rate(device, dtype)
+    return product if device.type == "cuda" else max(product, _multiply_add_rate() * torch.get_num_threads())
 
 
 @functools.cache
