@@ -1,6 +1,6 @@
-// Attention of a tile of query rows over a list of keys, by one block: keys and values pass through shared memory a tile
-// at a time, an online softmax in base 2 follows the largest score of each row, and sums are float32. Elements of 16
-// bits are multiplied by tensor cores, float32 by plain multiply-adds.
+// Attention of a tile of query rows over a list of keys, by one block: keys and values pass through shared memory tile
+// by tile, an online softmax in base 2 follows the largest score of each row, and sums are float32. Elements of 16 bits
+// are multiplied by tensor cores, however few the rows are; float32 by plain multiply-adds.
 #pragma once
 
 #include <math.h>
@@ -223,16 +223,18 @@ class Products<float, D> {
   public:
     __device__ static void scores(Tiles<float, D>& tiles) {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-        float sums[KEYS / LANES] = {};
+        float sums[KEYS / LANES][4] = {};  // four of each: shorter chains of roundings, and of waiting
         for (int column = 0; column < D; column += 4) {
             const auto q = load<4>(&tiles.q[row][column]);
 #pragma unroll
             for (int i = 0; i < KEYS / LANES; ++i) {
                 const auto k = load<4>(&tiles.k[lane + LANES * i][column]);
-                for (int e = 0; e < 4; ++e) sums[i] += q.at[e] * k.at[e];
+                for (int e = 0; e < 4; ++e) sums[i][e] += q.at[e] * k.at[e];
             }
         }
-        for (int i = 0; i < KEYS / LANES; ++i) tiles.scores[row][lane + LANES * i] = sums[i];
+        for (int i = 0; i < KEYS / LANES; ++i) {
+            tiles.scores[row][lane + LANES * i] = (sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3]);
+        }
     }
 
     __device__ void add(const Tiles<float, D>& tiles) {
