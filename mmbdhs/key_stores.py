@@ -15,7 +15,7 @@ _PLACES = 16  # of a suffix at least: most sentences end within it
 
 
 def bucket(count: int) -> int:
-    """The least 2^n or 3 · 2^n that is at least `count`: capacities and row counts take few values, a third apart."""
+    """The least 2^n or 3 · 2^n that is at least `count`: few values, at most half apart."""
     power = 1 << (count - 1).bit_length() if count else 0
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 

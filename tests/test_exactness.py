@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny_models
 import torch
 from plain import greedy_ids, masked_logits, picture, prompt_inputs
 
-from mmbdhs import BDHSConfig, bdhs_sample, miniature
+from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, miniature
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption
 from mmbdhs.miniature.world import make_scene, render
 from mmbdhs.tokens import vision_token_ids
@@ -28,13 +30,23 @@ def unlike(first: list[str], second: list[str]) -> list[float]:
     return [0.0] * len(first)
 
 
+def sample_on_both_paths(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> list[BDHSSample]:
+    """What the native attention and SDPA agree on."""
+    results = []
+    for path in ("native", "sdpa"):
+        monkeypatch.setenv("MMBDHS_ATTENTION", path)
+        results.append(bdhs_sample(*arguments, similarity=unlike))
+    assert results[0] == results[1]
+    return results[0]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_completions_replay(family: str, threshold: float) -> None:
+def test_greedy_completions_replay(family: str, threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = getattr(tiny_models, family)()
     prompts, references = zip(*PAIRS, strict=True)
     config = BDHSConfig(mask_threshold=threshold, temperature=0, max_sentence_tokens=LIMIT, seed=3)
-    samples = bdhs_sample(model, processor, IMAGES, prompts, references, config, similarity=unlike)
+    samples = sample_on_both_paths(monkeypatch, model, processor, IMAGES, prompts, references, config)
     assert {splice.swapped for sample in samples for splice in sample.sentences} == {True, False}
     for sample, images, prompt, reference in zip(samples, IMAGES, prompts, references, strict=True):
         assert sample.guided and sample.iterations == 1
@@ -68,10 +80,11 @@ def test_greedy_completions_of_the_miniature_replay(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unguided_response_replays(family: str) -> None:
+def test_unguided_response_replays(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = getattr(tiny_models, family)()
     config = BDHSConfig(guided=False, temperature=0, max_new_tokens=LIMIT, max_iterations=1, mask_threshold=0.5)
-    (sample,) = bdhs_sample(model, processor, IMAGES[:1], ["Describe it."], ["A red car."], config, unlike)
+    lists = IMAGES[:1], ["Describe it."], ["A red car."]
+    (sample,) = sample_on_both_paths(monkeypatch, model, processor, *lists, config)
     assert sample.sentences == () and not sample.guided
     inputs = prompt_inputs(processor, IMAGES[0], "Describe it.")
     logits = masked_logits(model, inputs, sample.visible_image_tokens, list(sample.response_ids))

@@ -297,8 +297,10 @@ def test_nan_in_one_image_spoils_no_other_example(spoiled: Any) -> None:
     assert [results[0], results[1], results[3]] == clean
 
 
-def test_nan_while_decoding_spoils_no_other_example(spoiled: Any) -> None:
+@pytest.mark.parametrize("path", ["native", "sdpa"])
+def test_nan_while_decoding_spoils_no_other_example(path: str, spoiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedding of a token that one example alone generates turns into NaN."""
+    monkeypatch.setenv("MMBDHS_ATTENTION", path)
     model, processor = tiny_models.llava()
     clean = sample()
     words = [processor.tokenizer(text)["input_ids"] for text in (*PROMPTS, *REFERENCES, "USER: ASSISTANT: \n")]
