@@ -51,6 +51,9 @@ class Branch:
     start: Sequence[int] = ()
     stored: int = 0
 
+    def stored_after(self, steps: int) -> int:
+        return min(self.stored + steps, len(self.forced_ids) + self.limit)
+
 
 class BranchPool:
     """Decodes branches together, at most `max_branches` at a time.
@@ -131,7 +134,8 @@ class BranchPool:
             chosen = self._decoding.choose(logits, draws).tolist()
             ended = self._take([(branch, token) for (branch, _), token in zip(free, chosen, strict=True)])
         self._ended += ended
-        self._waiting.extend(branch for branch, _ in branches if branch not in set(ended))
+        gone = set(ended)
+        self._waiting.extend(branch for branch, _ in branches if branch not in gone)
 
     def _seat(self) -> None:
         """Fill free slots with waiting branches."""
@@ -158,10 +162,9 @@ class BranchPool:
         if not self._live:
             return []
         count, rows = self._steps.per_check, self._steps.rows(len(self._live))
-        places = max(min(b.stored + count, len(b.forced_ids) + b.limit) for b in self._live)
-        self._decoding.stores.reserve(rows, places)
+        self._decoding.stores.reserve(rows, max(b.stored_after(count) for b in self._live))
         chosen = self._steps.run(rows, count)[:, : len(self._live)].tolist()
-        self._decoding.attention.check_window(max(b.prefix_length + b.stored + count for b in self._live))
+        self._decoding.attention.check_window(max(b.prefix_length + b.stored_after(count) for b in self._live))
         ended: list[Branch] = []
         for tokens in chosen:
             gone = set(ended)

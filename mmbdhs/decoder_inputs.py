@@ -152,7 +152,7 @@ def longest_sequence(model: nn.Module, generated: int) -> float:
     implementation = getattr(config, "_attn_implementation", "sdpa")
     if implementation not in ("sdpa", "eager"):
         raise UnsupportedModelError(
-            f"model: needs attention that takes a mask for each query ('sdpa' or 'eager'), got {implementation!r}; "
+            f"model: needs 'sdpa' or 'eager' attention over its prompts, got {implementation!r}; "
             "call model.set_attn_implementation('sdpa')"
         )
     longest = getattr(config, "max_position_embeddings", None) or float("inf")

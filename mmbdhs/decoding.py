@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,7 @@ class GraphSteps:
         self._decoding, self._eager = decoding, EagerSteps(decoding)
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._extents: tuple = ()
+        self._memory: Any = None  # one pool for all graphs, whose results are read before the next replay
         self._capturable = True
 
     def rows(self, live: int) -> int:

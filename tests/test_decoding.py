@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import tiny_models
@@ -77,6 +80,67 @@ def test_samples_do_not_depend_on_how_steps_run(
     ):
         use_steps(monkeypatch, steps, per_check)
         assert sample(model, processor, temperature, max_branches) == expected
+
+
+class PretendedGraph:
+    """Captures by noting the steps, and replays by running them, if all that they touch is where it was."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Decoding, tuple]] = []
+
+    def addresses(self) -> list[int]:
+        decoding = self.steps[0][0]
+        stores = [store.row for layer in decoding.stores.layers for store in layer.stores]
+        columns = decoding.slots.columns().values()
+        return [tensor.data_ptr() for tensor in (*stores, *columns, decoding.stores.prefix_offsets)]
+
+    @contextmanager
+    def capture(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        step = Decoding.step
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoding, "step", lambda *arguments: self.note(step, *arguments))
+            yield
+        self.captured = self.addresses()
+
+    def note(self, step: Callable, decoding: Decoding, *arguments: int) -> torch.Tensor:
+        self.steps.append((decoding, arguments))
+        before = decoding.slots.length.clone(), decoding.slots.tokens.clone()
+        chosen = step(decoding, *arguments)
+        decoding.slots.length.copy_(before[0])
+        decoding.slots.tokens.copy_(before[1])
+        return chosen
+
+    def replay(self) -> None:
+        assert self.addresses() == self.captured, "a tensor of the captured steps was replaced"
+        self.chosen.copy_(torch.stack([decoding.step(*arguments) for decoding, arguments in self.steps]))
+
+
+def test_graphs_are_captured_anew_when_tensors_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_models.llava()
+    expected = sample(model, processor, 1.0)
+    graphs = []
+
+    def build() -> PretendedGraph:
+        graphs.append(PretendedGraph())
+        return graphs[-1]
+
+    capture = GraphSteps._capture
+
+    def link(self: GraphSteps, rows: int, count: int) -> None:
+        capture(self, rows, count)
+        graph, graph.chosen = self._graphs[rows, count]
+
+    monkeypatch.setattr(GraphSteps, "_capture", link)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", build)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph.capture(monkeypatch))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    use_steps(monkeypatch, GraphSteps, 3)
+    assert sample(model, processor, 1.0, max_branches=5) == expected
+    assert len(graphs) > 2
 
 
 @pytest.mark.gpu
