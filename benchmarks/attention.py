@@ -63,7 +63,7 @@ class Shape:
 
 
 CENTER = Shape(BF16, 0.99, 8, 64)
-QUICK = (CENTER, replace(CENTER, kv_heads=8), Shape(F32, 0.9, 8, 0))
+QUICK = tuple(replace(s, prefix=1000) for s in (CENTER, replace(CENTER, kv_heads=8), Shape(F32, 0.9, 8, 0)))
 GROUPED = (replace(CENTER, kv_heads=8), Shape(BF16, 0.0, 8, 64, kv_heads=8), Shape(BF16, 0.99, 32, 128, kv_heads=8))
 CORNERS = (Shape(BF16, 0.0, 8, 0), Shape(BF16, 0.0, 32, 0), Shape(BF16, 0.0, 64, 64), Shape(BF16, 0.99, 32, 128))
 SINGLE = (Shape(F32, 0.99, 8, 64), Shape(F32, 0.5, 8, 64), Shape(F32, 0.0, 8, 0), Shape(F32, 0.0, 32, 64))

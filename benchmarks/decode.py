@@ -23,7 +23,7 @@ from mmbdhs.branches import Branch, BranchPool
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
 from mmbdhs.tokens import TokenChooser
 
-TEXT_TOKENS, WARM_UP = 120, 32
+TEXT_TOKENS = 120
 STEPS = 8  # in one timed call: on a GPU the pool runs several between two looks at what was chosen
 COLUMNS = {
     **{"parameters": ">6.0f", "dtype": "<8", "branches": ">2", "threads": ">1"},
@@ -49,20 +49,20 @@ def main(options: Options) -> None:
 
 def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     """One row: B branches, each from its own place near the end of the prompt."""
-    runs = 3
-    length = WARM_UP + (runs + 2) * STEPS
+    runs, warm_up = (1, STEPS) if options.quick else (3, 4 * STEPS)
+    length = warm_up + (runs + 2) * STEPS
     prompt = Prompt.make(model, branches)
     limit = memory_limit(options.device)
     sides, left_out = {"ours": Pool(model, prompt, branches, length)}, {}
     for name in ("compact", "dynamic", "static"):
-        needed = prompt.row_bytes(model, full=name != "compact") * branches * (2 if name == "dynamic" else 1)
+        needed = prompt.row_bytes(model, name != "compact", length) * branches * (2 if name == "dynamic" else 1)
         if needed > limit:
             left_out[name] = f"its rows need {needed / 2**30:.0f} GiB"
         else:
             sides[name] = Rows(model, prompt, name, length)
             limit -= needed
     for side in sides.values():
-        side.advance(WARM_UP)
+        side.advance(warm_up)
     times = median_of(runs, *(lambda side=side: side.advance(STEPS) for side in sides.values()))
     seconds = {name: time / STEPS for name, time in zip(sides, times, strict=True)}
     chosen = [side.chosen() for side in sides.values()]
@@ -104,10 +104,10 @@ class Prompt:
         inputs = full.show(torch.randperm(IMAGE_TOKENS)[: IMAGE_TOKENS // 100].sort().values)
         return cls(inputs, inputs.positions[0], len(inputs) - torch.arange(branches, device=device) % 16)
 
-    def row_bytes(self, model: Any, full: bool) -> int:
+    def row_bytes(self, model: Any, full: bool, generated: int) -> int:
         """Of the keys and values of one row."""
         config = model.config.text_config
-        tokens = (IMAGE_TOKENS + TEXT_TOKENS if full else len(self.inputs)) + WARM_UP
+        tokens = (IMAGE_TOKENS + TEXT_TOKENS if full else len(self.inputs)) + generated
         return 2 * config.num_hidden_layers * tokens * config.hidden_size * model.dtype.itemsize
 
 
