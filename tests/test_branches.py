@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from plain import picture
 
-from mmbdhs.branches import Branch, BranchPool
+from mmbdhs.branches import Branch, BranchPool, NonFiniteError
 from mmbdhs.decoder_inputs import DecoderInputs, text_decoder
 from mmbdhs.examples import ExampleReader
 from mmbdhs.tokens import TokenChooser
@@ -59,3 +59,29 @@ def test_at_most_max_branches_decode_at_a_time(encoded: tuple[Any, DecoderInputs
     handle.remove()
     assert sorted(len(branch.ids) for branch in ended) == [1, 2, 2, 3, 4]
     assert widths == [2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("path", ["native", "sdpa"])
+@torch.no_grad()
+def test_nan_in_a_forced_token_ends_its_branch_alone(
+    path: str, encoded: tuple[Any, DecoderInputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt = encoded
+    monkeypatch.setenv("MMBDHS_ATTENTION", path)
+
+    def decode() -> list[Branch]:
+        pool = greedy_pool(model, 2)
+        branches = [Branch(len(prompt), 4, forced_ids=ids) for ids in ((7, 8, 9, 10), (11, 12))]
+        pool.add([(prompt, branches)])
+        while len(pool):
+            pool.step()
+        return branches
+
+    clean = decode()
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output.masked_fill((args[0] == 8)[..., None], torch.nan)
+    )
+    spoiled = decode()
+    handle.remove()
+    assert isinstance(spoiled[0].error, NonFiniteError) and not spoiled[0].ids
+    assert spoiled[1].ids == clean[1].ids and not spoiled[1].error

@@ -13,7 +13,7 @@ from plain import picture
 from torch import Tensor
 from transformers import AttentionInterface
 
-from mmbdhs import BDHSConfig, UnsupportedModelError, attention_gate, bdhs_sample
+from mmbdhs import BDHSConfig, UnsupportedModelError, attention_gate, bdhs_sample, probe
 from mmbdhs.attention_gate import choose_path
 from mmbdhs.attention_paths import Path, Rows, native_path, sdpa_path
 from mmbdhs.decode_attention import DecodeAttention
@@ -177,6 +177,22 @@ def test_the_models_own_implementation_returns(monkeypatch: pytest.MonkeyPatch) 
     sample(model, processor)
     handle.remove()
     assert seen == {"sdpa", "mmbdhs"} and config._attn_implementation == "sdpa"
+
+
+def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
+    """It takes a single token to stand one place further on."""
+    model, processor = tiny_models.llava()
+    probe._SOUND.discard(model)
+
+    def shift(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        single = kwargs["inputs_embeds"].shape[1] == 1
+        return args, kwargs | {"position_ids": kwargs["position_ids"] + 1} if single else kwargs
+
+    handle = text_decoder(model).register_forward_pre_hook(shift, with_kwargs=True)
+    with pytest.raises(UnsupportedModelError, match="decoding token by token against its own forward: by 0"):
+        sample(model, processor)
+    handle.remove()
+    sample(model, processor)
 
 
 def test_an_error_restores_the_implementation(decoding: Any) -> None:
