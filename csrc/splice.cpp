@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "philox.h"
+#include "philox_avx2.h"
 
 namespace mmbdhs {
 namespace {
@@ -40,19 +41,45 @@ bool splice_fits(const char* bytes, int64_t begin, const int64_t* span, bool swa
     return 0 <= kept && kept <= room;
 }
 
+#if defined(__x86_64__)
+// The first word at each of four addresses, in the low half of `words`.
+MMBDHS_AVX2 void draw_four(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t iteration,
+                           const int32_t* sentences, uint64_t* words) {
+    const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys));
+    const __m256i sentence = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sentences)));
+    const __m256i head = _mm256_set1_epi64x(address(seed, 0, purpose, iteration, 0).place);
+    const FourBlocks counter = {
+        {_mm256_setzero_si256(), _mm256_or_si256(head, sentence), key, _mm256_srli_epi64(key, 32)}};
+    const FourBlocks drawn = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), drawn.lane[0]);
+}
+#endif
+
 }  // namespace
 
 void draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
                   const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_low,
                   const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice) {
-    for (int64_t row = 0; row < rows; ++row) {
+    const auto settle = [&](int64_t row, uint32_t coin, uint32_t cut) {
+        swapped[row] = swappable[row] && coin >= 1u << 31;
+        const int32_t low = swapped[row] ? swapped_low[row] : 0;
+        const int32_t high = swapped[row] ? swapped_choices[row] : choices[row];
+        choice[row] = low + int32_t(below(cut, uint32_t(std::max(high - low, 0))));
+    };
+    int64_t row = 0;
+#if defined(__x86_64__)
+    for (; has_avx2() && row + 4 <= rows; row += 4) {
+        uint64_t coins[4], cuts[4];
+        draw_four(seed, keys + row, SWAP, iteration, sentences + row, coins);
+        draw_four(seed, keys + row, CUT, iteration, sentences + row, cuts);
+        for (int i = 0; i < 4; ++i) settle(row + i, uint32_t(coins[i]), uint32_t(cuts[i]));
+    }
+#endif
+    for (; row < rows; ++row) {
         const auto word = [&](Purpose purpose) {
             return draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
         };
-        swapped[row] = swappable[row] && word(SWAP) >= 1u << 31;
-        const int32_t low = swapped[row] ? swapped_low[row] : 0;
-        const int32_t high = swapped[row] ? swapped_choices[row] : choices[row];
-        choice[row] = low + int32_t(below(word(CUT), uint32_t(std::max(high - low, 0))));
+        settle(row, word(SWAP), word(CUT));
     }
 }
 
