@@ -24,7 +24,7 @@ def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, thre
     if keys.is_cuda:
         return _sample_visible_cuda(seed, keys, iteration, tokens, threshold)
     examples, visible_from = len(keys), reference.visible_from(threshold)
-    indices = torch.empty(int(tokens.sum()), dtype=torch.int32)
+    indices = torch.empty(int(tokens.numpy().sum()), dtype=torch.int32)
     offsets = torch.empty(examples + 1, dtype=torch.int64)
     inputs = (seed & _UNSIGNED, keys.data_ptr(), iteration, tokens.data_ptr(), examples, visible_from)
     count = _extension.sample_visible(*inputs, indices.data_ptr(), offsets.data_ptr())

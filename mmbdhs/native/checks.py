@@ -53,8 +53,9 @@ def ragged(name: str, offsets: Tensor, total: int, *, rows: int | None = None) -
 
 def at_least_zero(name: str, values: Tensor) -> Tensor:
     """`values` if none is negative."""
-    if len(values) and (lowest := int(values.min())) < 0:
-        raise ValueError(f"{name} must not be negative, got {lowest} at row {int(values.argmin())}")
+    numbers = values.cpu().numpy()
+    if len(numbers) and (lowest := numbers.min()) < 0:
+        raise ValueError(f"{name} must not be negative, got {lowest} at row {numbers.argmin()}")
     return values
 
 
