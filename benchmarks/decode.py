@@ -3,7 +3,7 @@
 A prompt of 2,928 image tokens, of which 1% are visible, and 120 tokens of text; LLaMA decoders of growing size, random
 weights, greedy. "dynamic" and "static" keep a full-length row for each branch with hidden keys masked, in a
 DynamicCache and a StaticCache; "compact" keeps rows without the hidden keys, the best that a batch of rows can do. The
-chosen tokens of all are asserted equal in float32. Floor: reading the weights once.
+chosen tokens of all are asserted equal in float32. Floor: reading the weights once, or multiplying by them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import llava
 import torch
 from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
-from measure import copy_bandwidth, median_of, thread_counts
+from measure import copy_bandwidth, fma_peak, median_of, thread_counts
 from table import Options, Table
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -28,7 +28,7 @@ STEPS = 8  # in one timed call: on a GPU the pool runs several between two looks
 COLUMNS = {
     **{"parameters": ">6.0f", "dtype": "<8", "branches": ">2", "threads": ">1"},
     **{name: ">8.2f" for name in ("ours", "compact", "dynamic", "static", "floor")},
-    **{"share": ">4.0%", "equal": ">5.0%"},
+    **{"bound": "<6", "share": ">4.0%", "equal": ">5.0%"},
 }
 
 
@@ -54,7 +54,7 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     prompt = Prompt.make(model, branches)
     limit = memory_limit(options.device)
     sides, left_out = {"ours": Pool(model, prompt, branches, length)}, {}
-    for name in ("compact", "dynamic", "static"):
+    for name in ("compact", "static", "dynamic"):
         needed = prompt.row_bytes(model, name != "compact", length) * branches * (2 if name == "dynamic" else 1)
         if needed > limit:
             left_out[name] = f"its rows need {needed / 2**30:.0f} GiB"
@@ -71,11 +71,19 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     assert equal == 1 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
     weights = [*text_decoder(model).parameters(), model.get_output_embeddings().weight]
     weights = sum(w.nbytes for w in weights) - model.get_input_embeddings().weight.nbytes
-    floor = weights / copy_bandwidth(options.device)
+    memory = weights / copy_bandwidth(options.device)
+    products = 2 * branches * weights / model.dtype.itemsize / fma_peak(options.device, model.dtype)
+    floor = max(memory, products)
     return {
         **{"parameters": weights / model.dtype.itemsize / 1e6, "dtype": str(model.dtype).removeprefix("torch.")},
         **{"branches": branches, **{name: 1e3 * value for name, value in seconds.items()}},
-        **{"floor": 1e3 * floor, "share": floor / seconds["ours"], "equal": equal, "left_out": left_out},
+        **{
+            "floor": 1e3 * floor,
+            "bound": "memory" if floor == memory else "fma",
+            "share": floor / seconds["ours"],
+            "equal": equal,
+            "left_out": left_out,
+        },
     }
 
 
