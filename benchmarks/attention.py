@@ -65,8 +65,14 @@ class Shape:
 CENTER = Shape(BF16, 0.99, 8, 64)
 QUICK = tuple(replace(s, prefix=1000) for s in (CENTER, replace(CENTER, kv_heads=8), Shape(F32, 0.9, 8, 0)))
 GROUPED = (replace(CENTER, kv_heads=8), Shape(BF16, 0.0, 8, 64, kv_heads=8), Shape(BF16, 0.99, 32, 128, kv_heads=8))
-CORNERS = (Shape(BF16, 0.0, 8, 0), Shape(BF16, 0.0, 32, 0), Shape(BF16, 0.0, 64, 64), Shape(BF16, 0.99, 32, 128))
-SINGLE = (Shape(F32, 0.99, 8, 64), Shape(F32, 0.5, 8, 64), Shape(F32, 0.0, 8, 0), Shape(F32, 0.0, 32, 64))
+CORNERS = (
+    Shape(BF16, 0.0, 1, 0),
+    Shape(BF16, 0.0, 8, 0),
+    Shape(BF16, 0.0, 32, 0),
+    Shape(BF16, 0.0, 64, 64),
+    Shape(BF16, 0.99, 32, 128),
+)
+SINGLE = (Shape(F32, 0.99, 8, 64), Shape(F32, 0.0, 1, 0), Shape(F32, 0.0, 8, 0), Shape(F32, 0.0, 32, 0))
 SWEEPS = {
     "rho": [replace(CENTER, rho=rho) for rho in (0.0, 0.5, 0.9, 0.99)],
     "branches": [replace(CENTER, branches=branches) for branches in (1, 8, 32, 64)],
@@ -126,10 +132,9 @@ def clocks(sides: dict[str, Side], spares: dict[str, Side], device: torch.device
     spare_of = {side: spares[name] for name, side in sides.items()}
     flush, on_gpu = cache_flush(device), device.type == "cuda"
     clock = cuda_seconds if on_gpu else wall_seconds
-    # On a GPU a hot call waits behind a pause, so that its launch is not timed.
-    pause = (lambda: torch.cuda._sleep(500_000)) if on_gpu else (lambda: None)
     return {
-        "hot": lambda call, _: clock(call, pause),
+        # On a GPU a hot call waits behind a pause, so that its launch is not timed.
+        "hot": lambda call, _: clock(call, (lambda: torch.cuda._sleep(500_000)) if on_gpu else call),
         "cold": lambda call, _: clock(call, lambda: (flush(), spare_of[call]())),
     }
 

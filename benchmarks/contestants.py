@@ -165,6 +165,7 @@ def flex(operands: Operands) -> Call:
         own = (key - shape.visible) // max(shape.suffix, 1) == row // group
         return (key < shape.visible) | ((key >= shape.visible) & own)
 
+    torch._dynamo.reset()  # of earlier shapes: after eight of them it would stop to compile
     mask = create_block_mask(seen, None, None, rows.shape[2], k.shape[2], device=str(operands.device))
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: _branches_first(compiled(rows, k, v, block_mask=mask)[0], shape.branches)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmbdhs.decoder_inputs import UnsupportedModelError
+    from mmbdhs.native.attention import masked_attention, shared_prefix_attention
     from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
     from mmbdhs.sampling import bdhs_sample, iter_bdhs_samples, povid_sample
     from mmbdhs.splicing import SentenceSplice
@@ -24,7 +25,9 @@ _HOMES = {
     "UnsupportedModelError": "decoder_inputs",
     "bdhs_sample": "sampling",
     "iter_bdhs_samples": "sampling",
+    "masked_attention": "native.attention",
     "povid_sample": "sampling",
+    "shared_prefix_attention": "native.attention",
 }
 
 __all__ = [
@@ -37,7 +40,9 @@ __all__ = [
     "UnsupportedModelError",
     "bdhs_sample",
     "iter_bdhs_samples",
+    "masked_attention",
     "povid_sample",
+    "shared_prefix_attention",
 ]
 
 

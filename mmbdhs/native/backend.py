@@ -74,6 +74,8 @@ def report() -> dict[str, str]:
             "cuda archs": build["cuda_archs"],
             "instruction set": _instruction_set(binary),
         }
+    overrides = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MMBDHS_"))
+    facts["overrides"] = ", ".join(overrides) or "none"
     facts |= {name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")}
     return facts | _torch_cuda() | {"python": sys.version.split()[0], "platform": platform.platform()}
 
