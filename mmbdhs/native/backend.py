@@ -24,7 +24,7 @@ class Backend:
     name: str
     reason: str
 
-    @property
+    @functools.cached_property
     def twin(self) -> ModuleType:
         """The module that runs the ops; both have the functions of `mmbdhs.native.reference`."""
         return importlib.import_module(_TWINS[self.name])
