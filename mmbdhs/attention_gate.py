@@ -118,8 +118,10 @@ def _seconds(path: Path, shape: _Shape, step: tuple[SlotLayer, Tensor, Tensor, T
 
 
 def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
+    chance = torch.Generator(shape.device).manual_seed(0)  # of its own: the caller's draws stay as they were
+
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, dtype=shape.dtypes[0], device=shape.device)
+        return torch.randn(size, generator=chance, dtype=shape.dtypes[0], device=shape.device)
 
     slots = torch.arange(_PROMPTS * _BRANCHES_PER_PROMPT, device=shape.device)
     query = draw(len(slots), shape.query_heads, 1, shape.key_size)
@@ -128,7 +130,7 @@ def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows
     extents = len(slots), _SUFFIX, _PROMPTS * _PREFIX
     for store in layer.stores:
         store.resize(*extents)
-        store.row.normal_()
+        store.row.normal_(generator=chance)
     rows = Rows(
         places=torch.full_like(slots, _SUFFIX - 1),
         prefix_count=torch.full_like(slots, _PREFIX, dtype=torch.int32),

@@ -270,3 +270,10 @@ def test_measuring_times_both_paths() -> None:
     shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1)
     times = attention_gate._measure(shape)
     assert list(times) == ["native", "sdpa"] and all(seconds > 0 for seconds in times.values())
+
+
+def test_measuring_leaves_the_callers_draws_alone() -> None:
+    shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1)
+    before = torch.get_rng_state()
+    attention_gate._measure(shape)
+    assert torch.equal(torch.get_rng_state(), before)
