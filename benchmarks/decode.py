@@ -35,7 +35,7 @@ COLUMNS = {
 @torch.no_grad()
 def main(options: Options) -> None:
     print("\nms for a step; parameters: millions of the decoder; equal: tokens that all sides chose alike")
-    sizes = [Size(2, 256)] if options.quick else [Size(4, 512), Size(8, 1024), Size(8, 2048)]
+    sizes = [Size(2, 256)] if options.quick else [Size(4, 512), Size(8, 1024)]
     if options.device.type == "cuda":
         sizes = [Size(4, 512)] if options.quick else [Size(8, 2048), SEVEN_BILLION]
     with Table("decode", COLUMNS, options) as table:
