@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmbdhs.key_stores import SlotLayer
-from mmbdhs.native import backend
+from mmbdhs.native import backend, reference
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,15 @@ def sdpa_path(
 ) -> Tensor:
     """PyTorch's SDPA over one sequence of all suffixes and all prefixes, most of which a mask hides."""
     layer.write(rows.slots, rows.places, key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0))
-    keys, values = (store.row[None, :, : rows.mask.shape[1]] for store in layer.stores)
-    query = query.transpose(0, 2)
-    if softcap:
-        out = _capped(query, keys, values, rows.mask, scale, softcap)
+    keys, values = (store.row[:, : rows.mask.shape[1]] for store in layer.stores)
+    query = query[:, :, 0].transpose(0, 1)
+    if softcap:  # which SDPA does not know
+        out, _ = reference.attend(query, keys, values, rows.mask, scale, softcap)
     else:
-        grouped = query.shape[1] != keys.shape[1]
-        out = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=rows.mask[None, None], scale=scale, enable_gqa=grouped
+        grouped = len(query) != len(keys)
+        (out,) = functional.scaled_dot_product_attention(
+            query[None], keys[None], values[None], attn_mask=rows.mask[None, None], scale=scale, enable_gqa=grouped
         )
     # A hidden key weighs 0, and 0 · NaN is NaN: what is stored is finite, and what was not spoils its own row alone.
     spoiled = 0 * (key.sum((1, 2, 3), dtype=torch.float32) + value.sum((1, 2, 3), dtype=torch.float32))
-    return out[0].transpose(0, 1) + spoiled[:, None, None].to(out.dtype)
-
-
-def _capped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
-    """SDPA with scores softcap · tanh(score / softcap)."""
-    group = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-    scores = softcap * torch.tanh(query.float() @ keys.float().mT * (scale / softcap))
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(values.dtype) @ values
+    return out.transpose(0, 1) + spoiled[:, None, None].to(out.dtype)
