@@ -36,6 +36,14 @@ inline V multiply_add(V a, V b, V sum) {
     return a * b + sum;
 }
 
+#if defined(__AVX512F__)
+// Half as many numbers as there are lanes, then zeros.
+template <class T>
+inline Vec load_half(const T* at) {
+    return __builtin_shufflevector(load<8>(at), Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+}
+#endif
+
 // Up to LANES words of a row from word `at` on, zeros after its end.
 template <class T>
 inline Vec load_words(const T* row, int64_t at, int64_t end) {
@@ -45,8 +53,7 @@ inline Vec load_words(const T* row, int64_t at, int64_t end) {
         if constexpr (in_pairs<T>) return (Vec)_mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, row + 2 * at));
         if constexpr (std::is_same_v<T, float>) return (Vec)_mm512_maskz_loadu_ps(mask, row + at);
         // Head sizes are multiples of 8, so here it is one half.
-        const auto half = load<8>(row + at);
-        return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+        return load_half(row + at);
     }
 #endif
     (void)end;
@@ -134,7 +141,7 @@ void score_many(Rows& rows, int first, int last, const float* columns, const T* 
     }
 }
 
-// Columns of a chunk of rows, its number of rows, and whether they fill half a vector only.
+// Chunks of rows fill a vector or, where that is enough, half of a wide one.
 constexpr int HALF = LANES == 16 ? 8 : LANES;
 constexpr int FEW = LANES == 4 ? 2 : 4;  // up to here lanes along the head are faster
 
@@ -262,8 +269,7 @@ inline Vec load_values(const T* first, const T* second) {
     (void)second;
 #if defined(__AVX512F__)
     if constexpr (HALF_LEFT) {
-        const auto half = load<8>(first);
-        return __builtin_shufflevector(half, Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+        return load_half(first);
     }
 #endif
     return load<LANES>(first);

@@ -6,18 +6,14 @@
 #include <vector>
 
 #include "attention.h"
+#include "simd.h"
 
 using namespace mmbdhs;
+using MMBDHS_ISA::Half;
 
 namespace {
 
 constexpr int64_t BRANCHES = 5, GROUP = 3, KV_HEADS = 2, Q_HEADS = GROUP * KV_HEADS, PREFIX = 129, SUFFIX = 31;
-
-#if defined(__aarch64__)
-using Half = __fp16;
-#else
-using Half = _Float16;
-#endif
 
 template <class T>
 T narrow(float value);
