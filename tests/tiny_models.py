@@ -146,7 +146,7 @@ def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         text_config=text_settings(model_type="llama", vocab_size=len(words) + 3),
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
-    return _built(LlavaForConditionalGeneration, config, words), processor
+    return built(LlavaForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -166,20 +166,23 @@ def llava_next() -> tuple[Any, Any]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
     )
-    return _built(LlavaNextForConditionalGeneration, config, words), processor
+    return built(LlavaNextForConditionalGeneration, config, words), processor
 
 
-class _ImagesOnly(Qwen2_5_VLProcessor):
-    """Without the video processor, which needs torchvision."""
-
+class _ImagesOnly:
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
         if argument_name != "video_processor":
             super().check_argument_for_proper_class(argument_name, argument)
 
 
+def images_only(processor_class: type) -> type:
+    """The class without its video processor, which needs torchvision."""
+    return type(processor_class.__name__, (_ImagesOnly, processor_class), {})
+
+
 @cache
 def qwen2_5_vl() -> tuple[Any, Any]:
-    return _qwen(
+    return qwen(
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLConfig,
         {"mrope_section": [4, 6, 6]},
@@ -190,7 +193,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 @cache
 def qwen3_vl() -> tuple[Any, Any]:
     """Adds visual features inside its decoder layers (deepstack)."""
-    return _qwen(
+    return qwen(
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
         {"mrope_section": [4, 6, 6], "mrope_interleaved": True},
@@ -198,7 +201,9 @@ def qwen3_vl() -> tuple[Any, Any]:
     )
 
 
-def _qwen(model_class: type, config_class: type, rope: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, Any]:
+def qwen(
+    model_class: type, config_class: type, rope: dict[str, Any], vision: dict[str, Any], **text: Any
+) -> tuple[Any, Any]:
     special = (
         "<pad>",
         "<|im_start|>",
@@ -209,14 +214,14 @@ def _qwen(model_class: type, config_class: type, rope: dict[str, Any], vision: d
         "<|vision_end|>",
     )
     words = tokenizer(special, "<|im_end|>")
-    processor = _ImagesOnly(
+    processor = images_only(Qwen2_5_VLProcessor)(
         Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
         words,
         chat_template=QWEN_TEMPLATE,
     )
     config = config_class(
         text_config=text_settings(
-            vocab_size=len(words), rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}
+            vocab_size=len(words), rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}, **text
         ),
         vision_config={
             "depth": 2,
@@ -237,15 +242,16 @@ def _qwen(model_class: type, config_class: type, rope: dict[str, Any], vision: d
             }.items()
         },
     )
-    return _built(model_class, config, words), processor
+    return built(model_class, config, words), processor
 
 
-def _built(model_class: type, config: Any, words: PreTrainedTokenizerFast) -> Any:
+def built(model_class: type, config: Any, words: PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(0)
     model = model_class(config).eval().float()
     model.generation_config.eos_token_id = None
     # Random weights would hardly ever end a sentence: favour stops, and what follows them.
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.weight.shape[0]), requires_grad=False)
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
     favoured = words(". ! The a 3.5 dog cat red etc. Yes\n", add_special_tokens=False)["input_ids"]
-    model.lm_head.bias[favoured] = 3.0
+    head.bias[favoured] = 3.0
     return model
