@@ -1,0 +1,154 @@
+"""Losses without a reference model: of pairs, of chosen responses alone, and of a reward model's scores.
+
+Log-probabilities are the policy's, in nats, float [B], summed over the tokens of the response. Where a loss needs the
+mean per token, `chosen_lengths` and `rejected_lengths` ([B], tokens of each response, above 0) have to be named:
+tensors to divide by, or None to say that the log-probabilities are means already.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbdhs.losses import checks
+from mmbdhs.losses.pairs import PreferenceLoss, logistic, per_token, preference
+
+
+def slic_hf_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    *,
+    target_logps: Tensor,
+    regularization: float,
+    delta: float = 1.0,
+) -> PreferenceLoss:
+    """max(0, δ − log π(y₊) + log π(y₋)) − λ log π(y_sft): SLiC-HF (arXiv 2305.10425, Eq. 1).
+
+    target_logps: [B], of the SFT response to the same prompt; the chosen one's may stand in for it. regularization: λ.
+    delta: δ, in nats of whole sequences. The rewards given back are the log-probabilities.
+    """
+    checks.above_zero(delta=delta)
+    checks.at_least_zero(regularization=regularization)
+    chosen, rejected, target = checks.sequences(
+        policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps, target_logps=target_logps
+    )
+    return preference(F.relu(delta - chosen + rejected) - regularization * target, chosen, rejected)
+
+
+def simpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    *,
+    chosen_lengths: Tensor | None,
+    rejected_lengths: Tensor | None,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> PreferenceLoss:
+    """−log σ(r₊ − r₋ − γ), r = β log π(y) / |y| (arXiv 2405.14734, Eq. 6).
+
+    gamma: γ as in the equation, in units of reward: TRL's simpo_gamma, Liger's gamma. The authors' repository takes γ/β
+    (gamma_beta_ratio). label_smoothing: as in dpo_loss; the paper has none.
+    """
+    checks.above_zero(beta=beta)
+    checks.at_least_zero(gamma=gamma)
+    chosen, rejected = _pair(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths)
+    chosen, rejected = beta * chosen, beta * rejected
+    return preference(logistic(chosen - rejected - gamma, label_smoothing), chosen, rejected)
+
+
+def orpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    *,
+    chosen_lengths: Tensor | None,
+    rejected_lengths: Tensor | None,
+    beta: float = 0.1,
+) -> PreferenceLoss:
+    """−ℓ₊ − β log σ(logit e^ℓ₊ − logit e^ℓ₋), ℓ = log π(y) / |y|: SFT and log odds ratio (arXiv 2403.07691, Eq. 6-7).
+
+    beta: the paper's λ; both libraries call it beta. The SFT term here is each example's mean per token; TRL and Liger
+    average it over the tokens of the batch, TRL over the prompt's too. Rewards are β ℓ, as theirs. A mean above 0 is
+    refused; one so near 0 that 1 − e^ℓ would round to 0 counts as the machine epsilon below it.
+    """
+    checks.above_zero(beta=beta)
+    chosen, rejected = _pair(
+        policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths, at_most_zero=True
+    )
+    losses = -chosen + beta * logistic(_logit_exp(chosen) - _logit_exp(rejected))
+    return preference(losses, beta * chosen, beta * rejected)
+
+
+def cpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    nll_weight: float = 1.0,
+    chosen_lengths: Tensor | None = None,
+) -> PreferenceLoss:
+    """−log σ(β log π(y₊) − β log π(y₋)) − w log π(y₊) (arXiv 2401.08417). Log-probabilities are sums.
+
+    nll_weight: w, TRL's cpo_alpha. chosen_lengths: [B], divides the second term alone, making it a mean per token. The
+    paper's equation has the sum, so has this by default; TRL and Liger average over the tokens of the batch, which for
+    one example is the same as this with lengths. label_smoothing: as in dpo_loss. The rewards are β log π(y).
+    """
+    checks.above_zero(beta=beta)
+    checks.at_least_zero(nll_weight=nll_weight)
+    chosen, rejected = checks.sequences(
+        {"chosen_lengths": chosen_lengths},
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+    )
+    losses = logistic(beta * (chosen - rejected), label_smoothing) - nll_weight * per_token(chosen, chosen_lengths)
+    return preference(losses, beta * chosen, beta * rejected)
+
+
+def sft_loss(policy_chosen_logps: Tensor, *, chosen_lengths: Tensor | None) -> Tensor:
+    """−log π(y₊) / |y₊|, [B]: the negative log-likelihood per token of each chosen response.
+
+    chosen_lengths: [B], or None for no division. TRL's "sft" is the mean over the tokens of the batch, which is
+    (losses * lengths).sum() / lengths.sum().
+    """
+    (chosen,) = checks.sequences({"chosen_lengths": chosen_lengths}, policy_chosen_logps=policy_chosen_logps)
+    return -per_token(chosen, chosen_lengths)
+
+
+def reward_model_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, *, margin: Tensor | None = None, centering: float = 0.0
+) -> PreferenceLoss:
+    """−log σ(r₊ − r₋ − m) + c (r₊ + r₋)²: Eq. 1 of arXiv 2407.02477, of a reward model's scores, float [B].
+
+    margin: m [B], by how much the chosen is better (arXiv 2307.09288, Eq. 2). centering: c, which pulls the mean reward
+    to 0 (arXiv 2312.09244); TRL's center_rewards_coefficient.
+    """
+    checks.at_least_zero(centering=centering)
+    named = {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards}
+    chosen, rejected, *margins = checks.sequences(**named, **({} if margin is None else {"margin": margin}))
+    difference = chosen - rejected - margins[0] if margins else chosen - rejected
+    return preference(logistic(difference) + centering * (chosen + rejected).square(), chosen, rejected)
+
+
+def _pair(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_lengths: Tensor | None,
+    rejected_lengths: Tensor | None,
+    at_most_zero: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The mean log-probabilities per token."""
+    chosen, rejected = checks.sequences(
+        {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths},
+        at_most_zero=at_most_zero,
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+    )
+    return per_token(chosen, chosen_lengths), per_token(rejected, rejected_lengths)
+
+
+def _logit_exp(log_probability: Tensor) -> Tensor:
+    """log p − log(1 − p) from log p."""
+    below_one = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
+    return below_one - torch.log(-torch.expm1(below_one))
