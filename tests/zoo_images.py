@@ -5,34 +5,72 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tiny_models import LLAVA_TEMPLATE, built, images_only, qwen, text_settings, tokenizer, vision_settings
+import torch
+from tiny_models import (
+    LLAVA_PROCESSING,
+    LLAVA_TEMPLATE,
+    built,
+    images_only,
+    qwen,
+    text_settings,
+    tokenizer,
+    vision_settings,
+)
 from transformers import (
+    AriaConfig,
+    AriaForConditionalGeneration,
+    AriaProcessor,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
+    DeepseekVLProcessor,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
     Glm4vProcessor,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics2Processor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
+    LlavaProcessor,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    Ovis2Processor,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
+from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, siglip_settings, square
 
@@ -199,6 +237,145 @@ def internvl() -> tuple[Any, Any]:
     return built(InternVLForConditionalGeneration, config, words), processor
 
 
+@cache
+def idefics2() -> tuple[Any, Any]:
+    """A resampler gives every image the same number of tokens."""
+    words = chatml_tokenizer("<image>", "<fake_token_around_image>", "<end_of_utterance>")
+    images = Idefics2ImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}, do_image_splitting=False)
+    config = Idefics2Config(
+        text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
+        vision_config=plain_vision(64),
+        perceiver_config={
+            "hidden_size": 128,
+            "resampler_n_latents": 16,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 16,
+            "num_key_value_heads": 1,
+        },
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+    )
+    processor = Idefics2Processor(images, words, image_seq_len=16, chat_template=chatml("<image>"))
+    model = built(Idefics2ForConditionalGeneration, config, words)
+    torch.nn.init.normal_(model.model.connector.perceiver_resampler.latents)  # all alike as built
+    return model, processor
+
+
+@cache
+def vipllava() -> tuple[Any, Any]:
+    """LLaVA with the features of several vision layers."""
+    words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32))
+    config = VipLlavaConfig(
+        text_config=text_settings(model_type="llama", vocab_size=len(words)),
+        vision_config=vision_settings(32),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=[-1, -2],
+    )
+    return built(VipLlavaForConditionalGeneration, config, words), LlavaProcessor(images, words, **LLAVA_PROCESSING)
+
+
+@cache
+def deepseek_vl() -> tuple[Any, Any]:
+    words = chatml_tokenizer(image_token="<image_placeholder>")
+    images = DeepseekVLImageProcessorPil(size=square(32))
+    template = chatml("<image_placeholder>")
+    config = DeepseekVLConfig(
+        text_config=text_settings(model_type="llama", vocab_size=len(words)),
+        vision_config=siglip_settings(32),
+        image_token_id=words.image_token_id,
+        tie_word_embeddings=False,
+    )
+    processor = DeepseekVLProcessor(images, words, chat_template=template, num_image_tokens=16)
+    return built(DeepseekVLForConditionalGeneration, config, words), processor
+
+
+@cache
+def janus() -> tuple[Any, Any]:
+    """Also draws images: has an image tokenizer, which reading leaves alone."""
+    words = chatml_tokenizer(
+        image_token="<image_placeholder>", boi_token="<begin_of_image>", eoi_token="<end_of_image>"
+    )
+    template = chatml("<image_placeholder>")
+    config = JanusConfig(
+        text_config=text_settings(model_type="llama", vocab_size=len(words)),
+        vision_config={**plain_vision(32), "mlp_ratio": 2, "projection_dim": 128, "num_image_tokens": 16},
+        vq_config={
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "latent_channels": 32,
+            "num_embeddings": 16,
+            "image_token_embed_dim": 16,
+            "projection_dim": 16,
+        },
+        image_token_id=words.image_token_id,
+        tie_word_embeddings=False,
+    )
+    images = JanusImageProcessorPil(size=square(32))
+    processor = JanusProcessor(images, words, chat_template=template, num_image_tokens=16)
+    return built(JanusForConditionalGeneration, config, words), processor
+
+
+@cache
+def ovis2() -> tuple[Any, Any]:
+    """Image tokens are mixtures of a table of embeddings, from which the tokens between tiles come too."""
+    marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    words = chatml_tokenizer("<image>", "<IMG_ATOM>", *marks)
+    images = Ovis2ImageProcessorPil(size=square(32), crop_to_patches=True, max_patches=2)
+    config = Ovis2Config(
+        text_config=text_settings(model_type="qwen2", vocab_size=len(words)),
+        vision_config={**plain_vision(32), "vocab_size": 37},
+        image_token_id=words.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=words.convert_tokens_to_ids(marks),
+        vocab_size=len(words),
+        hidden_size=128,
+        tie_word_embeddings=False,
+    )
+    processor = Ovis2Processor(images, words, chat_template=chatml("<image>"), image_seq_length=16)
+    return built(Ovis2ForConditionalGeneration, config, words), processor
+
+
+@cache
+def aria() -> tuple[Any, Any]:
+    """Learned queries make the image tokens; experts."""
+    words = chatml_tokenizer(image_token="<|img|>")
+    images = AriaImageProcessorPil(max_image_size=980, min_image_size=980)
+    config = AriaConfig(
+        text_config=text_settings(
+            vocab_size=len(words), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, pad_token_id=0
+        ),
+        vision_config={**plain_vision(980), "model_type": "idefics3_vision", "patch_size": 140},
+        projector_patch_to_query_dict={49: 16},
+        image_token_index=words.image_token_id,
+        initializer_range=0.14,
+    )
+    processor = AriaProcessor(images, words, chat_template=chatml("<|img|>"), size_conversion={980: 16})
+    return built(AriaForConditionalGeneration, config, words), processor
+
+
+@cache
+def qwen3_vl_moe() -> tuple[Any, Any]:
+    """Experts; visual features inside the decoder layers, as in Qwen3-VL."""
+    return qwen(
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        {"mrope_section": [4, 6, 6], "mrope_interleaved": True},
+        {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        head_dim=32,
+    )
+
+
+@cache
+def glm4v_moe() -> tuple[Any, Any]:
+    """GLM-4V with experts."""
+    experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    return _glm(Glm4vMoeForConditionalGeneration, Glm4vMoeConfig, **experts)
+
+
 BUILDERS = (
     llava_onevision,
     qwen2_vl,
@@ -208,4 +385,12 @@ BUILDERS = (
     mistral3,
     pixtral,
     internvl,
+    idefics2,
+    vipllava,
+    deepseek_vl,
+    janus,
+    ovis2,
+    aria,
+    qwen3_vl_moe,
+    glm4v_moe,
 )

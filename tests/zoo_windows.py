@@ -17,6 +17,8 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Llama4Config,
     Llama4ForConditionalGeneration,
     LlavaConfig,
@@ -27,6 +29,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from zoo_parts import FULL, SLIDING, MinimalProcessor, chatml, chatml_tokenizer, plain_vision, siglip_settings, square
@@ -223,6 +226,65 @@ def cohere2_vision() -> tuple[Any, Any]:
     return built(Cohere2VisionForConditionalGeneration, config, words), processor
 
 
+@cache
+def gemma4() -> tuple[Any, Any]:
+    """Sliding layers, and full ones with larger heads; the last two layers use the keys and values of those before
+    them; every layer adds an embedding of its own of each token, which for an image token is that of the padding."""
+    return _gemma4(
+        num_hidden_layers=4,
+        layer_types=[SLIDING, FULL, SLIDING, FULL],
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=16,
+    )
+
+
+@cache
+def gemma4_bidirectional() -> tuple[Any, Any]:
+    """Sliding layers, where the tokens of an image see each other both ways, and a full one, where they do not and
+    keys are values."""
+    return _gemma4(
+        num_hidden_layers=3,
+        layer_types=[SLIDING, SLIDING, FULL],
+        hidden_size_per_layer_input=0,
+        use_bidirectional_attention="vision",
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+    )
+
+
+def _gemma4(**text: Any) -> tuple[Any, Any]:
+    """Writes what Gemma 4's own processor would, which needs one for videos."""
+    words = chatml_tokenizer(image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>")
+    processor = MinimalProcessor(
+        Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+        words,
+        chatml("<|image|>"),
+        "<|image|>",
+        lambda features, i: "<|image>" + "<|image|>" * int(features["num_soft_tokens_per_image"][i]) + "<image|>",
+        lambda inputs: inputs.update(mm_token_type_ids=(inputs["input_ids"] == words.image_token_id).long()),
+        ("num_soft_tokens_per_image",),
+    )
+    vision = {**plain_vision(32), "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
+    config = Gemma4Config(
+        text_config=text_settings(
+            vocab_size=len(words),
+            vocab_size_per_layer_input=len(words),
+            head_dim=32,
+            global_head_dim=64,
+            sliding_window=20,
+            tie_word_embeddings=False,
+            **text,
+        ),
+        vision_config={**vision, "position_embedding_size": 256},
+        image_token_id=words.image_token_id,
+        boi_token_id=words.boi_token_id,
+        eoi_token_id=words.eoi_token_id,
+        initializer_range=0.14,
+        tie_word_embeddings=False,
+    )
+    return built(Gemma4ForConditionalGeneration, config, words), processor
+
+
 BUILDERS = (
     llava_mistral_sliding,
     gemma3,
@@ -232,4 +294,6 @@ BUILDERS = (
     cohere2_vision,
     llama4,
     llama4_temperature,
+    gemma4,
+    gemma4_bidirectional,
 )
