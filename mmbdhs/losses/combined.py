@@ -58,7 +58,7 @@ def ddpo_logps(
     token_logps: float [B, T], of each token given those before it. response_mask: bool [B, T], tokens of the response,
     at least one in each row; what token_logps holds elsewhere is not read. changed_mask: bool [B, T], tokens of the
     response that its partner does not share. gamma: γ, 5 in the paper.
-    normalize: N = n_same + γ n_changed, the paper's; False is N = 1, the default in RLHF-V's code (dpo_use_average).
+    normalize: N = n_same + γ n_changed, the paper's; False is N = 1, the authors' default (their dpo_use_average).
     """
     checks.above_zero(gamma=gamma)
     checks.same_shape(

@@ -49,7 +49,8 @@ def simpo_loss(
     """−log σ(r₊ − r₋ − γ), r = β log π(y) / |y| (arXiv 2405.14734, Eq. 6).
 
     gamma: γ as in the equation, in units of reward: TRL's simpo_gamma, Liger's gamma. The authors' repository takes γ/β
-    (gamma_beta_ratio). label_smoothing: as in dpo_loss; the paper has none.
+    (gamma_beta_ratio). Liger's fused loss adds an SFT term unless told not to. label_smoothing: as in dpo_loss; the
+    paper has none.
     """
     checks.above_zero(beta=beta)
     checks.at_least_zero(gamma=gamma)
