@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from mmbdhs.branches import Branch, BranchPool
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments
+from mmbdhs.text_decoder import text_decoder
 from mmbdhs.tokens import TokenChooser
 
 TEXT_TOKENS = 120
@@ -109,7 +110,8 @@ class Prompt:
         device = model.device
         total = IMAGE_TOKENS + TEXT_TOKENS
         embeds = 0.02 * torch.randn(total, model.config.text_config.hidden_size, device=device).to(model.dtype)
-        full = DecoderInputs(embeds, torch.arange(total, device=device)[None], torch.arange(20, 20 + IMAGE_TOKENS))
+        indices = torch.arange(total, device=device)
+        full = DecoderInputs(embeds, indices[None], torch.arange(20, 20 + IMAGE_TOKENS), indices, total)
         inputs = full.show(torch.randperm(IMAGE_TOKENS)[: IMAGE_TOKENS // 100].sort().values)
         return cls(inputs, inputs.positions[0], len(inputs) - torch.arange(branches, device=device) % 16)
 

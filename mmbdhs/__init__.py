@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmbdhs.decoder_inputs import UnsupportedModelError
     from mmbdhs.native.attention import masked_attention, shared_prefix_attention
     from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
     from mmbdhs.sampling import bdhs_sample, iter_bdhs_samples, povid_sample
     from mmbdhs.splicing import SentenceSplice
+    from mmbdhs.text_decoder import UnsupportedModelError
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _HOMES = {
     "ExampleError": "samples",
     "POVIDSample": "samples",
     "SentenceSplice": "splicing",
-    "UnsupportedModelError": "decoder_inputs",
+    "UnsupportedModelError": "text_decoder",
     "bdhs_sample": "sampling",
     "iter_bdhs_samples": "sampling",
     "masked_attention": "native.attention",

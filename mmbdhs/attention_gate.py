@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmbdhs.attention_paths import Path, Rows, native_path, sdpa_path
 from mmbdhs.key_stores import SlotLayer
+from mmbdhs.mask_rules import MaskRule
 from mmbdhs.native import backend, checks
 
 _LOG = logging.getLogger("mmbdhs")
@@ -35,11 +36,13 @@ class _Shape:
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
     threads: int
+    causal: bool
 
     def __str__(self) -> str:
         heads = f"{self.query_heads}/{self.kv_heads} heads of size {self.key_size}"
         dtypes = "/".join(dict.fromkeys(map(str, self.dtypes)))
-        return f"{heads}, {dtypes}, {self.device}, {self.threads} thread(s)"
+        rule = "causal" if self.causal else "windowed"
+        return f"{rule}, {heads}, {dtypes}, {self.device}, {self.threads} thread(s)"
 
 
 def override() -> str | None:
@@ -50,8 +53,9 @@ def override() -> str | None:
     return wanted or None
 
 
-def choose_path(query: Tensor, key: Tensor, value: Tensor) -> Path:
-    """The override, or the faster path for query [n, Hq, 1, D], new key [n, Hkv, 1, D] and value [n, Hkv, 1, Dv].
+def choose_path(query: Tensor, key: Tensor, value: Tensor, rule: MaskRule) -> Path:
+    """The override, or the faster path for query [n, Hq, 1, D], new key [n, Hkv, 1, D] and value [n, Hkv, 1, Dv] of
+    a layer under `rule`.
 
     Raises ValueError if the override asks for the native path and the op does not take this shape."""
     shape = _Shape(
@@ -62,6 +66,7 @@ def choose_path(query: Tensor, key: Tensor, value: Tensor) -> Path:
         (query.dtype, key.dtype, value.dtype),
         query.device,
         torch.get_num_threads(),
+        rule.causal,
     )
     return _PATHS[_chosen(shape, override())]
 
@@ -74,6 +79,8 @@ def _chosen(shape: _Shape, wanted: str | None) -> str:
 
 
 def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
+    if not shape.causal:
+        return "sdpa", "the only path for layers that see less than all that came before"
     obstacle = _obstacle(shape)
     if wanted == "native" and obstacle:
         raise ValueError(f"{_VARIABLE} must be 'sdpa' for this model, got 'native': {obstacle}")
@@ -137,5 +144,7 @@ def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows
         example=(slots // _BRANCHES_PER_PROMPT).int(),
         prefix_offsets=torch.arange(0, extents[2] + 1, _PREFIX, dtype=torch.int32, device=shape.device),
         extents=extents,
+        first_index=slots,
+        prefix_index=slots,
     )
     return layer, query, key, value, rows

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mmbdhs.key_stores import SlotLayer
+from mmbdhs.mask_rules import CAUSAL, MaskRule
 from mmbdhs.native import backend, reference
 
 
@@ -24,6 +25,8 @@ class Rows:
 
     places: int64 [n], where each row's newest key goes in its suffix. prefix_count, example: int32 [n].
     prefix_offsets: int32 [≥ examples + 1]. extents: slots and T of the stores, and how far into the prefix rows look.
+    first_index: int64 [≥ slots], prefix_index: int64 [≥ prefix], where the first token of each suffix and the tokens
+        of the prefixes stand in their whole sequences; rule: what the layers' masks make of these indices.
     """
 
     places: Tensor
@@ -31,6 +34,14 @@ class Rows:
     example: Tensor
     prefix_offsets: Tensor
     extents: tuple[int, int, int]
+    first_index: Tensor
+    prefix_index: Tensor
+    rule: MaskRule = CAUSAL
+
+    def under(self, rule: MaskRule, device: torch.device) -> Rows:
+        """The same on another device, for layers with another rule."""
+        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, rule=rule, **tensors)
 
     @functools.cached_property
     def slots(self) -> Tensor:
@@ -49,7 +60,14 @@ class Rows:
         own = (slots == self.slots[:, None])[:, :, None] & (places <= self.places[:, None])[:, None]
         begin = self.prefix_offsets[self.example.long()][:, None]
         of_prompt = (prefix >= begin) & (prefix < begin + self.prefix_count[:, None])
-        return torch.cat([own.flatten(1), of_prompt], dim=1)
+        mask = torch.cat([own.flatten(1), of_prompt], dim=1)
+        return mask if self.rule.causal else mask & self._seen_by_rule(places)
+
+    def _seen_by_rule(self, places: Tensor) -> Tensor:
+        suffixes = self.first_index[: self.extents[0], None] + places
+        keys = torch.cat([suffixes.flatten(), self.prefix_index[: self.extents[2]]])
+        queries = self.first_index[: len(self.places)] + self.places
+        return self.rule(self.slots[:, None], queries[:, None], keys[None])
 
 
 # (layer, q [n, Hq, 1, D], new keys and values [n, Hkv, 1, D], rows, scale, softcap) -> [n, Hq, D]

@@ -46,9 +46,10 @@ class Branch:
     owner: Any = None
     ids: list[int] = field(default_factory=list)
     error: Exception | None = None
-    # Set by the pool: the prompt's number, [R] position after the prefix, how many keys of its own are stored.
+    # Set by the pool: the prompt's number, [R] position and index after the prefix, how many of its keys are stored.
     prompt: int = 0
     start: Sequence[int] = ()
+    first_index: int = 0
     stored: int = 0
 
     def stored_after(self, steps: int) -> int:
@@ -58,7 +59,7 @@ class Branch:
 class BranchPool:
     """Decodes branches together, at most `max_branches` at a time.
 
-    model: a VLM of `transformers` whose decoder passed `longest_sequence`.
+    model: a VLM of `transformers` that passed `probe`.
     choose: (logits [n, V], draws [n] or None for greedy) -> token ids int64 [n], -1 where the logits are not finite.
     stop: (branches) -> for each, after every token, whether it has ended; by `limit` tokens at the latest.
     """
@@ -95,9 +96,11 @@ class BranchPool:
                 self._ended += branches
                 continue
             number, hidden = result
-            following = torch.cat([prompt.positions[:, 1:], prompt.positions[:, -1:] + 1], dim=1).T.tolist()
+            places = torch.cat([prompt.indices[None], prompt.positions])
+            following = torch.cat([places[:, 1:], places[:, -1:] + 1], dim=1).T.tolist()
             for branch in branches:
-                branch.prompt, branch.start = number, following[branch.prefix_length - 1]
+                branch.prompt = number
+                branch.first_index, *branch.start = following[branch.prefix_length - 1]
                 started.append((branch, hidden[branch.prefix_length - 1]))
         self._start(started)
 
@@ -150,6 +153,7 @@ class BranchPool:
             tokens=_padded([torch.tensor([*b.forced_ids, *b.ids, *[0] * (b.limit - len(b.ids))]) for b in new]),
             uniforms=_padded([branch.uniforms for branch in new]),
             start=torch.tensor([branch.start for branch in new]),
+            first_index=torch.tensor([branch.first_index for branch in new]),
             length=torch.zeros_like(forced),
             forced=forced,
             last=forced + torch.tensor([branch.limit for branch in new]) - 1,
@@ -164,7 +168,6 @@ class BranchPool:
         count, rows = self._steps.per_check, self._steps.rows(len(self._live))
         self._decoding.stores.reserve(rows, max(b.stored_after(count) for b in self._live))
         chosen = self._steps.run(rows, count)[:, : len(self._live)].tolist()
-        self._decoding.attention.check_window(max(b.prefix_length + b.stored_after(count) for b in self._live))
         ended: list[Branch] = []
         for tokens in chosen:
             gone = set(ended)

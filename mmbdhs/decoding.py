@@ -16,8 +16,11 @@ from transformers.cache_utils import DynamicCache
 
 from mmbdhs.attention_paths import Rows
 from mmbdhs.decode_attention import DecodeAttention
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments, text_decoder
+from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.key_stores import KeyStores, bucket, enlarged
+from mmbdhs.output_head import OutputHead
+from mmbdhs.prompt_attention import run_decoder
+from mmbdhs.text_decoder import text_decoder
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -31,6 +34,7 @@ class Slots:
     tokens: int64 [slots, W], the forced tokens and then the generated ones.
     uniforms: float32 [slots, U], the draw of each generated token; U = 0 decodes greedily.
     start: int64 [slots, R], the position ids of the first token.
+    first_index: int64 [slots], where the first token stands in its whole sequence.
     length: int64 [slots], how many of the tokens have their keys stored; the next step runs tokens[length].
     forced, last: int64 [slots], how many tokens are forced, and the index of the last that may be generated.
     prefix_count, example: int32 [slots], how much of which prompt is seen.
@@ -39,6 +43,7 @@ class Slots:
     tokens: Tensor
     uniforms: Tensor
     start: Tensor
+    first_index: Tensor
     length: Tensor
     forced: Tensor
     last: Tensor
@@ -48,7 +53,7 @@ class Slots:
     @classmethod
     def empty(cls, device: torch.device) -> Slots:
         wide = (torch.zeros(0, 0, dtype=dtype, device=device) for dtype in (torch.int64, torch.float32, torch.int64))
-        long = (torch.zeros(0, dtype=torch.int64, device=device) for _ in range(3))
+        long = (torch.zeros(0, dtype=torch.int64, device=device) for _ in range(4))
         short = (torch.zeros(0, dtype=torch.int32, device=device) for _ in range(2))
         return cls(*wide, *long, *short)
 
@@ -79,8 +84,8 @@ class Decoding:
     """
 
     def __init__(self, model: nn.Module, choose: Chooser) -> None:
-        self.decoder, self.choose = text_decoder(model), choose
-        self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.model, self.decoder, self.choose = model, text_decoder(model), choose
+        self.embed, self.head = model.get_input_embeddings(), OutputHead(model)
         self.device = self.embed.weight.device
         self.slots, self.stores = Slots.empty(self.device), KeyStores(self.device)
         self.attention = DecodeAttention(self.decoder, self.stores)
@@ -97,14 +102,15 @@ class Decoding:
 
         Returns each prompt's number and hidden states [L, hidden], None where these are not finite."""
         self.flat_positions = prompts[0].flat
-        cache, arguments = DynamicCache(), decoder_arguments(prompts)
-        hidden = self.decoder(**arguments, past_key_values=cache, use_cache=True).last_hidden_state
-        finite = hidden.isfinite().all(dim=2) | (arguments["attention_mask"] == 0)
-        results: list[tuple[int, Tensor] | None] = []
-        for row, (prompt, usable) in enumerate(zip(prompts, finite.all(dim=1).tolist(), strict=True)):
-            at = row, slice(None), slice(len(prompt))
+        cache = DynamicCache()
+        states = run_decoder(self.model, prompts, cache)
+        hidden = [row[: len(prompt)] for row, prompt in zip(states, prompts, strict=True)]
+        usable = torch.stack([row.isfinite().all() for row in hidden]).tolist()
+        results: list[tuple[int, Tensor] | None] = [None] * len(prompts)
+        for row in (row for row, finite in enumerate(usable) if finite):
+            at = row, slice(None), slice(len(prompts[row]))
             layers = [(layer.keys[at], layer.values[at]) for layer in cache.layers]
-            results.append((self.stores.add_prompt(layers), hidden[row, : len(prompt)]) if usable else None)
+            results[row] = self.stores.add_prompt(prompts[row].indices, layers), hidden[row]
         return results
 
     def move(self, sources: list[int], targets: list[int], free: int) -> None:
@@ -144,6 +150,8 @@ class Decoding:
             example=slots.example,
             prefix_offsets=self.stores.prefix_offsets,
             extents=(self.stores.slots, self.stores.places, prefix),
+            first_index=self.slots.first_index,
+            prefix_index=self.stores.prefix_index,
         )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from mmbdhs.branches import NonFiniteError
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs, image_token_id, longest_sequence
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs
 from mmbdhs.probe import probe
 from mmbdhs.prompts import CONTEXT_TOKENS, Turn, as_messages, content_key, encode, key_address, load_images, render_turn
+from mmbdhs.text_decoder import image_token_id, longest_sequence
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
@@ -30,11 +31,10 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """inputs: of prompt and reference together. prompt_length: tokens before the reference.
-    prompt_tail: the last of their ids, for decoding the text that follows."""
+    """inputs: of prompt and reference together.
+    prompt_tail: the last ids before the reference, for decoding the text that follows."""
 
     inputs: DecoderInputs
-    prompt_length: int
     prompt_tail: tuple[int, ...]
 
 
@@ -44,7 +44,7 @@ class ExampleReader:
     def __init__(self, model: nn.Module, processor: Any, generated: int = 0) -> None:
         self._model, self._processor = model, processor
         image_token_id(model)  # or there is nothing to hide
-        self._longest = longest_sequence(model, generated)
+        self._longest, self._generated = longest_sequence(model), generated
 
     def read(self, index: int, images: Any, prompt: Any, reference: str, key: int | str | None) -> Example:
         """Raises ValueError or TypeError for what cannot be sampled from."""
@@ -66,8 +66,6 @@ class ExampleReader:
                 f"references: prompt and reference need at most {self._longest} tokens (the model's context), "
                 f"got {prompt_length} + {len(ids) - prompt_length}"
             )
-        inputs = decoder_inputs(self._model, batch)
-        if not len(inputs.image_positions):
-            raise ValueError("model: needs image tokens in its decoder, got none for this prompt")
-        probe(self._model, inputs, ids)
-        return EncodedExample(inputs, prompt_length, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))
+        inputs = decoder_inputs(self._model, batch, prompt_length)
+        probe(self._model, inputs, ids, len(ids) + self._generated)
+        return EncodedExample(inputs, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))

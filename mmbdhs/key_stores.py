@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from mmbdhs.decoder_inputs import UnsupportedModelError
-
 _PLACES = 16  # of a suffix at least: most sentences end within it
 
 
@@ -68,12 +66,6 @@ class SlotLayer(DynamicLayer):
         self.key_store.suffix[slots, :, places] = keys[:, :, 0]
         self.value_store.suffix[slots, :, places] = values[:, :, 0]
 
-    def get_seq_length(self) -> int:
-        raise UnsupportedModelError("model: needs to take position ids as given; it counts the keys of its cache")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise UnsupportedModelError("model: needs to leave masks to its attention; it builds one of its own")
-
 
 class KeyStores(Cache):
     """The cache of decoding. `update` stores nothing: it notes whose keys come next, and the attention that follows
@@ -82,6 +74,9 @@ class KeyStores(Cache):
     slots, places, prefix: the extents of every store.
     offsets: the prompts' prefixes lie at offsets[e] … offsets[e + 1] of the prefix stores.
     prefix_offsets: the same on the device, int32 [≥ prompts + 1], its last entry repeated.
+    prefix_index: int64 [prefix], where the prefixes' tokens stand in their whole sequences.
+    seen_tokens: what a model hears that asks how many tokens came before. One number cannot be true of all branches;
+        `probe` sees to it that it does not matter.
     """
 
     layers: list[SlotLayer]
@@ -91,6 +86,8 @@ class KeyStores(Cache):
         self.slots = self.places = self.prefix = 0
         self.offsets = [0]
         self.prefix_offsets = torch.zeros(2, dtype=torch.int32, device=device)
+        self.prefix_index = torch.zeros(0, dtype=torch.int64, device=device)
+        self.seen_tokens = 1
         self.pending: tuple[SlotLayer, Tensor, Tensor] | None = None
 
     def update(
@@ -99,12 +96,20 @@ class KeyStores(Cache):
         self.pending = self.layers[layer_idx], key_states, value_states
         return key_states, value_states
 
-    def add_prompt(self, layers: list[tuple[Tensor, Tensor]]) -> int:
-        """Store a prompt's keys and values, [Hkv, L, D] for each layer; returns the prompt's number."""
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen_tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0  # of a mask that only stands for its rule
+
+    def add_prompt(self, indices: Tensor, layers: list[tuple[Tensor, Tensor]]) -> int:
+        """Store a prompt's keys and values, [Hkv, L, D] for each layer, and the indices of its tokens, int64 [L];
+        returns the prompt's number."""
         if not self.layers:
             self.layers = [SlotLayer(keys[None], values[None]) for keys, values in layers]
-        begin, end = self.offsets[-1], self.offsets[-1] + layers[0][0].shape[1]
+        begin, end = self.offsets[-1], self.offsets[-1] + len(indices)
         self._reserve(self.slots, self.places, end)
+        self.prefix_index[begin:end] = indices
         for layer, new in zip(self.layers, layers, strict=True):
             for store, tensor in zip(layer.stores, new, strict=True):
                 store.prefix[:, begin:end] = tensor
@@ -115,10 +120,10 @@ class KeyStores(Cache):
         """Forget every prompt but `numbers` (ascending), which are numbered anew from 0."""
         spans = [(self.offsets[number], self.offsets[number + 1]) for number in numbers]
         index = torch.tensor([place for span in spans for place in range(*span)], dtype=torch.int64)
-        index = index.to(self.prefix_offsets.device)
+        self.prefix_index[: len(index)] = self.prefix_index[index.to(self.prefix_index.device)]
         for layer in self.layers:
             for store in layer.stores:
-                store.prefix[:, : len(index)] = store.prefix.index_select(1, index)
+                store.prefix[:, : len(index)] = store.prefix.index_select(1, index.to(store.prefix.device))
         self._set_offsets(list(accumulate((end - begin for begin, end in spans), initial=0)))
 
     def reserve(self, slots: int, places: int) -> None:
@@ -137,6 +142,7 @@ class KeyStores(Cache):
         if grown == extents:
             return
         self.slots, self.places, self.prefix = grown
+        self.prefix_index = enlarged(self.prefix_index, self.prefix)
         for layer in self.layers:
             for store in layer.stores:
                 store.resize(*grown)

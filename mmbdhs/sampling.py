@@ -13,12 +13,14 @@ from torch import nn
 
 from mmbdhs.branches import NonFiniteError
 from mmbdhs.corruption import noisy_images
-from mmbdhs.decoder_inputs import decoder_arguments, text_decoder
 from mmbdhs.examples import EXAMPLE_ERRORS, Example, ExampleReader
+from mmbdhs.output_head import OutputHead
+from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.prompts import Messages, decode_after, tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
+from mmbdhs.text_decoder import unwrapped
 from mmbdhs.tokens import token_chooser
 
 _LOG = logging.getLogger("mmbdhs")
@@ -79,6 +81,7 @@ def iter_bdhs_samples(
     """`bdhs_sample` for streams: takes iterables, yields (index, result) as results finish. Memory does not grow with
     the number of examples. The model is in evaluation mode until the generator ends or is closed."""
     _check_on_error(on_error)
+    model = unwrapped(model)
     sampler = Sampler(model, processor, config or BDHSConfig(), resolve_similarity(similarity))
     with _evaluating(model):
         for index, result in sampler.run(_examples(images, prompts, references, keys)):
@@ -101,6 +104,7 @@ def povid_sample(
     """
     _check_lists(images=images, prompts=prompts, references=references, keys=keys)
     _check_on_error(on_error)
+    model = unwrapped(model)
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
     reader = ExampleReader(model, processor)
     results: list[Any] = []
@@ -118,9 +122,8 @@ def povid_sample(
 def _distort(model: nn.Module, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig) -> Any:
     noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
     encoded = reader.encode(example, noisy)
-    output = text_decoder(model)(**decoder_arguments([encoded.inputs]), use_cache=False)
-    logits = model.get_output_embeddings()(output.last_hidden_state[0, encoded.prompt_length - 1 : -1])
-    ids = token_chooser(model, tokenizer, config)(logits, None).tolist()
+    hidden = run_decoder(model, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
+    ids = token_chooser(model, tokenizer, config)(OutputHead(model)(hidden), None).tolist()
     if min(ids) < 0:
         raise NonFiniteError("the model's logits are NaN or infinite")
     return POVIDSample(example.key, decode_after(tokenizer, encoded.prompt_tail, ids).strip(), tuple(ids))

@@ -120,7 +120,7 @@ class Sampler:
         address = config.seed, example.address, pair.iteration
         cuts = pair.reference.draw(*address) if pair.guided else [None]
         shared = [cut.shared_length if cut else 0 for cut in cuts]
-        inputs = pair.encoded.inputs.show(pair.visible, pair.encoded.prompt_length + max(shared))
+        inputs = pair.encoded.inputs.show(pair.visible, pair.encoded.inputs.prompt_length + max(shared))
         prompt_length = len(inputs) - max(shared)
         limit = config.max_sentence_tokens if pair.guided else config.max_new_tokens
         draws = self._draws(address, len(cuts), limit)

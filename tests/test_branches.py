@@ -10,8 +10,9 @@ import torch
 from plain import picture
 
 from mmbdhs.branches import Branch, BranchPool, NonFiniteError
-from mmbdhs.decoder_inputs import DecoderInputs, text_decoder
+from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.examples import ExampleReader
+from mmbdhs.text_decoder import text_decoder
 from mmbdhs.tokens import TokenChooser
 
 

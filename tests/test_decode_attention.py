@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,19 +12,26 @@ import tiny_models
 import torch
 from plain import picture
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, attention_gate, bdhs_sample, probe
 from mmbdhs.attention_gate import choose_path
 from mmbdhs.attention_paths import Path, Rows, native_path, sdpa_path
 from mmbdhs.decode_attention import DecodeAttention
-from mmbdhs.decoder_inputs import text_decoder
 from mmbdhs.key_stores import KeyStores, SlotLayer
+from mmbdhs.mask_rules import CAUSAL, MaskRule, stand_in
 from mmbdhs.native import backend
+from mmbdhs.text_decoder import text_decoder
 
 SLOTS, PLACES, SIZE = 6, 5, 32
 PREFIXES = [0, 7, 11, 30]  # offsets of three prompts
 COUNTS, EXAMPLES, OWN = [7, 2, 19, 0, 4], [0, 0, 2, 1, 1], [0, 3, 1, 0, 4]  # of five rows; OWN: the newest key's place
+
+# Where the tokens stand in their whole sequences: every other token of the prompts, and each suffix after its own.
+INDICES = [2 * place for begin, end in pairwise(PREFIXES) for place in range(end - begin)]
+FIRST = [2 * count + 5 for count in COUNTS] + [0]
 
 
 def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
@@ -39,7 +47,9 @@ def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tenso
         store.resize(SLOTS, PLACES, PREFIXES[-1] + 3)
         store.row.copy_(draw(*store.row.shape))
     counts, examples, offsets = (torch.tensor(x, dtype=torch.int32) for x in (COUNTS, EXAMPLES, PREFIXES))
-    return layer, query, key, value, Rows(torch.tensor(OWN), counts, examples, offsets, (SLOTS, PLACES, PREFIXES[-1]))
+    extents = SLOTS, PLACES, PREFIXES[-1]
+    rows = Rows(torch.tensor(OWN), counts, examples, offsets, extents, torch.tensor(FIRST), torch.tensor(INDICES))
+    return layer, query, key, value, rows
 
 
 def plain_attention(step: tuple, row: int, scale: float, softcap: float) -> Tensor:
@@ -113,7 +123,6 @@ def test_the_interface_hands_over_what_a_layer_asks_for(decoding: Any, monkeypat
     [
         {"s_aux": torch.zeros(4)},
         {"position_bias": torch.zeros(1)},
-        {"attention_mask": torch.ones(5, 1)},
         {"dropout": 0.1},
     ],
 )
@@ -134,15 +143,31 @@ def test_keys_changed_after_the_cache_are_refused(decoding: Any) -> None:
         attend(query, key, value)
 
 
-def test_windows_are_remembered(decoding: Any) -> None:
+def test_masks_made_otherwise_are_refused(decoding: Any) -> None:
     attention, stores, rows, (query, key, value) = decoding
-    attention.check_window(10**9)
+    stores.update(key, value, 0)
+    with pytest.raises(UnsupportedModelError, match="mask functions"), attention.over(rows):
+        attend(query, key, value, attention_mask=torch.ones(5, 1, 1, 9))
+
+
+@pytest.mark.parametrize("window", [1, 3, 12, 100])
+def test_windows_are_counted_by_the_indices_in_the_whole_sequence(window: int, decoding: Any) -> None:
+    attention, stores, rows, (query, key, value) = decoding
+    rule = MaskRule(and_masks(causal_mask_function, sliding_window_overlay(window)))
     with attention.over(rows):
         stores.update(key, value, 0)
-        attend(query, key, value, sliding_window=24)
-    attention.check_window(24)
-    with pytest.raises(UnsupportedModelError, match="sliding window of at least 25 keys, got 24"):
-        attention.check_window(25)
+        found = attend(query, key, value, attention_mask=stand_in(rule, 5, 1, 9, "cpu"))
+    layer, query, key, value, _ = draw_step(4, 2)
+    for row, (count, own) in enumerate(zip(COUNTS, OWN, strict=True)):
+        last, begin = FIRST[row] + own, PREFIXES[EXAMPLES[row]]
+        prefix = [place for place in range(begin, begin + count) if INDICES[place] > last - window]
+        suffix = [place for place in range(own) if FIRST[row] + place > last - window]
+        keys, values = (
+            torch.cat([store.prefix[:, prefix], store.suffix[row][:, suffix], newest[row]], dim=1)
+            for store, newest in ((layer.key_store, key), (layer.value_store, value))
+        )
+        expected = functional.scaled_dot_product_attention(query[row][None], keys[None], values[None], enable_gqa=True)
+        torch.testing.assert_close(found[row], expected[0].transpose(0, 1), rtol=0, atol=2e-6)
 
 
 CONFIG = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=1)
@@ -160,7 +185,7 @@ def test_attention_beside_the_interface_is_refused(monkeypatch: pytest.MonkeyPat
     forward = type(layer).forward
 
     def with_sdpa(self: Any, *args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(self.config, "_attn_implementation", "sdpa")
+        self.config._attn_implementation = "sdpa"  # the context restores it
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", with_sdpa.__get__(layer))
@@ -168,28 +193,31 @@ def test_attention_beside_the_interface_is_refused(monkeypatch: pytest.MonkeyPat
         sample(model, processor)
 
 
-def test_the_models_own_implementation_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_own_implementation_returns() -> None:
     model, processor = tiny_models.llava()
     seen = set()
     layer = text_decoder(model).layers[0]
     config = text_decoder(model).config
     handle = layer.register_forward_pre_hook(lambda *_: seen.add(config._attn_implementation))
+    probe._SOUND.pop(model)
     sample(model, processor)
     handle.remove()
-    assert seen == {"sdpa", "mmbdhs"} and config._attn_implementation == "sdpa"
+    assert (
+        seen == {"sdpa", "mmbdhs"} and config._attn_implementation == "sdpa"
+    )  # "sdpa" in what the probe compares with
 
 
 def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
     """It takes a single token to stand one place further on."""
     model, processor = tiny_models.llava()
-    probe._SOUND.discard(model)
+    probe._SOUND.pop(model, None)
 
     def shift(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         single = kwargs["inputs_embeds"].shape[1] == 1
         return args, kwargs | {"position_ids": kwargs["position_ids"] + 1} if single else kwargs
 
     handle = text_decoder(model).register_forward_pre_hook(shift, with_kwargs=True)
-    with pytest.raises(UnsupportedModelError, match="decoding token by token against its own forward: by 0"):
+    with pytest.raises(UnsupportedModelError, match="decoding token by token against doing so at once: by 0"):
         sample(model, processor)
     handle.remove()
     sample(model, processor)
@@ -215,7 +243,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def choose(size: int = 32, value_size: int | None = None, dtype: torch.dtype = torch.float32) -> Path:
     query, key = torch.zeros(3, 4, 1, size, dtype=dtype), torch.zeros(3, 2, 1, size, dtype=dtype)
-    return choose_path(query, key, key.new_zeros(3, 2, 1, value_size or size))
+    return choose_path(query, key, key.new_zeros(3, 2, 1, value_size or size), CAUSAL)
 
 
 @pytest.mark.parametrize(("faster", "path"), [("native", native_path), ("sdpa", sdpa_path)])
@@ -267,13 +295,13 @@ def test_the_override(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_measuring_times_both_paths() -> None:
-    shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1)
+    shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
     times = attention_gate._measure(shape)
     assert list(times) == ["native", "sdpa"] and all(seconds > 0 for seconds in times.values())
 
 
 def test_measuring_leaves_the_callers_draws_alone() -> None:
-    shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1)
+    shape = attention_gate._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
     before = torch.get_rng_state()
     attention_gate._measure(shape)
     assert torch.equal(torch.get_rng_state(), before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +12,11 @@ import torch
 from plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
-from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, probe
-from mmbdhs.decoder_inputs import decoder_inputs, text_decoder
+from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, output_head, probe
+from mmbdhs.decoder_inputs import decoder_inputs
+from mmbdhs.output_head import OutputHead
+from mmbdhs.prompt_attention import run_decoder
+from mmbdhs.text_decoder import text_decoder
 
 CONFIG = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=1)
 
@@ -28,7 +31,7 @@ def sample(model: Any, processor: Any, reference: str = "A red car.") -> list:
 def test_dropping_keeps_positions(family: str, rows: int) -> None:
     model, processor = getattr(tiny_models, family)()
     inputs = prompt_inputs(processor, [picture(0), picture(1, 90, 30)], "Describe it.")
-    whole = decoder_inputs(model, inputs)
+    whole = decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
     ids = inputs["input_ids"][0]
     image = (ids == model.config.image_token_id).nonzero().flatten()
     assert torch.equal(whole.image_positions, image) and len(whole) == len(ids)
@@ -73,7 +76,7 @@ def test_hidden_tokens_never_enter_the_decoder() -> None:
     [
         ({"layer_types": ["full_attention", "linear_attention"]}, r"token order only.*\['linear_attention'\]"),
         ({"alibi": True}, r"token order only.*\['alibi'\]"),
-        ({"_attn_implementation": "flash_attention_2"}, r"set_attn_implementation\('sdpa'\)"),
+        ({"is_encoder_decoder": True}, "an encoder-decoder"),
     ],
 )
 def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +90,9 @@ def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeyp
 @pytest.fixture
 def unprobed() -> Iterator[tuple[Any, Any]]:
     model, processor = tiny_models.llava()
-    probe._SOUND.discard(model)
+    probe._SOUND.pop(model, None)
     yield model, processor
-    probe._SOUND.discard(model)
+    probe._SOUND.pop(model, None)
 
 
 def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -> None:
@@ -103,16 +106,31 @@ def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -
     sample(model, processor)
 
 
-def test_logits_made_otherwise_are_caught_by_the_probe(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = unprobed
+def change_logits(model: Any, monkeypatch: pytest.MonkeyPatch, change: Callable[..., torch.Tensor]) -> None:
     forward = model.forward
 
-    def scaled(*args: Any, **kwargs: Any) -> Any:
+    def changed(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        output.logits = output.logits * 0.5
+        output.logits = change(output.logits, kwargs.get("input_ids"))
         return output
 
-    monkeypatch.setattr(model, "forward", scaled)
+    monkeypatch.setattr(model, "forward", changed)
+
+
+@torch.no_grad()
+def test_what_a_model_does_to_its_logits_is_done(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = unprobed
+    change_logits(model, monkeypatch, lambda logits, ids: 5 * torch.tanh(logits / 5))
+    sample(model, processor)
+    hidden = torch.randn(3, 128)
+    expected = 5 * torch.tanh(model.lm_head(hidden) / 5)
+    torch.testing.assert_close(OutputHead(model)(hidden), expected, rtol=0, atol=1e-6)
+    output_head._OF_THEIR_OWN.discard(model)
+
+
+def test_logits_made_from_more_than_hidden_states_are_caught(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = unprobed
+    change_logits(model, monkeypatch, lambda logits, ids: logits if ids is None else logits + 0.01 * ids[..., None])
     with pytest.raises(UnsupportedModelError, match="decoder and output head against its own forward"):
         sample(model, processor)
 
@@ -125,9 +143,9 @@ def test_the_probe_allows_for_rounding(family: str, dtype: torch.dtype) -> None:
     assert len(sample(model, processor)) == 1
 
 
-def test_sequences_beyond_a_sliding_window_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_beyond_the_context_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
-    monkeypatch.setattr(text_decoder(model).config, "sliding_window", 70, raising=False)
+    monkeypatch.setattr(text_decoder(model).config, "max_position_embeddings", 66)
     sample(model, processor)
     with pytest.raises(ExampleError, match="at most 66 tokens"):
         sample(model, processor, "A red car. " * 5)
@@ -140,14 +158,48 @@ def test_models_without_image_tokens_are_refused(monkeypatch: pytest.MonkeyPatch
         sample(model, processor)
 
 
-def test_masks_of_the_models_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_mask(model: Any, monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Any]) -> None:
+    """Let the model prepare a mask for its decoder."""
+    language_model = text_decoder(model)
+    call = type(language_model).__call__
+
+    def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs["attention_mask"], torch.Tensor) and kwargs["attention_mask"].ndim == 2:
+            kwargs["attention_mask"] = make(kwargs["inputs_embeds"].shape[1])
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(language_model), "__call__", prepared)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@torch.no_grad()
+def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A band of 20 tokens, written out by the model."""
     model, processor = tiny_models.llava()
-    forward = text_decoder(model).__class__.__call__
 
-    def with_its_own_mask(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs["attention_mask"] = {"full_attention": None}
-        return forward(self, *args, **kwargs)
+    def band(length: int) -> torch.Tensor:
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool).tril().triu(-19)
+        return seen if dtype == torch.bool else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(dtype).min)
 
-    monkeypatch.setattr(text_decoder(model).__class__, "__call__", with_its_own_mask)
-    with pytest.raises(UnsupportedModelError, match="a mask of its own"):
+    inputs = prompt_inputs(processor, [picture(0)], "Describe it.")
+    with_mask(model, monkeypatch, band)
+    whole = decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    monkeypatch.undo()
+    visible = torch.tensor([2, 30, 35])
+    hidden = torch.ones(len(whole), dtype=torch.bool)
+    hidden[whole.image_positions[visible]] = False
+    hidden &= torch.isin(torch.arange(len(whole)), whole.image_positions)
+    mask = band(len(whole)).bool() if dtype == torch.bool else band(len(whole)) == 0
+    arguments = {"inputs_embeds": whole.embeds[None], "position_ids": whole.positions}
+    expected = text_decoder(model)(**arguments, attention_mask=mask & ~hidden)[0]
+    torch.testing.assert_close(run_decoder(model, [whole.show(visible)])[0], expected[0, ~hidden], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda length: torch.zeros(1, 4, length, length), lambda length: torch.rand(1, 1, length, length)]
+)
+def test_masks_that_weigh_or_differ_by_head_are_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_models.llava()
+    with_mask(model, monkeypatch, make)
+    with pytest.raises(UnsupportedModelError, match="one sequence and all heads that hides or shows"):
         sample(model, processor)

@@ -190,7 +190,7 @@ def test_slots_keep_their_rows_when_they_grow_and_move() -> None:
         vector = torch.tensor(numbers)
         square = vector[:, None].expand(-1, numbers[0])
         wide = dict.fromkeys(("tokens", "uniforms", "start"), square)
-        return wide | dict.fromkeys(("length", "forced", "last", "prefix_count", "example"), vector)
+        return wide | dict.fromkeys(("first_index", "length", "forced", "last", "prefix_count", "example"), vector)
 
     slots.seat(0, **rows(2, 3))
     slots.seat(2, **rows(5, 7, 11))

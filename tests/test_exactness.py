@@ -97,8 +97,8 @@ def test_unguided_response_replays(family: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kept_tokens_see_the_same_logits(family: str) -> None:
     """Dropping against masking, to float32 rounding, prompt and response alike."""
-    from mmbdhs.decoder_inputs import decoder_arguments, text_decoder
     from mmbdhs.examples import ExampleReader
+    from mmbdhs.prompt_attention import run_decoder
 
     model, processor = getattr(tiny_models, family)()
     reader = ExampleReader(model, processor)
@@ -107,8 +107,7 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     visible = torch.tensor([1, 4, 7])
     shown = encoded.inputs.show(visible)
     with torch.no_grad():
-        hidden = text_decoder(model)(**decoder_arguments([shown]), use_cache=False).last_hidden_state[0]
-        dropped = model.lm_head(hidden[-len(example.turn.token_ids) - 1 :])
+        dropped = model.lm_head(run_decoder(model, [shown])[0, -len(example.turn.token_ids) - 1 :])
     inputs = prompt_inputs(processor, images, prompt)
     masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
     torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)

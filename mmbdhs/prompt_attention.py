@@ -1,0 +1,84 @@
+"""Whole prompts through the text decoder: every token attends by the model's own mask rule, asked about the indices
+that the tokens have in the whole sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from mmbdhs.attention_interface import decoder_configs, switched
+from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments
+from mmbdhs.mask_rules import MaskRule, rule_of
+from mmbdhs.native import reference
+from mmbdhs.text_decoder import UnsupportedModelError, text_decoder
+
+
+def run_decoder(
+    model: nn.Module, rows: list[DecoderInputs], cache: DynamicCache | None = None, hidden: Tensor | None = None
+) -> Tensor:
+    """Hidden states [B, L, hidden] of `rows`, right-padded. Keys and values go to `cache`.
+
+    hidden: bool [B, L], tokens that nobody sees.
+    Raises UnsupportedModelError for a decoder whose attention does not come through the interface.
+    """
+    decoder = text_decoder(model)
+    attention = PromptAttention(rows, hidden, decoder.config._attn_implementation == "eager")
+    with switched(decoder_configs(decoder), attention):
+        output = decoder(**decoder_arguments(rows), past_key_values=cache, use_cache=cache is not None)
+    layers = len(cache.layers) if cache is not None else attention.layers_seen
+    if not attention.layers_seen or attention.layers_seen != layers:
+        raise UnsupportedModelError(
+            "model: needs attention that goes through transformers' attention interface in every layer (what "
+            f"model.set_attn_implementation sets), got {attention.layers_seen} of {layers} layers"
+        )
+    return output.last_hidden_state
+
+
+class PromptAttention:
+    """Attention of `rows` over themselves.
+
+    A response, here and in decoding, is text that follows: its tokens see the prompt and what stands before them, and
+    no token of the prompt sees them, whatever the rule (PaliGemma's sees its whole prefix both ways)."""
+
+    def __init__(self, rows: list[DecoderInputs], hidden: Tensor | None, eager: bool) -> None:
+        self._eager = eager  # which always makes a mask, and leaves nothing to the layers
+        self._indices = nn.utils.rnn.pad_sequence([row.indices for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=self._indices.device)
+        self._present = torch.arange(self._indices.shape[1], device=lengths.device) < lengths[:, None]
+        self._prompt = torch.tensor([row.prompt_length for row in rows], device=lengths.device)
+        self._plain = hidden is None and len({len(row) for row in rows}) == 1
+        if hidden is not None:
+            self._present &= ~hidden
+        self._seen: dict[MaskRule, Tensor] = {}
+        self.layers_seen = 0
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        softcap: float,
+    ) -> Tensor:
+        self.layers_seen += 1
+        rule = rule_of(mask, None if self._eager else module)
+        if softcap:  # which SDPA does not know
+            rows = zip(query, key, value, self._visible(rule, query.device), strict=True)
+            return torch.stack([reference.attend(*row, scale, softcap)[0].transpose(0, 1) for row in rows])
+        seen = None if self._plain and rule.causal else self._visible(rule, query.device)[:, None]
+        return sdpa_attention_forward(module, query, key, value, seen, scaling=scale, is_causal=seen is None)[0]
+
+    def _visible(self, rule: MaskRule, device: torch.device) -> Tensor:
+        """bool [B, L, L]"""
+        if rule not in self._seen:
+            query, key = self._indices[:, :, None], self._indices[:, None, :]
+            row = torch.arange(len(self._indices), device=query.device)[:, None, None]
+            text = key < torch.maximum(self._prompt[:, None, None], query + 1)
+            # Padding and hidden tokens see themselves: a softmax over nothing would make NaN of their values.
+            own = torch.eye(query.shape[1], dtype=torch.bool, device=query.device)
+            self._seen[rule] = rule(row, query, key) & text & self._present[:, None, :] | own
+        return self._seen[rule].to(device)

@@ -1,0 +1,86 @@
+"""Where a model's text decoder is, and whether it is one that hidden tokens can be left out of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers import PreTrainedModel
+
+_IMAGE_TOKEN_ATTRIBUTES = ("image_token_id", "image_token_index")
+# Their masks are built from token indices, which are known; any other kind mixes tokens in a way of its own.
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class UnsupportedModelError(Exception):
+    """The model mixes tokens in a way under which leaving hidden tokens out is not the same as masking them."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The `transformers` model inside wrappers: torch.compile, (Distributed)DataParallel, PEFT.
+
+    Raises UnsupportedModelError for wrappers without which the model does not work.
+    """
+    if any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()):
+        raise UnsupportedModelError(
+            "model: needs whole parameters, got a model sharded by FSDP; sample from an unsharded copy of it, or "
+            "inside FullyShardedDataParallel.summon_full_params from the module that it wraps"
+        )
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        elif not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):  # PEFT
+            if getattr(model.active_peft_config, "is_prompt_learning", False):
+                raise UnsupportedModelError("model: needs adapters inside its layers, got PEFT prompt learning")
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The module that runs the decoder layers over `inputs_embeds`."""
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder else None
+    if decoder is None or decoder is model:
+        raise UnsupportedModelError(
+            f"model: needs a text decoder of its own behind get_decoder(), got {type(model).__name__} without one"
+        )
+    while inner := _without_head(decoder):
+        decoder = inner
+    return decoder
+
+
+def _without_head(decoder: nn.Module) -> nn.Module | None:
+    """The decoder inside a causal language model; None for what is no such model."""
+    if not hasattr(decoder, "lm_head"):
+        return None
+    return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), None)
+
+
+def longest_sequence(model: nn.Module) -> float:
+    """How many tokens the decoder can take. Raises UnsupportedModelError for a decoder in which leaving tokens out
+    would not be the same as masking them."""
+    config: Any = text_decoder(model).config
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError("model: needs a decoder-only language model, got an encoder-decoder")
+    unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
+    if unknown or getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            "model: needs layers that see token order only through position ids and masks, "
+            f"got {unknown or ['alibi']} in {type(text_decoder(model)).__name__}"
+        )
+    return getattr(config, "max_position_embeddings", None) or float("inf")
+
+
+def image_token_id(model: nn.Module) -> int:
+    """The placeholder id that stands once for each image feature vector."""
+    for name in _IMAGE_TOKEN_ATTRIBUTES:
+        value = getattr(model.config, name, None)
+        if isinstance(value, int):
+            return value
+    raise UnsupportedModelError(
+        f"model: needs image tokens in its decoder (config.image_token_id), {type(model.config).__name__} has none"
+    )
