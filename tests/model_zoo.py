@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zoo_decoders
 import zoo_images
 import zoo_layers
+import zoo_pixels
 import zoo_windows
 
 ZOO = {
@@ -11,6 +13,8 @@ ZOO = {
     for builder in (
         *zoo_windows.BUILDERS,
         *zoo_images.BUILDERS,
+        *zoo_decoders.BUILDERS,
         *zoo_layers.BUILDERS,
+        *zoo_pixels.BUILDERS,
     )
 }

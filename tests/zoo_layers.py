@@ -6,8 +6,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from tiny_models import built, qwen, text_settings
+from tiny_models import LLAVA_TEMPLATE, built, qwen, text_settings, tokenizer
 from transformers import (
+    Florence2Config,
+    Florence2ForConditionalGeneration,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
     MllamaConfig,
@@ -17,6 +19,7 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from zoo_parts import FULL, MinimalProcessor, chatml, chatml_tokenizer, siglip_settings, square
 
@@ -98,8 +101,52 @@ def qwen3_5() -> tuple[Any, Any]:
     )
 
 
+@cache
+def florence2() -> tuple[Any, Any]:
+    """An encoder takes images and prompt; the decoder, BART's, attends to what it makes of them. Not its own
+    processor, which knows no conversation."""
+    words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
+    images = SiglipImageProcessorPil(size=square(32))
+    config = Florence2Config(
+        text_config={
+            "model_type": "bart",
+            "vocab_size": len(words),
+            "d_model": 128,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 96,
+            "decoder_ffn_dim": 96,
+            "max_position_embeddings": 1024,
+            "init_std": 0.14,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 1,
+        },
+        vision_config={
+            "depths": [1, 1],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+            "patch_prenorm": [False, True],
+            "embed_dim": [16, 32],
+            "num_heads": [2, 2],
+            "num_groups": [2, 2],
+            "window_size": 4,
+            "projection_dim": 128,
+        },
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )
+    processor = MinimalProcessor(images, words, LLAVA_TEMPLATE, "<image>", lambda features, index: "<image>" * 17)
+    return built(Florence2ForConditionalGeneration, config, words), processor
+
+
 BUILDERS = (
     mllama,
     lfm2_vl,
     qwen3_5,
+    florence2,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tiny_models import LLAVA_PROCESSING, LLAVA_TEMPLATE, built, text_settings, tokenizer, vision_settings
 from transformers import (
+    AutoModel,
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     AyaVisionProcessor,
@@ -16,6 +17,8 @@ from transformers import (
     Cohere2VisionProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3nConfig,
+    Gemma3nForConditionalGeneration,
     Gemma3Processor,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
@@ -26,9 +29,12 @@ from transformers import (
     LlavaProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3n.configuration_gemma3n import Gemma3nVisionConfig
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -285,6 +291,67 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
     return built(Gemma4ForConditionalGeneration, config, words), processor
 
 
+class TinyTowerConfig(Gemma3nVisionConfig):
+    model_type = "tiny_tower"
+
+
+class TinyTower(PreTrainedModel):
+    """In the place of Gemma 3n's vision tower, which needs timm."""
+
+    config_class = TinyTowerConfig
+
+    def __init__(self, config: TinyTowerConfig) -> None:
+        super().__init__(config)
+        self.patches = torch.nn.Conv2d(3, config.hidden_size, kernel_size=8, stride=8)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
+
+
+AutoModel.register(TinyTowerConfig, TinyTower)
+
+
+@cache
+def gemma3n() -> tuple[Any, Any]:
+    """Four states of each token side by side, of which each layer predicts and corrects all; the last two layers use
+    the keys and values of those before them; an embedding of its own of each token for every layer."""
+    words = chatml_tokenizer("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<audio_soft_token>")
+    processor = MinimalProcessor(
+        SiglipImageProcessorPil(size=square(32)),
+        words,
+        chatml("<start_of_image>"),
+        "<start_of_image>",
+        lambda features, index: "<start_of_image>" + "<image_soft_token>" * 16 + "<end_of_image>",
+    )
+    text = text_settings(
+        vocab_size=len(words),
+        vocab_size_per_layer_input=len(words),
+        hidden_size_per_layer_input=16,
+        num_hidden_layers=4,
+        layer_types=[SLIDING, FULL, SLIDING, FULL],
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        laurel_rank=8,
+        head_dim=32,
+        sliding_window=20,
+    )
+    audio = {"hidden_size": 32, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "input_feat_size": 32}
+    config = Gemma3nConfig(
+        text_config=text,
+        vision_config=TinyTowerConfig(hidden_size=32, vocab_size=8, vocab_offset=len(words)),
+        audio_config={**audio, "sscp_conv_channel_size": [8, 4], "vocab_size": 8, "vocab_offset": len(words) + 8},
+        vision_soft_tokens_per_image=16,
+        image_token_id=words.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_id=words.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_id=words.convert_tokens_to_ids("<end_of_image>"),
+        audio_token_id=words.convert_tokens_to_ids("<audio_soft_token>"),
+        initializer_range=0.14,
+        tie_word_embeddings=False,
+    )
+    return built(Gemma3nForConditionalGeneration, config, words), processor
+
+
 BUILDERS = (
     llava_mistral_sliding,
     gemma3,
@@ -296,4 +363,5 @@ BUILDERS = (
     llama4_temperature,
     gemma4,
     gemma4_bidirectional,
+    gemma3n,
 )
