@@ -138,6 +138,7 @@ def florence2() -> tuple[Any, Any]:
             "projection_dim": 128,
         },
         image_token_id=words.convert_tokens_to_ids("<image>"),
+        initializer_range=0.14,
         tie_word_embeddings=False,
     )
     processor = MinimalProcessor(images, words, LLAVA_TEMPLATE, "<image>", lambda features, index: "<image>" * 17)

@@ -15,6 +15,7 @@ class MinimalProcessor:
     """For families whose own processor cannot serve: puts `expand(features, i)` in the place of the i-th `marker`.
 
     features: the image processor's output, which goes to the model, less its `private` entries.
+    images: those of the one text, in a list of their own or not.
     finish: adds to the finished inputs what else the model takes.
     """
 
@@ -36,7 +37,8 @@ class MinimalProcessor:
     def __call__(
         self, text: list[str], images: list[Any], return_tensors: str = "pt", padding: bool = True
     ) -> dict[str, Any]:
-        features = dict(self.image_processor(images, return_tensors=return_tensors))
+        flat = [image for some in images for image in (some if isinstance(some, list) else [some])]
+        features = dict(self.image_processor(flat, return_tensors=return_tensors))
         pieces = text[0].split(self._marker)
         whole = pieces[0] + "".join(self._expand(features, i) + piece for i, piece in enumerate(pieces[1:]))
         inputs = dict(self.tokenizer([whole], return_tensors=return_tensors, return_token_type_ids=False))
