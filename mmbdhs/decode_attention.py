@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.attention_gate import choose_path
-from mmbdhs.attention_interface import decoder_configs, switched
+from mmbdhs.attention_interface import mask_configs, switched
 from mmbdhs.attention_paths import Path, Rows
 from mmbdhs.key_stores import KeyStores, SlotLayer
 from mmbdhs.mask_rules import MaskRule, rule_of
-from mmbdhs.text_decoder import UnsupportedModelError
+from mmbdhs.text_decoder import UnsupportedModelError, text_decoder
 
 
 class DecodeAttention:
-    """Attention over `stores` for the layers of `decoder`."""
+    """Attention over `stores` for the layers of the model's decoder."""
 
-    def __init__(self, decoder: nn.Module, stores: KeyStores) -> None:
-        self._configs, self._stores = decoder_configs(decoder), stores
+    def __init__(self, model: nn.Module, stores: KeyStores) -> None:
+        self._configs, self._stores = mask_configs(model, text_decoder(model)), stores
         self._paths: dict[SlotLayer, Path] = {}
-        self._layers_seen = 0
+        self._handed: list[tuple[SlotLayer, Tensor, Tensor]] = []  # layers, with their newest keys and values
         self._rows: dict[tuple[MaskRule, torch.device], Rows] = {}
 
     @contextmanager
@@ -30,13 +30,13 @@ class DecodeAttention:
         """For the length of the context, one decoder call, the layers' queries [n, Hq, 1, D] see what `rows` says.
 
         Raises UnsupportedModelError if a layer does not come through."""
-        self._rows, self._layers_seen = {(rows.rule, rows.places.device): rows}, 0
+        self._rows, self._handed = {(rows.rule, rows.places.device): rows}, []
         with switched(self._configs, self):
             yield
-        if self._layers_seen != len(self._stores.layers):
+        if len(self._handed) != len(self._stores.layers):
             raise UnsupportedModelError(
                 f"model: needs attention that goes through transformers' attention interface in every layer (what "
-                f"model.set_attn_implementation sets), got {self._layers_seen} of {len(self._stores.layers)} layers"
+                f"model.set_attn_implementation sets), got {len(self._handed)} of {len(self._stores.layers)} layers"
             )
 
     def attend(
@@ -49,17 +49,24 @@ class DecodeAttention:
         scale: float,
         softcap: float,
     ) -> Tensor:
-        pending, self._stores.pending = self._stores.pending, None
-        if pending is None or key is not pending[1] or value is not pending[2]:
-            raise UnsupportedModelError(
-                "model: needs layers that each attend to the keys and values that they handed to the cache"
-            )
-        layer, self._layers_seen = pending[0], self._layers_seen + 1
+        layer = self._layer(key, value)
         rule = rule_of(mask)
         if layer not in self._paths:  # one path for the life of the stores: they rely on what each leaves behind
             self._paths[layer] = choose_path(query, key, value, rule)
         rows = self._rows_for(rule, query.device)
         return self._paths[layer](layer, query, key, value, rows, scale, softcap)[:, None]
+
+    def _layer(self, key: Tensor, value: Tensor) -> SlotLayer:
+        """Whose keys and values these are: those that came last, or those of a layer before, which others share."""
+        if self._stores.pending is not None:
+            self._handed.append(self._stores.pending)
+            self._stores.pending = None
+        for layer, *newest in reversed(self._handed):
+            if key is newest[0] and value is newest[1]:
+                return layer
+        raise UnsupportedModelError(
+            "model: needs layers that attend to the keys and values that were handed to the cache, as they are"
+        )
 
     def _rows_for(self, rule: MaskRule, device: torch.device) -> Rows:
         if (rule, device) not in self._rows:

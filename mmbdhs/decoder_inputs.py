@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers.masking_utils import create_masks_for_generate
 
-from mmbdhs.attention_interface import mask_configs, switched
+from mmbdhs.attention_interface import decoder_configs, mask_configs, switched
 from mmbdhs.mask_rules import MaskRule, rule_of, stacked, stand_in, table_rule
 from mmbdhs.text_decoder import UnsupportedModelError, image_token_id, text_decoder
 
@@ -38,6 +41,20 @@ class _AtTheDoor(Exception):
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """An argument with a row for each token: [n, …]."""
+
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """An argument with a row for each image token: [k, …]."""
+
+    rows: Tensor
+
+
+@dataclass(frozen=True)
 class DecoderInputs:
     """What the text decoder of a VLM receives for one sequence of L tokens, or for the n of them that are kept.
 
@@ -49,8 +66,8 @@ class DecoderInputs:
     flat: True if the decoder takes position ids as [batch, n] rather than [R, batch, n].
     rules: the masks that the model prepares for its decoder, in a dict if it does so by layer type; None where the
         decoder makes them itself.
-    by_token: further arguments of the decoder, each [n, …].
-    of_images: those that have a row for each token of the bool argument `by_token[image_mask]`, as lists of [k, …].
+    further: the decoder's other arguments, any nesting of containers around `TokenRows` and `ImageRows`.
+    image_mask: bool [n], the tokens that the latter have rows for.
     """
 
     embeds: Tensor
@@ -60,9 +77,8 @@ class DecoderInputs:
     prompt_length: int
     flat: bool = True
     rules: Rules = None
-    by_token: dict[str, Tensor] = field(default_factory=dict)
-    of_images: dict[str, list[Tensor]] = field(default_factory=dict)
-    image_mask: str = ""
+    further: dict[str, Any] = field(default_factory=dict)
+    image_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
@@ -70,18 +86,18 @@ class DecoderInputs:
     def select(self, index: Tensor) -> DecoderInputs:
         """Keep the tokens at `index` (int64, ascending); each keeps the position id that it has."""
         index = index.to(self.embeds.device)
-        rows = torch.empty(0)
-        if self.image_mask:
-            mask = self.by_token[self.image_mask]
-            rows = (mask.cumsum(0) - 1).index_select(0, index)[mask.index_select(0, index)]
+        image_mask, image_index = self.image_mask, index[:0]
+        if image_mask is not None:
+            image_mask = image_mask.index_select(0, index)
+            image_index = (self.image_mask.cumsum(0) - 1).index_select(0, index)[image_mask]
         return replace(
             self,
             embeds=self.embeds.index_select(0, index),
             positions=self.positions.index_select(1, index),
             image_positions=torch.isin(index.cpu(), self.image_positions).nonzero().flatten(),
             indices=self.indices.index_select(0, index),
-            by_token={name: value.index_select(0, index) for name, value in self.by_token.items()},
-            of_images={name: [x.index_select(0, rows) for x in values] for name, values in self.of_images.items()},
+            further=tree_map(lambda leaf: _select_rows(leaf, index, image_index), self.further),
+            image_mask=image_mask,
         )
 
     def show(self, visible: Tensor, length: int | None = None) -> DecoderInputs:
@@ -107,7 +123,25 @@ def decoder_inputs(model: nn.Module, inputs: Mapping[str, Any], prompt_length: i
             f"processor: needs to write image tokens (id {image_token_id(model)}, as the model's config has it) for "
             f"each image, wrote 0 among {inputs['input_ids'].shape[1]} tokens"
         )
-    captured = _stop_at_decoder(model, inputs, len(image_positions))
+    try:
+        captured = _stop_at_decoder(model, inputs)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"processor: wrote {len(image_positions)} image tokens, which {type(model).__name__} could not fill with "
+            f"its image features: {error}"
+        ) from error
+    return _as_inputs(model, captured, image_positions, prompt_length)
+
+
+def text_inputs(model: nn.Module, ids: Tensor) -> DecoderInputs:
+    """The same for plain text, int64 [L]; all of it is prompt."""
+    captured = _stop_at_decoder(model, {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])})
+    return _as_inputs(model, captured, torch.empty(0, dtype=torch.int64), len(ids))
+
+
+def _as_inputs(
+    model: nn.Module, captured: dict[str, Any], image_positions: Tensor, prompt_length: int
+) -> DecoderInputs:
     embeds = captured.pop("inputs_embeds", None)
     if embeds is None:
         raise UnsupportedModelError(
@@ -125,7 +159,7 @@ def decoder_inputs(model: nn.Module, inputs: Mapping[str, Any], prompt_length: i
         indices=indices,
         prompt_length=prompt_length,
         flat=positions.ndim != 3,
-        rules=_rules(captured.get("attention_mask")),
+        rules=_rules(model, captured.get("attention_mask"), embeds, prompt_length),
         **_further_arguments(model, captured, embeds.shape[1]),
     )
 
@@ -135,17 +169,11 @@ def decoder_arguments(rows: list[DecoderInputs]) -> dict[str, Any]:
     an explicit attention_mask (without one, gaps in the positions would be read as packing), and what else it takes."""
     pad = nn.utils.rnn.pad_sequence
     first, positions = rows[0], pad([row.positions.T for row in rows], batch_first=True).permute(2, 0, 1)
-    by_token = {name: pad([row.by_token[name] for row in rows], batch_first=True) for name in first.by_token}
-    of_images = {
-        name: [torch.cat(parts) for parts in zip(*(row.of_images[name] for row in rows), strict=True)]
-        for name in first.of_images
-    }
     return {
         "inputs_embeds": pad([row.embeds for row in rows], batch_first=True),
         "position_ids": positions[0] if first.flat else positions,
         "attention_mask": _mask_argument(rows),
-        **by_token,
-        **of_images,
+        **tree_map(_collate, *(row.further for row in rows)),
     }
 
 
@@ -165,7 +193,7 @@ def _mask_argument(rows: list[DecoderInputs]) -> Any:
     return {kind: together(lambda rules, kind=kind: rules[kind]) for kind in rules}
 
 
-def _stop_at_decoder(model: nn.Module, inputs: Mapping[str, Any], image_tokens: int) -> dict[str, Any]:
+def _stop_at_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     captured: dict[str, Any] = {}
     decoder = text_decoder(model)
 
@@ -179,11 +207,6 @@ def _stop_at_decoder(model: nn.Module, inputs: Mapping[str, Any], image_tokens: 
             model(**inputs, use_cache=False)
     except _AtTheDoor:
         return captured
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"processor: wrote {image_tokens} image tokens, which {type(model).__name__} could not fill with its "
-            f"image features: {error}"
-        ) from error
     finally:
         handle.remove()
     raise UnsupportedModelError(
@@ -191,37 +214,76 @@ def _stop_at_decoder(model: nn.Module, inputs: Mapping[str, Any], image_tokens: 
     )
 
 
-def _rules(mask: Any) -> Rules:
-    """What the decoder was about to receive as attention_mask. A 2-D mask is all ones: nothing is padded here."""
+def _rules(model: nn.Module, mask: Any, embeds: Tensor, prompt_length: int) -> Rules:
+    """What the decoder was about to receive as attention_mask. A 2-D mask is all ones: nothing is padded here.
+
+    What the model prepares is for its prompt; to the response applies what decoding will make of generated tokens."""
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return None
-    if isinstance(mask, Mapping):
-        return {kind: _rule(value) for kind, value in mask.items()}
-    return _rule(mask)
+    decoder = text_decoder(model)
+    with switched(decoder_configs(decoder), None):
+        generated = create_masks_for_generate(decoder.config, embeds, None, None)
+    if isinstance(mask, Mapping) and isinstance(generated, Mapping) and mask.keys() <= generated.keys():
+        return {kind: _rule(mask[kind], generated[kind], prompt_length) for kind in mask}
+    if isinstance(mask, Mapping) or isinstance(generated, Mapping):
+        raise UnsupportedModelError(
+            f"model: {type(model).__name__} must prepare masks for the layer types of its decoder's config, got "
+            f"{sorted(mask) if isinstance(mask, Mapping) else 'one mask'}"
+        )
+    return _rule(mask, generated, prompt_length)
 
 
-def _rule(mask: Tensor | None) -> MaskRule:
-    made_otherwise = isinstance(mask, Tensor) and not hasattr(mask, "rule")
-    return table_rule(mask) if made_otherwise else rule_of(mask)
+def _rule(mask: Tensor | None, generated: Tensor | None, prompt_length: int) -> MaskRule:
+    response = rule_of(generated)
+    if not isinstance(mask, Tensor) or hasattr(mask, "rule"):
+        return rule_of(mask).then(response, prompt_length)
+    table = table_rule(mask)
+    index = torch.arange(mask.shape[-1], device=mask.device)
+    row, query = index[:1, None], index[prompt_length:, None]
+    if not torch.equal(table(row, query, index[None]), response(row, query, index[None])):
+        raise UnsupportedModelError(
+            "model: needs a mask that treats a response's tokens as decoding does, got one of its own for them"
+        )
+    return table.then(response, prompt_length)
 
 
 def _further_arguments(model: nn.Module, captured: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Sort the decoder's other arguments by their shapes. One that `select` could not cut would keep hidden tokens."""
-    others = {name: value for name, value in captured.items() if name not in _REBUILT and _holds_tensors(value)}
-    by_token = {
-        name: value[0] for name, value in others.items() if isinstance(value, Tensor) and value.shape[:2] == (1, length)
-    }
-    of_images = {name: list(value) for name, value in others.items() if isinstance(value, (list, tuple))}
-    masks = [name for name, value in by_token.items() if value.dtype == torch.bool and value.ndim == 1]
-    image_mask = masks[0] if of_images and len(masks) == 1 else ""
-    count = int(by_token[image_mask].sum()) if image_mask else -1
-    unknown = others.keys() - by_token.keys() - {n for n, v in of_images.items() if all(len(x) == count for x in v)}
+    others = {name: value for name, value in captured.items() if name not in _REBUILT and not _says_nothing(value)}
+    masks = [x for x in tree_leaves(others) if isinstance(x, Tensor) and x.dtype == torch.bool and x.numel() == length]
+    image_mask = masks[0].reshape(-1) if masks else None
+    images = int(image_mask.sum()) if masks else -1
+    unknown = []
+
+    def sort(name: str, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.shape[:2] == (1, length):
+            return TokenRows(leaf[0])
+        if isinstance(leaf, Tensor) and leaf.ndim > 1 and len(leaf) == images:
+            return ImageRows(leaf)
+        if not _says_nothing(leaf):
+            unknown.append(name)
+        return leaf
+
+    further = {name: tree_map(partial(sort, name), value) for name, value in others.items()}
     if unknown:
         raise UnsupportedModelError(
-            f"model: {type(model).__name__} hands its decoder what cannot be cut token by token: {sorted(unknown)}"
+            f"model: {type(model).__name__} hands its decoder what cannot be cut token by token: {sorted(set(unknown))}"
         )
-    return {"by_token": by_token, "of_images": of_images, "image_mask": image_mask}
+    return {"further": further, "image_mask": image_mask}
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_holds_tensors, value)))
+def _says_nothing(value: Any) -> bool:
+    """About single tokens."""
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _select_rows(leaf: Any, index: Tensor, image_index: Tensor) -> Any:
+    if isinstance(leaf, TokenRows):
+        return TokenRows(leaf.rows.index_select(0, index))
+    return ImageRows(leaf.rows.index_select(0, image_index)) if isinstance(leaf, ImageRows) else leaf
+
+
+def _collate(*leaves: Any) -> Any:
+    if isinstance(leaves[0], TokenRows):
+        return nn.utils.rnn.pad_sequence([leaf.rows for leaf in leaves], batch_first=True)
+    return torch.cat([leaf.rows for leaf in leaves]) if isinstance(leaves[0], ImageRows) else leaves[0]

@@ -18,9 +18,8 @@ from mmbdhs.attention_paths import Rows
 from mmbdhs.decode_attention import DecodeAttention
 from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.key_stores import KeyStores, bucket, enlarged
-from mmbdhs.output_head import OutputHead
+from mmbdhs.model_forward import OutputHead, step_logits
 from mmbdhs.prompt_attention import run_decoder
-from mmbdhs.text_decoder import text_decoder
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -84,11 +83,10 @@ class Decoding:
     """
 
     def __init__(self, model: nn.Module, choose: Chooser) -> None:
-        self.model, self.decoder, self.choose = model, text_decoder(model), choose
-        self.embed, self.head = model.get_input_embeddings(), OutputHead(model)
-        self.device = self.embed.weight.device
+        self.model, self.choose, self.head = model, choose, OutputHead(model)
+        self.device = model.get_input_embeddings().weight.device
         self.slots, self.stores = Slots.empty(self.device), KeyStores(self.device)
-        self.attention = DecodeAttention(self.decoder, self.stores)
+        self.attention = DecodeAttention(model, self.stores)
         self.flat_positions = True
 
     @property
@@ -128,16 +126,12 @@ class Decoding:
         slots = Slots(*(column[:rows] for column in self.slots.columns().values()))
         positions = (slots.start + slots.length[:, None]).T[..., None]
         with self.attention.over(self._seen(slots, prefix)):
-            output = self.decoder(
-                inputs_embeds=self.embed(slots.tokens.gather(1, slots.length[:, None])),
-                position_ids=positions[0] if self.flat_positions else positions,
-                past_key_values=self.stores,
-                use_cache=True,
-            )
+            tokens = slots.tokens.gather(1, slots.length[:, None])
+            logits = step_logits(self.model, tokens, positions[0] if self.flat_positions else positions, self.stores)
         slots.length.copy_(torch.minimum(slots.length + 1, slots.last))
         generated = (slots.length - slots.forced)[:, None]
         draws = slots.uniforms.gather(1, generated.clamp(min=0))[:, 0] if slots.uniforms.shape[1] else None
-        chosen = self.choose(self.head(output.last_hidden_state[:, 0]), draws)
+        chosen = self.choose(logits, draws)
         place = slots.length[:, None]
         following = torch.where(generated < 0, slots.tokens.gather(1, place), chosen[:, None].clamp(min=0))
         slots.tokens.scatter_(1, place, following)
@@ -211,7 +205,7 @@ class GraphSteps:
                 chosen = torch.stack([self._decoding.step(rows, prefix) for _ in range(count)])
         except RuntimeError as error:
             self._capturable = False
-            name = type(self._decoding.decoder).__name__
+            name = type(self._decoding.model).__name__
             _LOG.warning("decoding runs without CUDA graphs: a step of %s cannot be captured (%s)", name, error)
         else:
             self._graphs[rows, count] = graph, chosen

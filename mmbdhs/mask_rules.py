@@ -38,6 +38,16 @@ class MaskRule:
         seen = self.function(row, torch.zeros_like(row), query, key)
         return seen.expand(torch.broadcast_shapes(row.shape, query.shape, key.shape))
 
+    def then(self, response: MaskRule, prompt_length: int) -> MaskRule:
+        """This rule for the queries of a prompt, `response` for those that follow it."""
+        if self.function is response.function:
+            return self
+
+        def function(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return torch.where(query < prompt_length, self(row, query, key), response(row, query, key))
+
+        return MaskRule(function)
+
 
 CAUSAL = MaskRule(causal_mask_function)
 EVERYTHING = MaskRule(bidirectional_mask_function)
@@ -50,6 +60,10 @@ class RuleMask(Tensor):
 
     def to(self, *args: Any, **kwargs: Any) -> RuleMask:
         return self  # wherever it is, it holds nothing
+
+    def __getitem__(self, index: Any) -> Tensor:
+        part = self.as_subclass(Tensor)[index]
+        return self if part.shape == self.shape else part
 
 
 def stand_in(rule: MaskRule, rows: int, queries: int, keys: int, device: torch.device | str) -> RuleMask:

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.decoder_inputs import DecoderInputs
+from mmbdhs.decoder_inputs import DecoderInputs, text_inputs
 from mmbdhs.decoding import Decoding
-from mmbdhs.output_head import OutputHead, settle_head
+from mmbdhs.model_forward import OutputHead, settle_head, settle_steps
 from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.text_decoder import UnsupportedModelError
 
@@ -68,16 +68,14 @@ def _dropped_and_masked(model: nn.Module, inputs: DecoderInputs) -> tuple[Tensor
 def _text_and_logits(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> tuple[DecoderInputs, Tensor, Tensor]:
     """The last text tokens as inputs of their own, their ids, and the whole model's logits after them."""
     ids = ids[max(int(inputs.image_positions[-1]) + 1, len(ids) - _TEXT_TOKENS) :]
-    positions = torch.arange(len(ids), device=ids.device)[None]
-    text = DecoderInputs(
-        embeds=model.get_input_embeddings()(ids[None])[0],
-        positions=positions.expand(len(inputs.positions), -1),
-        image_positions=torch.empty(0, dtype=torch.int64),
-        indices=positions[0],
-        prompt_length=len(ids),
-        flat=inputs.flat,
-    )
-    whole = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), use_cache=False).logits[0, -1]
+    try:
+        text = text_inputs(model, ids)
+        whole = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), use_cache=False).logits[0, -1]
+    except (TypeError, ValueError, RuntimeError) as error:
+        name = type(model).__name__
+        raise UnsupportedModelError(f"model: {name} must run on text alone, to be compared with: {error}") from error
+    text = replace(text, positions=text.indices.expand(len(inputs.positions), -1), flat=inputs.flat)
+    settle_steps(model, text)
     hidden = run_decoder(model, [text])[0, -1:]
     settle_head(model, hidden, lambda logits: operator.le(*_difference(logits[0], whole)))
     return text, ids, whole

@@ -27,8 +27,8 @@ def run_decoder(
     attention = PromptAttention(rows, hidden, decoder.config._attn_implementation == "eager")
     with switched(decoder_configs(decoder), attention):
         output = decoder(**decoder_arguments(rows), past_key_values=cache, use_cache=cache is not None)
-    layers = len(cache.layers) if cache is not None else attention.layers_seen
-    if not attention.layers_seen or attention.layers_seen != layers:
+    layers = len(cache.layers) if cache is not None else 1
+    if attention.layers_seen < layers:
         raise UnsupportedModelError(
             "model: needs attention that goes through transformers' attention interface in every layer (what "
             f"model.set_attn_implementation sets), got {attention.layers_seen} of {layers} layers"

@@ -189,6 +189,6 @@ def tokenizer_of(processor: Any) -> Any:
 
 def _call(processor: Any, text: str, images: list[Image]) -> Mapping[str, Any]:
     try:
-        return processor(text=[text], images=images, return_tensors="pt", padding=True)
+        return processor(text=[text], images=[images], return_tensors="pt", padding=True)
     except Exception as error:
         raise ValueError(f"processor: could not encode {len(images)} image(s) with {text!r}: {error}") from error

@@ -14,7 +14,7 @@ from torch import nn
 from mmbdhs.branches import NonFiniteError
 from mmbdhs.corruption import noisy_images
 from mmbdhs.examples import EXAMPLE_ERRORS, Example, ExampleReader
-from mmbdhs.output_head import OutputHead
+from mmbdhs.model_forward import OutputHead
 from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.prompts import Messages, decode_after, tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample

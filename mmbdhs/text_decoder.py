@@ -48,16 +48,17 @@ def text_decoder(model: nn.Module) -> nn.Module:
         raise UnsupportedModelError(
             f"model: needs a text decoder of its own behind get_decoder(), got {type(model).__name__} without one"
         )
-    while inner := _without_head(decoder):
+    while (inner := _inside(decoder)) is not decoder:
         decoder = inner
     return decoder
 
 
-def _without_head(decoder: nn.Module) -> nn.Module | None:
-    """The decoder inside a causal language model; None for what is no such model."""
-    if not hasattr(decoder, "lm_head"):
-        return None
-    return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), None)
+def _inside(decoder: nn.Module) -> nn.Module:
+    """The decoder inside a causal language model or a model around one; itself if there is none."""
+    if hasattr(decoder, "lm_head"):
+        return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
+    get_decoder = getattr(decoder, "get_decoder", None)
+    return get_decoder() if get_decoder else decoder
 
 
 def longest_sequence(model: nn.Module) -> float:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mmbdhs.native import reference as twin
+from mmbdhs.text_decoder import image_token_id
 from mmbdhs.tokens import end_token_ids, vision_token_ids
 
 
@@ -38,16 +39,17 @@ def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], 
     prompt = inputs.pop("input_ids")
     inputs.pop("attention_mask")
     ids = torch.cat([prompt, torch.tensor([response], dtype=torch.int64)], dim=1)
-    image = (ids[0] == model.config.image_token_id).nonzero().flatten()
+    image = (ids[0] == image_token_id(model)).nonzero().flatten()
     mask = torch.ones_like(ids)
     mask[0, image] = 0
     mask[0, image[list(visible)]] = 1
+    for name in (name for name, value in inputs.items() if value.shape == prompt.shape):  # kinds of tokens: 0 for text
+        kind = int(model.config.model_type == "paligemma")  # but here 0 is the prompt, and 1 the response
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(response)), value=kind)
     positions = torch.arange(ids.shape[1])[None]
-    if "mm_token_type_ids" in inputs:
-        kinds = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(response)))
-        inputs["mm_token_type_ids"] = kinds
-        grid = inputs["image_grid_thw"]
-        positions, _ = model.model.get_rope_index(ids, image_grid_thw=grid, mm_token_type_ids=kinds)
+    if "image_grid_thw" in inputs:
+        arguments = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+        positions, _ = model.model.get_rope_index(ids, **arguments)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **inputs).logits
     return logits[0, prompt.shape[1] - 1 :]
 

@@ -101,7 +101,7 @@ def decoding() -> Iterator[tuple[DecodeAttention, KeyStores, Rows, tuple[Tensor,
     layer, query, key, value, rows = draw_step(4, 2)
     stores = KeyStores(torch.device("cpu"))
     stores.layers = [layer]
-    yield DecodeAttention(text_decoder(tiny_models.llava()[0]), stores), stores, rows, (query, key, value)
+    yield DecodeAttention(tiny_models.llava()[0], stores), stores, rows, (query, key, value)
 
 
 def attend(*arguments: Any, **more: Any) -> Tensor:
@@ -136,10 +136,10 @@ def test_what_would_change_attention_is_refused(asked: dict[str, Any], decoding:
 
 def test_keys_changed_after_the_cache_are_refused(decoding: Any) -> None:
     attention, stores, rows, (query, key, value) = decoding
-    with pytest.raises(UnsupportedModelError, match="that they handed to the cache"), attention.over(rows):
+    with pytest.raises(UnsupportedModelError, match="that were handed to the cache"), attention.over(rows):
         stores.update(key, value, 0)
         attend(query, key * 2, value)
-    with pytest.raises(UnsupportedModelError, match="that they handed to the cache"), attention.over(rows):
+    with pytest.raises(UnsupportedModelError, match="that were handed to the cache"), attention.over(rows):
         attend(query, key, value)
 
 

@@ -12,9 +12,9 @@ import torch
 from plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
-from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, output_head, probe
+from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, model_forward, probe
 from mmbdhs.decoder_inputs import decoder_inputs
-from mmbdhs.output_head import OutputHead
+from mmbdhs.model_forward import OutputHead
 from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.text_decoder import text_decoder
 
@@ -125,7 +125,7 @@ def test_what_a_model_does_to_its_logits_is_done(unprobed: Any, monkeypatch: pyt
     hidden = torch.randn(3, 128)
     expected = 5 * torch.tanh(model.lm_head(hidden) / 5)
     torch.testing.assert_close(OutputHead(model)(hidden), expected, rtol=0, atol=1e-6)
-    output_head._OF_THEIR_OWN.discard(model)
+    model_forward._OWN_LOGITS.discard(model)
 
 
 def test_logits_made_from_more_than_hidden_states_are_caught(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""From the decoder's hidden states to logits, the way the model at hand does it."""
+"""What the model at hand does around its decoder: behind it to make logits, and before it to a generated token.
+
+For most that is a linear layer and an embedding. Some cap or scale their logits, or hand their decoder more than one
+embedding of a token; these run in their own forward.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.text_decoder import text_decoder
 
-# Models that do more to their logits than a linear layer does (cap or scale them, say), as `probe` found.
-_OF_THEIR_OWN: WeakSet[nn.Module] = WeakSet()
+# Models that do more than that, as `probe` found.
+_OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
+_OWN_STEPS: WeakSet[nn.Module] = WeakSet()
 
 
 class OutputHead:
@@ -24,7 +31,7 @@ class OutputHead:
         self._model = model
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if self._model in _OF_THEIR_OWN:
+        if self._model in _OWN_LOGITS:
             return _logits_of_its_own(self._model, hidden)
         return self._model.get_output_embeddings()(hidden)
 
@@ -32,7 +39,25 @@ class OutputHead:
 def settle_head(model: nn.Module, hidden: Tensor, agrees: Callable[[Tensor], bool]) -> None:
     """Find out which: whose logits for `hidden` agree with what the model makes of the same tokens?"""
     if not agrees(OutputHead(model)(hidden)) and agrees(_logits_of_its_own(model, hidden)):
-        _OF_THEIR_OWN.add(model)
+        _OWN_LOGITS.add(model)
+
+
+def settle_steps(model: nn.Module, text: DecoderInputs) -> None:
+    """Find out whether the decoder takes more than embeddings for the plain text that generated tokens are."""
+    if text.further:
+        _OWN_STEPS.add(model)
+
+
+def step_logits(model: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    """Logits [n, V] after one token more in each row; the attention sees to what came before.
+
+    tokens: int64 [n, 1]. positions: int64 [n, 1] or [R, n, 1].
+    """
+    arguments = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    if model in _OWN_STEPS:
+        return model(input_ids=tokens, **arguments).logits[:, 0]
+    output = text_decoder(model)(inputs_embeds=model.get_input_embeddings()(tokens), **arguments)
+    return OutputHead(model)(output.last_hidden_state[:, 0])
 
 
 def _logits_of_its_own(model: nn.Module, hidden: Tensor) -> Tensor:
