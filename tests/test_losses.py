@@ -136,12 +136,15 @@ def test_orpo() -> None:
     second = 1 + 0.1 * math.log(1 + (math.exp(1) - 1) / (math.exp(0.5) - 1))
     given = losses.orpo_loss(POLICY_CHOSEN, POLICY_REJECTED, **LENGTHS, beta=0.1)
     near(given.losses, [first, second])
+    near(given.chosen_rewards, [-0.2, -0.1])
     near(given.rejected_rewards, [-0.35, -0.05])
 
 
 def test_cpo() -> None:
     given = losses.cpo_loss(POLICY_CHOSEN, POLICY_REJECTED, beta=0.5, nll_weight=0.1)
     near(given.losses, [minus_log_sigmoid(2) + 1.0, minus_log_sigmoid(-0.5) + 0.7])
+    near(given.chosen_rewards, [-5.0, -3.5])
+    near(given.rejected_rewards, [-7.0, -3.0])
     per_token = losses.cpo_loss(
         POLICY_CHOSEN, POLICY_REJECTED, beta=0.5, nll_weight=0.1, chosen_lengths=LENGTHS["chosen_lengths"]
     )

@@ -143,6 +143,18 @@ def test_rewards_are_detached() -> None:
         assert given[0].requires_grad and not any(rewards.requires_grad for rewards in given[1:])
 
 
+def test_what_the_old_policy_gave_is_constant() -> None:
+    six = [tensor.requires_grad_() for tensor in torch.randn(6, 2, 3)]
+    ppo = losses.ppo_loss(*six, MASK, clip_range=9.0, value_clip_range=9.0)
+    reached = [gradient is not None for gradient in torch.autograd.grad(ppo.losses.sum(), six, allow_unused=True)]
+    assert reached == [True, False, False, True, False, False]
+    rloo = losses.rloo_loss(*(tensor[0] for tensor in six[:3]))
+    assert [g is not None for g in torch.autograd.grad(rloo.sum(), six[:3], allow_unused=True)] == [True, False, False]
+    assert not any(result.requires_grad for result in losses.gae(six[0], six[1], MASK))
+    assert not losses.rloo_advantages(six[0]).requires_grad
+    assert not losses.kto_reference_point(six[0][0], six[1][0]).requires_grad
+
+
 def test_small_divergences_keep_their_digits() -> None:
     policy = torch.tensor([-1.0, -1.0, -1.0])
     reference = policy + torch.tensor([1e-3, -1e-3, 2e-4])
@@ -209,7 +221,10 @@ def test_wrong_settings_are_named() -> None:
         refused("^label_smoothing: needs a ", ValueError, loss, *v, label_smoothing=-0.1)
     refused("^label_smoothing: needs a finite number above 0", ValueError, losses.exo_pair_loss, *v, label_smoothing=0)
     refused("^tau: needs a number in", ValueError, losses.discopop_loss, *v, tau=1.5)
-    refused("^reward_shift: needs a finite", ValueError, losses.bco_pair_loss, *v, reward_shift=math.nan)
+    for shift in (math.nan, math.inf, -math.inf, None):
+        refused("^reward_shift: needs a finite", ValueError, losses.bco_pair_loss, *v, reward_shift=shift)
+    for weight in (-0.1, math.nan, math.inf, False):
+        refused("^nll_weight: needs a finite", ValueError, losses.cpo_loss, *v[:2], nll_weight=weight)
     refused("^link: needs a callable", TypeError, losses.gpo_loss, *v, link="logistic")
     refused("^link's result: needs the shape", ValueError, losses.gpo_loss, *v, link=torch.mean)
     refused("^gamma: needs a finite number of at", ValueError, losses.simpo_loss, *v[:2], **BOTH_LENGTHS, gamma=-1.0)
@@ -224,6 +239,9 @@ def test_wrong_lengths_are_named() -> None:
         refused("^rejected_lengths: needs a tensor where chosen_lengths", ValueError, loss, *arguments, **half)
         short = {"chosen_lengths": LENGTHS, "rejected_lengths": LENGTHS[:2]}
         refused("^rejected_lengths: needs the shape", ValueError, loss, *arguments, **short)
+    zeros = torch.zeros(BATCH, dtype=torch.long)
+    refused("^chosen_lengths: needs numbers above 0", ValueError, losses.cpo_loss, *v[:2], chosen_lengths=zeros)
+    refused("^chosen_lengths: needs numbers above 0", ValueError, losses.sft_loss, v[0], chosen_lengths=zeros)
     refused("^policy_chosen_logps: needs log-prob", ValueError, losses.orpo_loss, -v[0], v[1], **BOTH_LENGTHS)
 
 
