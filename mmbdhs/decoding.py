@@ -20,6 +20,7 @@ from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.key_stores import KeyStores, bucket, enlarged
 from mmbdhs.model_forward import OutputHead, step_logits
 from mmbdhs.prompt_attention import run_decoder
+from mmbdhs.text_decoder import input_device
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -84,7 +85,7 @@ class Decoding:
 
     def __init__(self, model: nn.Module, choose: Chooser) -> None:
         self.model, self.choose, self.head = model, choose, OutputHead(model)
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.slots, self.stores = Slots.empty(self.device), KeyStores(self.device)
         self.attention = DecodeAttention(model, self.stores)
         self.flat_positions = True

@@ -11,7 +11,7 @@ from mmbdhs.branches import NonFiniteError
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs
 from mmbdhs.probe import probe
 from mmbdhs.prompts import CONTEXT_TOKENS, Turn, as_messages, content_key, encode, key_address, load_images, render_turn
-from mmbdhs.text_decoder import image_token_id, longest_sequence
+from mmbdhs.text_decoder import image_token_id, input_device, longest_sequence
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
@@ -58,8 +58,8 @@ class ExampleReader:
 
     def encode(self, example: Example, images: list[Any]) -> EncodedExample:
         """Encode the example with `images` in place of its own."""
-        device = self._model.get_input_embeddings().weight.device
-        batch, prompt_length = encode(self._processor, example.turn, images, device)
+        model = self._model
+        batch, prompt_length = encode(self._processor, example.turn, images, input_device(model), model.dtype)
         ids = batch["input_ids"][0]
         if len(ids) > self._longest:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,8 +119,11 @@ def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: i
     return Turn(text, opening, start, tuple(encoding["input_ids"][first:stop]), tuple(spans), len(raw) - stop)
 
 
-def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device) -> tuple[dict[str, Any], int]:
-    """The processor's output (batch size 1) over prompt + reference, and the number of tokens before the reference.
+def encode(
+    processor: Any, turn: Turn, images: list[Image], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Any], int]:
+    """The processor's output (batch size 1) over prompt + reference, pixels in `dtype`, and the number of tokens before
+    the reference.
 
     Raises ValueError if the processor does not arrive at the reference tokens that its own tokenizer gives.
     """
@@ -130,7 +134,13 @@ def encode(processor: Any, turn: Turn, images: list[Image], device: torch.device
     if tuple(inputs["input_ids"][0, start:end].tolist()) != turn.token_ids:
         raise ValueError("processor: needs to tokenize text like processor.tokenizer, the reference's tokens differ")
     inputs = {k: v[:, :end] if isinstance(v, Tensor) and v.shape == shape else v for k, v in inputs.items()}
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}, start
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    return tree_map(place, inputs), start
 
 
 def decode_after(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> str:

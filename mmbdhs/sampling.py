@@ -157,11 +157,17 @@ def _check_on_error(on_error: str) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards exactly the modes that were."""
+    """Evaluation mode without compiled calls, which would be traced anew for shape after shape; and afterwards exactly
+    what was."""
     training = [module for module in model.modules() if module.training]
+    compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
     model.eval()
     try:
+        for module in compiled:
+            module._compiled_call_impl = None
         yield
     finally:
         for module in training:
             module.training = True
+        for module, call in compiled.items():
+            module._compiled_call_impl = call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import PreTrainedModel
@@ -74,6 +75,13 @@ def longest_sequence(model: nn.Module) -> float:
             f"got {unknown or ['alibi']} in {type(text_decoder(model)).__name__}"
         )
     return getattr(config, "max_position_embeddings", None) or float("inf")
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes token ids; Accelerate keeps offloaded weights elsewhere until they are needed."""
+    embeddings = model.get_input_embeddings()
+    device = embeddings.weight.device
+    return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
 
 
 def image_token_id(model: nn.Module) -> int:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from model_zoo import ZOO
 from plain import greedy_ids, masked_logits, picture, prompt_inputs
@@ -15,19 +18,71 @@ from plain import greedy_ids, masked_logits, picture, prompt_inputs
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
 from mmbdhs.examples import ExampleReader
 from mmbdhs.model_forward import OutputHead
+from mmbdhs.probe import probe
 from mmbdhs.prompt_attention import run_decoder
+from mmbdhs.text_decoder import text_decoder
 
+# What is particular about a decoder, and the families that show it: name in the zoo -> title.
+GROUPS: dict[str, dict[str, str]] = {
+    "causal attention": {
+        "llava": "LLaVA-1.5",
+        "llava_next": "LLaVA-NeXT",
+        "llava_onevision": "LLaVA-OneVision",
+        "vipllava": "VipLLaVA",
+        "idefics2": "Idefics2",
+        "idefics3": "Idefics3",
+        "smolvlm": "SmolVLM",
+        "mistral3": "Mistral 3",
+        "pixtral": "Pixtral",
+        "internvl": "InternVL",
+        "deepseek_vl": "DeepSeek-VL",
+        "ovis2": "Ovis2",
+        "janus": "Janus",
+        "emu3": "Emu3",
+        "fuyu": "Fuyu",
+    },
+    "experts": {"aria": "Aria"},
+    "M-RoPE (three rows of positions)": {
+        "qwen2_vl": "Qwen2-VL",
+        "qwen2_5_vl": "Qwen2.5-VL",
+        "glm4v": "GLM-4V",
+        "glm4v_moe": "GLM-4.5V (experts)",
+        "ernie4_5_vl_moe": "ERNIE 4.5 VL (experts by modality)",
+    },
+    "image features added inside layers": {
+        "qwen3_vl": "Qwen3-VL",
+        "qwen3_vl_moe": "Qwen3-VL (experts)",
+        "granite4_vision": "Granite 4 Vision",
+    },
+    "sliding windows, past their length": {
+        "llava_mistral_sliding": "LLaVA on Mistral",
+        "aya_vision": "Aya Vision",
+        "cohere2_vision": "Command A Vision",
+    },
+    "windows, and images that see themselves both ways": {"gemma3": "Gemma 3", "gemma4_bidirectional": "Gemma 4"},
+    "several embeddings of a token, shared keys": {"gemma3n": "Gemma 3n", "gemma4": "Gemma 4 (E sizes)"},
+    "a prefix that sees itself both ways": {"paligemma": "PaliGemma", "paligemma2": "PaliGemma 2 (windows, soft-cap)"},
+    "chunks, past their length": {"llama4": "Llama 4"},
+    "cross-attention to the image": {"mllama": "Llama 3.2 Vision"},
+    "recurrent or convolutional layers": {"lfm2_vl": "LFM2-VL", "qwen3_5": "Qwen3.5"},
+    "compressed keys": {"kimi_k25": "Kimi K2.5"},
+    "an encoder beside the decoder": {"florence2": "Florence-2"},
+    "images merged inside the decoder": {"chameleon": "Chameleon"},
+    "no forward without an image": {"blip2": "BLIP-2"},
+}
 REFUSED = {
     "mllama": "its decoder MllamaTextModel received .*cross_attention_states",
     "lfm2_vl": r"\['conv'\] in Lfm2Model",
     "qwen3_5": r"\['linear_attention'\] in Qwen3_5TextModel",
     "kimi_k25": "attend to the keys and values that were handed to the cache, as they are",
-    "blip2": "must run on text alone",
-    "chameleon": "its decoder ChameleonModel received .*pixel_values",
     "florence2": "an encoder-decoder",
-    "llama4_temperature": "leaving image tokens out against masking them: by 0.00",
+    "chameleon": "its decoder ChameleonModel received .*pixel_values",
+    "blip2": "must run on text alone",
 }
-EXACT = [name for name in ZOO if name not in REFUSED]
+CONDITIONS = {"llama4": "to 8,192 tokens, from which on it weighs attention by a count of its own"}
+BUILDERS = ZOO | {name: getattr(tiny_models, name) for name in ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")}
+EXACT = [name for group in GROUPS.values() for name in group if name not in REFUSED]
+README = Path(__file__).parents[1] / "README.md"
 PROMPTS = ["Describe the image.", "Is there a cat?"]
 REFERENCES = [
     "The image shows a red car, e.g. a van. A dog sits next to it. It costs 3.5 dollars!",
@@ -42,10 +97,10 @@ def sample(model: Any, processor: Any, **settings: Any) -> list:
     return bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, config, lambda a, b: [0.0] * len(a))
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.95])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("family", EXACT)
 def test_greedy_completions_replay(family: str, threshold: float) -> None:
-    model, processor = ZOO[family]()
+    model, processor = BUILDERS[family]()
     samples = sample(model, processor, mask_threshold=threshold, seed=3)
     for found, images, prompt in zip(samples, IMAGES, PROMPTS, strict=True):
         inputs, before = prompt_inputs(processor, images, prompt), ""
@@ -58,7 +113,7 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
 @pytest.mark.parametrize("family", EXACT)
 @torch.no_grad()
 def test_kept_tokens_see_the_same_logits(family: str) -> None:
-    model, processor = ZOO[family]()
+    model, processor = BUILDERS[family]()
     reader = ExampleReader(model, processor)
     example = reader.read(0, IMAGES[1], PROMPTS[1], REFERENCES[1], None)
     visible = torch.tensor([1, 4, 7])
@@ -69,8 +124,77 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "ernie4_5_vl_moe"]
+)
+def test_generated_tokens_stand_where_the_rope_index_puts_them(family: str) -> None:
+    """Three rows of positions, at every step of decoding, after an image of which little is left."""
+    model, processor = BUILDERS[family]()
+    config = BDHSConfig(mask_threshold=0.9, guided=False, temperature=0, max_new_tokens=LIMIT, max_iterations=1)
+    arguments = IMAGES[1:], PROMPTS[:1], REFERENCES[:1], config, lambda a, b: [0.0]
+    bdhs_sample(model, processor, *arguments)  # probes the model
+    found = []
+    handle = text_decoder(model).register_forward_pre_hook(
+        lambda module, args, kwargs: found.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    (sample,) = bdhs_sample(model, processor, *arguments)
+    handle.remove()
+    inputs = prompt_inputs(processor, IMAGES[1], PROMPTS[0])
+    before = inputs["input_ids"].shape[1]
+    ids = torch.cat([inputs["input_ids"], torch.tensor([sample.response_ids])], dim=1)
+    kinds = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(sample.response_ids)))
+    expected, _ = model.model.get_rope_index(ids, image_grid_thw=inputs["image_grid_thw"], mm_token_type_ids=kinds)
+    steps = torch.cat([positions for positions in found if positions.shape[-1] == 1], dim=2)
+    assert steps.shape[2] == len(sample.response_ids) - 1 > 0 and int(expected.max()) < before
+    assert torch.equal(steps[-3:], expected[:, :, before : before + steps.shape[2]])
+
+
 @pytest.mark.parametrize("family", REFUSED)
 def test_refusals_say_why(family: str) -> None:
-    model, processor = ZOO[family]()
+    model, processor = BUILDERS[family]()
     with pytest.raises(UnsupportedModelError, match=REFUSED[family]):
         sample(model, processor)
+
+
+@torch.no_grad()
+def test_a_count_of_the_models_own_is_seen_before_it_matters() -> None:
+    """Llama 4 scales its queries by the logarithm of how many 8,192 tokens it believes came before."""
+    model, processor = ZOO["llama4"]()
+    reader = ExampleReader(model, processor)
+    example = reader.read(0, IMAGES[0], PROMPTS[0], REFERENCES[0], None)
+    inputs = reader.encode(example, example.images).inputs
+    ids = prompt_inputs(processor, IMAGES[0], PROMPTS[0])["input_ids"][0]
+    probe(model, inputs, ids, 8000)
+    with pytest.raises(UnsupportedModelError, match="decoding token by token against doing so at once"):
+        probe(model, inputs, ids, 9000)
+    model, processor = ZOO["llama4_temperature"]()  # at every eighth token instead
+    with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
+        sample(model, processor)
+
+
+def test_every_model_of_the_zoo_is_in_the_table() -> None:
+    listed = [name for group in GROUPS.values() for name in group]
+    assert len(listed) == len(set(listed)) and set(listed) == BUILDERS.keys() - {"llama4_temperature"}
+
+
+def table() -> str:
+    lines = ["| in the decoder | families | |", "|---|---|---|"]
+    for particular, families in GROUPS.items():
+        conditions = {CONDITIONS.get(name, "") for name in families}
+        verdict = "refused" if families.keys() <= REFUSED.keys() else f"exact {', '.join(conditions)}".strip()
+        lines.append(f"| {particular} | {', '.join(families.values())} | {verdict} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_shows_the_table() -> None:
+    assert table() in README.read_text(encoding="utf-8"), "run python tests/test_families.py"
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    marked = r"(<!-- families -->\n).*(<!-- /families -->)"
+    README.write_text(re.sub(marked, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
