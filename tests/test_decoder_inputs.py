@@ -203,3 +203,26 @@ def test_masks_that_weigh_or_differ_by_head_are_refused(make: Any, monkeypatch: 
     with_mask(model, monkeypatch, make)
     with pytest.raises(UnsupportedModelError, match="one sequence and all heads that hides or shows"):
         sample(model, processor)
+
+
+def test_a_model_that_never_calls_its_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_models.llava()
+    monkeypatch.setattr(model, "forward", lambda **kwargs: None)
+    with pytest.raises(UnsupportedModelError, match="must call its text decoder LlamaModel, it did not"):
+        sample(model, processor)
+
+
+def test_processor_and_model_must_agree_on_the_number_of_image_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_models.llava()
+    monkeypatch.setattr(processor, "patch_size", 12)
+    with pytest.raises(
+        ExampleError, match=r"processor: wrote 16 image tokens, which Llava\w+ could not fill .*tokens: 16"
+    ):
+        sample(model, processor)
+
+
+def test_an_image_without_a_placeholder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_models.llava()
+    monkeypatch.setattr("mmbdhs.decoder_inputs.image_token_id", lambda model: 5)
+    with pytest.raises(ExampleError, match=r"image tokens \(id 5, .* wrote 0 among \d+ tokens"):
+        sample(model, processor)
