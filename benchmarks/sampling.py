@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, examples
 from mmbdhs.branches import BranchPool
 from mmbdhs.examples import ExampleReader
+from mmbdhs.probe import _SOUND
 from mmbdhs.scheduling import Sampler
 from mmbdhs.splicing import Reference
 from mmbdhs.tokens import vision_token_ids
@@ -57,6 +58,7 @@ def main(options: Options) -> None:
                 row = measure(model, processor, options)
                 table.add(**row)
                 print("  stages, ms/pair: " + ", ".join(f"{k} {v}" for k, v in row["stages_ms_per_pair"].items()))
+                print(f"  probe, once: {row['probe_ms']} ms, {row['probe_of_32_pairs']:.1%} of sampling 32 pairs")
                 print("  peak MiB: " + ", ".join(f"{k} {v}" for k, v in row["peak_mib"].items()))
 
 
@@ -78,7 +80,9 @@ def measure(model: Any, processor: Any, options: Options) -> dict[str, Any]:
             model, processor, images, [PROMPT] * pairs, [REFERENCE] * pairs, config, lambda a, b: [0.0] * len(a)
         )
 
-    samples = ours()
+    _SOUND.pop(model, None)
+    with stages(probe=(examples, "probe")) as once:
+        samples = ours()
     baseline = MaskedGeneration(model, processor, images[0], samples[0], steps)
     equal = min(equal_share(samples[0], side(), steps) for side in (baseline.batched, baseline.shared))
     assert equal == 1 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
@@ -90,6 +94,7 @@ def measure(model: Any, processor: Any, options: Options) -> dict[str, Any]:
         **{"image_tokens": IMAGE_TOKENS, "sentences": len(samples[0].sentences), "steps": steps, "pairs": pairs},
         **{"ours": 1e3 * own, "batched": 1e3 * batched, "shared": 1e3 * shared, "equal": equal},
         **{"over_batched": batched / own, "over_shared": shared / own},
+        **{"probe_ms": round(1e3 * once["probe"], 1), "probe_of_32_pairs": once["probe"] / (32 * own)},
         "stages_ms_per_pair": stage_times(ours, pairs),
         "peak_mib": dict(zip(("ours", "shared", "batched"), map(round, memory), strict=True)),
     }

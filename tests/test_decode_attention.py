@@ -217,7 +217,7 @@ def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
         return args, kwargs | {"position_ids": kwargs["position_ids"] + 1} if single else kwargs
 
     handle = text_decoder(model).register_forward_pre_hook(shift, with_kwargs=True)
-    with pytest.raises(UnsupportedModelError, match="decoding token by token against doing so at once: by 0"):
+    with pytest.raises(UnsupportedModelError, match="decoding a token against doing so at once: by 0"):
         sample(model, processor)
     handle.remove()
     sample(model, processor)

@@ -165,7 +165,7 @@ def test_a_count_of_the_models_own_is_seen_before_it_matters() -> None:
     inputs = reader.encode(example, example.images).inputs
     ids = prompt_inputs(processor, IMAGES[0], PROMPTS[0])["input_ids"][0]
     probe(model, inputs, ids, 8000)
-    with pytest.raises(UnsupportedModelError, match="decoding token by token against doing so at once"):
+    with pytest.raises(UnsupportedModelError, match="decoding a token against doing so at once"):
         probe(model, inputs, ids, 9000)
     model, processor = ZOO["llama4_temperature"]()  # at every eighth token instead
     with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
