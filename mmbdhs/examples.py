@@ -11,7 +11,7 @@ from mmbdhs.branches import NonFiniteError
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_inputs
 from mmbdhs.probe import probe
 from mmbdhs.prompts import CONTEXT_TOKENS, Turn, as_messages, content_key, encode, key_address, load_images, render_turn
-from mmbdhs.text_decoder import image_token_id, input_device, longest_sequence
+from mmbdhs.text_decoder import check_layers, context_length, image_token_id, input_device
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
@@ -44,7 +44,8 @@ class ExampleReader:
     def __init__(self, model: nn.Module, processor: Any, generated: int = 0) -> None:
         self._model, self._processor = model, processor
         image_token_id(model)  # or there is nothing to hide
-        self._longest, self._generated = longest_sequence(model), generated
+        check_layers(model)
+        self._longest, self._generated = context_length(model), generated
 
     def read(self, index: int, images: Any, prompt: Any, reference: str, key: int | str | None) -> Example:
         """Raises ValueError or TypeError for what cannot be sampled from."""

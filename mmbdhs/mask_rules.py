@@ -27,6 +27,7 @@ class MaskRule:
     """function: (row, head, query, key) -> bool, of int64 indices that broadcast together, as `transformers` has it."""
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    rows: tuple[MaskRule, ...] = ()  # of which this one is stacked
 
     @property
     def causal(self) -> bool:
@@ -39,14 +40,22 @@ class MaskRule:
         return seen.expand(torch.broadcast_shapes(row.shape, query.shape, key.shape))
 
     def then(self, response: MaskRule, prompt_length: int) -> MaskRule:
-        """This rule for the queries of a prompt, `response` for those that follow it."""
+        """This rule for the queries of a prompt, which see nothing beyond it, `response` for those that follow it."""
         if self.function is response.function:
             return self
+        last = prompt_length - 1  # that a rule about the prompt's tokens may know
 
         def function(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return torch.where(query < prompt_length, self(row, query, key), response(row, query, key))
+            seen = self(row, query.clamp(max=last), key.clamp(max=last)) & (key <= last)
+            return torch.where(query <= last, seen, response(row, query, key))
 
         return MaskRule(function)
+
+    def for_row(self, number: int, query: Tensor, key: Tensor) -> Tensor:
+        """The same for one row of those that the rule is about: query, key without a row dimension."""
+        if self.rows:
+            return self.rows[number].for_row(0, query, key)
+        return self(torch.full_like(query, number), query, key)
 
 
 CAUSAL = MaskRule(causal_mask_function)
@@ -109,7 +118,7 @@ def stacked(rules: list[MaskRule]) -> MaskRule:
         first = torch.zeros_like(row[0])
         return torch.stack([rule(first, q, k) for rule, q, k in zip(rules, query, key, strict=True)])
 
-    return CAUSAL if all(rule.causal for rule in rules) else MaskRule(function)
+    return CAUSAL if all(rule.causal for rule in rules) else MaskRule(function, tuple(rules))
 
 
 def _make_mask(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from mmbdhs.chunked_head import chunked_logps, logps_through
 from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.text_decoder import text_decoder
 
@@ -46,6 +47,16 @@ def settle_steps(model: nn.Module, text: DecoderInputs) -> None:
     """Find out whether the decoder takes more than embeddings for the plain text that generated tokens are."""
     if text.further:
         _OWN_STEPS.add(model)
+
+
+def token_logps(model: nn.Module, hidden: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log p(labels[t] | hidden[t]), float32 [T], without the logits of all tokens at a time.
+
+    hidden: [T, hidden]. labels: int64 [T]."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and model not in _OWN_LOGITS:
+        return chunked_logps(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
+    return logps_through(OutputHead(model), hidden, labels, temperature=temperature)
 
 
 def step_logits(model: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:

@@ -12,7 +12,7 @@ from mmbdhs.decoder_inputs import DecoderInputs, text_inputs
 from mmbdhs.decoding import Decoding
 from mmbdhs.model_forward import OutputHead, settle_head, settle_steps
 from mmbdhs.prompt_attention import run_decoder
-from mmbdhs.text_decoder import UnsupportedModelError, longest_sequence
+from mmbdhs.text_decoder import UnsupportedModelError, check_layers, context_length, evaluating
 
 _IMAGE_TOKENS, _TEXT_TOKENS = 8, 16  # enough to tell, and a small part of one pair's work
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -34,6 +34,13 @@ def probe(model: nn.Module, inputs: DecoderInputs, ids: Tensor, tokens: int) -> 
     """
     if _SOUND.get(model, -1) >= tokens:
         return
+    check_layers(model)
+    with evaluating(model):
+        _SOUND[model] = _compare(model, inputs, ids, tokens)
+
+
+def _compare(model: nn.Module, inputs: DecoderInputs, ids: Tensor, tokens: int) -> int:
+    """Returns how many tokens the model is sound for, -1 if what it made was not finite."""
     ids = ids[max(int(inputs.image_positions[-1]) + 1, len(ids) - _TEXT_TOKENS) :]
     text, whole = _text_and_logits(model, inputs, ids)
     continued = replace(text, prompt_length=max(len(ids) - 1, 1))
@@ -43,13 +50,12 @@ def probe(model: nn.Module, inputs: DecoderInputs, ids: Tensor, tokens: int) -> 
     own, at_once = OutputHead(model)(hidden)
     _require(model, "its decoder and output head against its own forward", own, whole)
     _require(model, "leaving image tokens out against masking them", *_dropped_and_masked(model, inputs))
-    for count in (max(int(min(longest_sequence(model), _MANY)), tokens), tokens):
+    for count in (max(int(min(context_length(model), _MANY)), tokens), tokens):
         decoded = _decoded_logits(model, continued, ids, count)
         if _difference(decoded, at_once) <= _tolerance(at_once):
             break
     _require(model, "decoding a token against doing so at once", decoded, at_once)
-    if all(logits.isfinite().all() for logits in (own, whole, decoded)):
-        _SOUND[model] = count
+    return count if all(logits.isfinite().all() for logits in (own, whole, decoded)) else -1
 
 
 def _require(model: nn.Module, what: str, found: Tensor, expected: Tensor) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from mmbdhs.prompts import Messages, decode_after, tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
-from mmbdhs.text_decoder import unwrapped
+from mmbdhs.text_decoder import evaluating, unwrapped
 from mmbdhs.tokens import token_chooser
 
 _LOG = logging.getLogger("mmbdhs")
@@ -83,7 +82,7 @@ def iter_bdhs_samples(
     _check_on_error(on_error)
     model = unwrapped(model)
     sampler = Sampler(model, processor, config or BDHSConfig(), resolve_similarity(similarity))
-    with _evaluating(model):
+    with evaluating(model):
         for index, result in sampler.run(_examples(images, prompts, references, keys)):
             yield index, _settled(result, on_error)
 
@@ -108,7 +107,7 @@ def povid_sample(
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
     reader = ExampleReader(model, processor)
     results: list[Any] = []
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for index, image, prompt, reference, key in _examples(images, prompts, references, keys):
             try:
                 example = reader.read(index, image, prompt, reference, key)
@@ -153,21 +152,3 @@ def _check_lists(**lists: Sequence | None) -> None:
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without compiled calls, which would be traced anew for shape after shape; and afterwards exactly
-    what was."""
-    training = [module for module in model.modules() if module.training]
-    compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
-    model.eval()
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for module, call in compiled.items():
-            module._compiled_call_impl = call

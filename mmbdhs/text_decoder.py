@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,9 +64,14 @@ def _inside(decoder: nn.Module) -> nn.Module:
     return get_decoder() if get_decoder else decoder
 
 
-def longest_sequence(model: nn.Module) -> float:
-    """How many tokens the decoder can take. Raises UnsupportedModelError for a decoder in which leaving tokens out
-    would not be the same as masking them."""
+def context_length(model: nn.Module) -> float:
+    """How many tokens the decoder can take."""
+    return getattr(text_decoder(model).config, "max_position_embeddings", None) or float("inf")
+
+
+def check_layers(model: nn.Module) -> None:
+    """Raises UnsupportedModelError for a decoder that is known to see token order through more than position ids and
+    masks, so that leaving tokens out would not be the same as masking them."""
     config: Any = text_decoder(model).config
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError("model: needs a decoder-only language model, got an encoder-decoder")
@@ -74,7 +81,6 @@ def longest_sequence(model: nn.Module) -> float:
             "model: needs layers that see token order only through position ids and masks, "
             f"got {unknown or ['alibi']} in {type(text_decoder(model)).__name__}"
         )
-    return getattr(config, "max_position_embeddings", None) or float("inf")
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -93,3 +99,23 @@ def image_token_id(model: nn.Module) -> int:
     raise UnsupportedModelError(
         f"model: needs image tokens in its decoder (config.image_token_id), {type(model.config).__name__} has none"
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, in the model's own precision, without compiled calls, which would be traced anew for shape after
+    shape; and afterwards exactly what was."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    training = [module for module in model.modules() if module.training]
+    compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
+    model.eval()
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
