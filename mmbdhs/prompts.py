@@ -31,7 +31,7 @@ class Turn:
     token_ids: the response's tokens, as they stand in that conversation.
     token_spans: for each, the [begin, end) of its characters in the user's text, leading white space left out; -1 as
         the begin of a token that stands before the text.
-    closing: how many tokens the template puts after them.
+    closing_ids: the tokens that the template puts after them.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Turn:
     start: int
     token_ids: tuple[int, ...]
     token_spans: tuple[tuple[int, int], ...]
-    closing: int
+    closing_ids: tuple[int, ...]
 
 
 def load_images(images: Any) -> list[Image]:
@@ -116,7 +116,8 @@ def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: i
     for b, e in raw[first:stop]:
         b = e - len(text[b:e].lstrip()) if text[b:e].strip() else b
         spans.append((max(b, start) + shift if e > start else -1, max(min(e, end) + shift, 0)))
-    return Turn(text, opening, start, tuple(encoding["input_ids"][first:stop]), tuple(spans), len(raw) - stop)
+    ids = encoding["input_ids"]
+    return Turn(text, opening, start, tuple(ids[first:stop]), tuple(spans), tuple(ids[stop:]))
 
 
 def encode(
@@ -129,7 +130,7 @@ def encode(
     """
     inputs = _call(processor, turn.text, images)
     shape = inputs["input_ids"].shape
-    end = shape[1] - turn.closing
+    end = shape[1] - len(turn.closing_ids)
     start = end - len(turn.token_ids)
     if tuple(inputs["input_ids"][0, start:end].tolist()) != turn.token_ids:
         raise ValueError("processor: needs to tokenize text like processor.tokenizer, the reference's tokens differ")

@@ -30,7 +30,7 @@ def test_reference_ids_are_those_of_the_conversation(family: str, text: str) -> 
         processor.tokenizer(processor.apply_chat_template(m, tokenize=False, add_generation_prompt=g))["input_ids"]
         for m, g in ((messages, True), (answer, False))
     ]
-    end = len(ids[1]) - turn.closing
+    end = len(ids[1]) - len(turn.closing_ids)
     assert (*ids[0], *turn.token_ids) == tuple(ids[1][:end])
     assert processor.tokenizer.decode(turn.token_ids).strip() == text.strip()
 
