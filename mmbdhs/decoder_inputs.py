@@ -125,7 +125,7 @@ def decoder_inputs(model: nn.Module, inputs: Mapping[str, Any], prompt_length: i
         )
     try:
         captured = _stop_at_decoder(model, inputs)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"processor: wrote {len(image_positions)} image tokens, which {type(model).__name__} could not fill with "
             f"its image features: {error}"

@@ -76,7 +76,8 @@ class RuleMask(Tensor):
 
 
 def stand_in(rule: MaskRule, rows: int, queries: int, keys: int, device: torch.device | str) -> RuleMask:
-    mask = torch.zeros((), dtype=torch.bool, device=device).expand(rows, 1, queries, keys).as_subclass(RuleMask)
+    # NaN, so that whatever is made of it instead shows.
+    mask = torch.full((), torch.nan, device=device).expand(rows, 1, queries, keys).as_subclass(RuleMask)
     mask.rule = rule
     return mask
 

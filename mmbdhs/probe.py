@@ -83,7 +83,7 @@ def _text_and_logits(model: nn.Module, inputs: DecoderInputs, ids: Tensor) -> tu
     try:
         text = text_inputs(model, ids)
         whole = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), use_cache=False).logits[0, -1]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         name = type(model).__name__
         raise UnsupportedModelError(f"model: {name} must run on text alone, to be compared with: {error}") from error
     return replace(text, positions=text.indices.expand(len(inputs.positions), -1), flat=inputs.flat), whole

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample, model_forward, probe
 from mmbdhs.decoder_inputs import decoder_inputs
+from mmbdhs.mask_rules import CAUSAL, rule_of, stand_in, table_rule
 from mmbdhs.model_forward import OutputHead
 from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.text_decoder import text_decoder
@@ -203,6 +204,17 @@ def test_masks_that_weigh_or_differ_by_head_are_refused(make: Any, monkeypatch: 
     with_mask(model, monkeypatch, make)
     with pytest.raises(UnsupportedModelError, match="one sequence and all heads that hides or shows"):
         sample(model, processor)
+
+
+@pytest.mark.parametrize("change", [lambda mask: mask[..., :5], lambda mask: mask * 1.0, lambda mask: mask.float() + 1])
+def test_stand_ins_that_were_changed_are_refused(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not the whole of it is no mask."""
+    mask = stand_in(CAUSAL, 1, 7, 7, "cpu")
+    assert mask[:, :, :7] is mask is mask.to("meta")
+    with pytest.raises(UnsupportedModelError, match="made otherwise"):
+        rule_of(change(mask))
+    with pytest.raises(UnsupportedModelError, match="hides or shows"):
+        table_rule(change(mask).as_subclass(torch.Tensor))
 
 
 def test_a_model_that_never_calls_its_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
