@@ -25,7 +25,8 @@ from mmbdhs.losses import checks
 # products (64 MiB), and so does a head that is called as a whole, which reads all its weights for every chunk.
 CACHED_LOGITS = 1 << 20
 CHUNK_LOGITS = 1 << 24
-LEAST_ENTRIES = 512  # of the vocabulary, whatever the number of tokens
+# Of the vocabulary, whatever the number of tokens: sums over more rows of the weight might overflow float16.
+LEAST_ENTRIES, MOST_ENTRIES = 512, 1 << 14
 
 
 def chunked_logps(
@@ -41,8 +42,8 @@ def chunked_logps(
 
     hidden: float [T, H], in whose dtype (under autocast: in autocast's) products are taken; sums are float32.
     weight: float [V, H]. labels: int64 [T], in [0, V). bias: float [V].
-    chunk_vocabulary: how many of the V entries have logits at a time, by default 512 or so many that all their logits
-    take 64 MiB (CPU: 4 MiB). Besides what it returns, a call holds less than two such chunks and some [T, H].
+    chunk_vocabulary: how many of the V entries have logits at a time, by default so many that these take 64 MiB (CPU:
+    4 MiB), from 512 to 16,384. Besides what it returns, a call holds less than two such chunks and some [T, H].
 
     Where hidden needs a gradient, forward makes it up to the factor that backward brings. Backward computes logits anew
     only for the weight's and the bias's, so a frozen head costs no third product. There is no second derivative.
@@ -58,9 +59,9 @@ def chunked_logps(
     if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     at_once = CACHED_LOGITS if kind == "cpu" else CHUNK_LOGITS
-    width = _chunk("chunk_vocabulary", chunk_vocabulary, max(LEAST_ENTRIES, at_once // max(1, len(hidden))))
-    learns = torch.is_grad_enabled() and hidden.requires_grad
-    return _ChunkedLogps.apply(hidden, weight, bias, labels, temperature, width, learns)
+    width = min(max(at_once // max(1, len(hidden)), LEAST_ENTRIES), MOST_ENTRIES)
+    width = _chunk("chunk_vocabulary", chunk_vocabulary, width)
+    return _applied(hidden, weight, bias, labels, temperature, width)
 
 
 def logps_through(
@@ -90,6 +91,12 @@ def logps_through(
     size = _chunk("chunk_tokens", chunk_tokens, max(1, CHUNK_LOGITS // vocabulary))
     chunks = zip(hidden.split(size), labels.split(size), strict=True)
     return torch.cat([checkpoint(logps, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+@torch.compiler.disable  # traced, the loop over the vocabulary would be unrolled into a graph of hundreds of products
+def _applied(hidden: Tensor, *others: Any) -> Tensor:
+    learns = torch.is_grad_enabled() and hidden.requires_grad
+    return _ChunkedLogps.apply(hidden, *others, learns)
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -125,7 +132,8 @@ class _ChunkedLogps(torch.autograd.Function):
         slope = torch.sigmoid(rest - at_label).div_(temperature)  # (1 − p) / temperature
         if mean is not None:
             mean = mean.div_(others.clamp_min_(1)).sub_(weight[labels]).mul_(-slope).to(hidden.dtype)
-        ctx.save_for_backward(hidden, weight, bias, labels, rest, slope, mean)
+        again = hidden if any(ctx.needs_input_grad[1:3]) else None  # a frozen head needs its logits no more
+        ctx.save_for_backward(again, weight, bias, labels, rest, slope, mean)
         ctx.temperature, ctx.width = temperature, width
         return F.logsigmoid(at_label - rest).squeeze(1)
 
@@ -135,7 +143,7 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden, weight, bias, labels, rest, slope, direction = ctx.saved_tensors
         of_hidden = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_hidden = (grad[:, None] * direction).to(hidden.dtype)
+            of_hidden = (grad[:, None] * direction).to(direction.dtype)
         if ctx.needs_input_grad[1]:
             of_weight = torch.empty_like(weight)
         if ctx.needs_input_grad[2]:
