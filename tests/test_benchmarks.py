@@ -27,6 +27,7 @@ EXPECTED = {
     "splice": {"work", "ours", "python"},
     "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
     "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
+    "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
 }
 
 
