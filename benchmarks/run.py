@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from table import Options
 
-BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling", "logps")
+BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling", "logps", "preference_step")
 
 
 def main() -> None:

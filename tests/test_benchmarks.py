@@ -28,6 +28,7 @@ EXPECTED = {
     "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
     "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
+    "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},
 }
 
 
