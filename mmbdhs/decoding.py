@@ -132,7 +132,7 @@ class Decoding:
         slots.length.copy_(torch.minimum(slots.length + 1, slots.last))
         generated = (slots.length - slots.forced)[:, None]
         draws = slots.uniforms.gather(1, generated.clamp(min=0))[:, 0] if slots.uniforms.shape[1] else None
-        chosen = self.choose(logits, draws)
+        chosen = self.choose(logits.to(self.device), draws)  # from the last device of a model that lies on several
         place = slots.length[:, None]
         following = torch.where(generated < 0, slots.tokens.gather(1, place), chosen[:, None].clamp(min=0))
         slots.tokens.scatter_(1, place, following)
