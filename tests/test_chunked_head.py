@@ -97,12 +97,21 @@ def test_only_the_gradients_that_are_needed(learned: tuple[int, ...]) -> None:
             torch.testing.assert_close(leaf.grad, wanted[i + 1], rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_is_learned_without_gradients() -> None:
+def test_nothing_is_learned_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, _, labels, _ = case(7, 31)
+    monkeypatch.setattr("mmbdhs.chunked_head._add_product", None)
     with torch.no_grad():
         logps = chunked_logps(hidden.requires_grad_(), weight, labels)
     assert not logps.requires_grad
     torch.testing.assert_close(logps, plain(hidden, weight, labels).detach())
+
+
+def test_a_frozen_head_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, _, labels, _ = case(7, 31)
+    logps = chunked_logps(hidden.requires_grad_(), weight, labels)
+    monkeypatch.setattr("mmbdhs.chunked_head._logits", None)
+    logps.sum().backward()
+    assert hidden.grad.count_nonzero()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -141,7 +150,8 @@ def test_huge_logits_make_no_nan(size: float) -> None:
 
 def test_sums_over_a_large_vocabulary_fit_into_float16() -> None:
     given = case(1, 100_000, torch.float16)
-    given[0], given[1] = given[0] / 1000, given[1] + 2  # all entries about as likely, and their rows do not cancel
+    given[0], given[2] = given[0] / 1000, 0 * given[2]  # all entries are about as likely,
+    given[1] = given[1] + 2  # and their rows do not cancel
     truth = with_gradients(plain, in_double(given))
     for got, wanted in zip(with_gradients(chunked_logps, given), truth, strict=True):
         assert distance(got, wanted) < 1e-2
@@ -156,6 +166,14 @@ def test_words_that_a_bias_forbids() -> None:
     ):
         torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-5, atol=1e-6)
         assert not got.isnan().any()
+
+
+def test_a_label_without_alternative_is_certain() -> None:
+    given = case(7, 31)
+    given[2] = torch.full((31,), -torch.inf).index_fill(0, given[3][:1], 0.5)
+    given[3] = given[3][:1].expand(7)
+    for got in with_gradients(chunked_logps, given, chunk_vocabulary=5):
+        assert torch.equal(got, torch.zeros_like(got))
 
 
 def test_strides() -> None:
