@@ -54,7 +54,8 @@ def token_logps(model: nn.Module, hidden: Tensor, labels: Tensor, temperature: f
 
     hidden: [T, hidden]. labels: int64 [T]."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and model not in _OWN_LOGITS:
+    plain = type(head) is nn.Linear and "forward" not in vars(head)  # which Accelerate's offloading replaces
+    if plain and model not in _OWN_LOGITS:
         return chunked_logps(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
     return logps_through(OutputHead(model), hidden, labels, temperature=temperature)
 

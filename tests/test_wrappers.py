@@ -14,6 +14,8 @@ from plain import greedy_ids, picture, prompt_inputs
 from torch import Tensor, distributed, nn
 
 from mmbdhs import BDHSConfig, BDHSSample, UnsupportedModelError, bdhs_sample
+from mmbdhs.packed import response_logps
+from mmbdhs.preferences import encode_responses
 from mmbdhs.text_decoder import text_decoder, unwrapped
 
 ARGUMENTS = [picture(0)], ["Describe it."], ["A red car stands here. A dog sits next to it."]
@@ -137,6 +139,9 @@ def test_offloaded_models_sample_the_same(fresh: tuple[Any, Any], tmp_path: Path
     accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
     assert next(text_decoder(model).parameters()).is_meta
     assert sample(model, processor) == expected
+    inputs, ids = encode_responses(model, processor, *ARGUMENTS[0], *ARGUMENTS[1], ["A dog."])
+    found = response_logps(model, [inputs], [ids]).sums
+    torch.testing.assert_close(found, response_logps(tiny_models.qwen2_5_vl()[0], [inputs], [ids]).sums)
 
 
 def test_models_come_out_of_all_their_wrappers(fresh: tuple[Any, Any]) -> None:
