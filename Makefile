@@ -17,7 +17,7 @@ demo: setup
 	@$(RUN) -m mmbdhs demo $(ARGS)
 
 test: setup
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check .
