@@ -197,7 +197,9 @@ def refused(message: str, error: type[Exception], call: Callable, *arguments: ob
         call(*arguments, **settings)
 
 
-@pytest.mark.parametrize("name", [*WITH_REFERENCE, *sorted(WITHOUT_REFERENCE.keys() - {"slic_hf", "sft", "reward_model"})])
+@pytest.mark.parametrize(
+    "name", [*WITH_REFERENCE, *sorted(WITHOUT_REFERENCE.keys() - {"slic_hf", "sft", "reward_model"})]
+)
 def test_beta_has_to_be_positive(name: str) -> None:
     loss = (WITH_REFERENCE | WITHOUT_REFERENCE)[name]
     for beta in (0, -0.1, math.nan, math.inf, True, "0.1"):
