@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmbdhs.packed import response_logps
-from mmbdhs.prompts import Messages, as_messages, encode, load_images, render_turn
+from mmbdhs.prompts import Messages, as_messages, encode, first_tokens, load_images, render_turn
 from mmbdhs.responses import ResponseLogps, Responses
 from mmbdhs.text_decoder import evaluating, input_device, unwrapped
 
@@ -29,9 +29,7 @@ def encode_responses(
     turns = [render_turn(processor, messages, text) for text in responses]
     model = unwrapped(model)
     inputs, start = encode(processor, turns[0], loaded, input_device(model), model.dtype)
-    shape = inputs["input_ids"].shape
-    cut = {n: x[:, :start] if isinstance(x, Tensor) and x.shape == shape else x for n, x in inputs.items()}
-    return cut, [[*turn.token_ids, *turn.closing_ids] for turn in turns]
+    return first_tokens(inputs, start), [[*turn.token_ids, *turn.closing_ids] for turn in turns]
 
 
 def encode_record(

@@ -134,14 +134,19 @@ def encode(
     start = end - len(turn.token_ids)
     if tuple(inputs["input_ids"][0, start:end].tolist()) != turn.token_ids:
         raise ValueError("processor: needs to tokenize text like processor.tokenizer, the reference's tokens differ")
-    inputs = {k: v[:, :end] if isinstance(v, Tensor) and v.shape == shape else v for k, v in inputs.items()}
 
     def place(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
-    return tree_map(place, inputs), start
+    return tree_map(place, first_tokens(inputs, end)), start
+
+
+def first_tokens(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """A processor's output with what it says of tokens cut to the first `length` of them."""
+    shape = inputs["input_ids"].shape
+    return {k: v[:, :length] if isinstance(v, Tensor) and v.shape == shape else v for k, v in inputs.items()}
 
 
 def decode_after(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> str:
