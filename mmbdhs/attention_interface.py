@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
@@ -29,20 +29,31 @@ _HARMLESS = {
 }
 
 
+class LayerCall(NamedTuple):
+    """What a layer asks of its attention: query [n, Hq, L, D] over key, value [n, Hkv, L', D]; softcap 0 is none."""
+
+    layer: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    softcap: float
+
+
 class Handler(Protocol):
     """Runs the attention of every layer while it is switched on."""
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        softcap: float,
-    ) -> Tensor:
-        """query [n, Hq, L, D] over key, value [n, Hkv, L', D] -> [n, L, Hq, D]"""
+    def attend(self, call: LayerCall) -> Tensor:
+        """[n, L, Hq, D]"""
+
+
+def not_every_layer(seen: int, layers: int) -> UnsupportedModelError:
+    """For a decoder of which only `seen` layers came through."""
+    return UnsupportedModelError(
+        "model: needs attention that goes through transformers' attention interface in every layer (what "
+        f"model.set_attn_implementation sets), got {seen} of {layers} layers"
+    )
 
 
 def decoder_configs(decoder: nn.Module) -> list[PreTrainedConfig]:
@@ -102,7 +113,7 @@ def _attend(
             f"{unknown or 'attention before the decoder'}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return handler.attend(module, query, key, value, attention_mask, scale, softcap or 0.0), None
+    return handler.attend(LayerCall(module, query, key, value, attention_mask, scale, softcap or 0.0)), None
 
 
 AttentionInterface.register(NAME, _attend)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.attention_gate import choose_path
-from mmbdhs.attention_interface import mask_configs, switched
+from mmbdhs.attention_interface import LayerCall, mask_configs, not_every_layer, switched
 from mmbdhs.attention_paths import Path, Rows
 from mmbdhs.key_stores import KeyStores, SlotLayer
 from mmbdhs.mask_rules import MaskRule, rule_of
@@ -34,27 +34,15 @@ class DecodeAttention:
         with switched(self._configs, self):
             yield
         if len(self._handed) != len(self._stores.layers):
-            raise UnsupportedModelError(
-                f"model: needs attention that goes through transformers' attention interface in every layer (what "
-                f"model.set_attn_implementation sets), got {len(self._handed)} of {len(self._stores.layers)} layers"
-            )
+            raise not_every_layer(len(self._handed), len(self._stores.layers))
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        softcap: float,
-    ) -> Tensor:
-        layer = self._layer(key, value)
-        rule = rule_of(mask)
+    def attend(self, call: LayerCall) -> Tensor:
+        layer, operands = self._layer(call.key, call.value), (call.query, call.key, call.value)
+        rule = rule_of(call.mask)
         if layer not in self._paths:  # one path for the life of the stores: they rely on what each leaves behind
-            self._paths[layer] = choose_path(query, key, value, rule)
-        rows = self._rows_for(rule, query.device)
-        return self._paths[layer](layer, query, key, value, rows, scale, softcap)[:, None]
+            self._paths[layer] = choose_path(*operands, rule)
+        rows = self._rows_for(rule, call.query.device)
+        return self._paths[layer](layer, *operands, rows, call.scale, call.softcap)[:, None]
 
     def _layer(self, key: Tensor, value: Tensor) -> SlotLayer:
         """Whose keys and values these are: those that came last, or those of a layer before, which others share."""

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmbdhs.attention_interface import Handler, decoder_configs, switched
+from mmbdhs.attention_interface import Handler, decoder_configs, not_every_layer, switched
 from mmbdhs.decoder_inputs import DecoderInputs, TokenRows, decoder_arguments, decoder_inputs, text_inputs
 from mmbdhs.model_forward import token_logps
 from mmbdhs.packed_attention import PackedAttention
 from mmbdhs.probe import probe
 from mmbdhs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.text_decoder import UnsupportedModelError, text_decoder, unwrapped
+from mmbdhs.text_decoder import text_decoder, unwrapped
 
 
 def response_logps(
@@ -53,7 +53,7 @@ def response_logps(
     with _attending(decoder, attention):
         hidden = decoder(**decoder_arguments(rows), use_cache=False).last_hidden_state
     if not attention.layers_seen:
-        raise UnsupportedModelError("model: needs attention that goes through transformers' attention interface")
+        raise not_every_layer(0, 1)
     places = [_places_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
     before = torch.cat([hidden[row, index] for row, index in enumerate(places)])
     labels = torch.cat([text for texts in ids for text in texts])

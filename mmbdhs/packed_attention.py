@@ -4,9 +4,10 @@ itself. No mask reaches over the prompt's own square."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from mmbdhs.attention_interface import LayerCall
 from mmbdhs.decoder_inputs import DecoderInputs
 from mmbdhs.mask_rules import MaskRule, rule_of
 from mmbdhs.native import reference
@@ -24,17 +25,9 @@ class PackedAttention:
         self.layers_seen = 0
         self._seen: dict[tuple[MaskRule, int, bool], Tensor | None] = {}
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        softcap: float,
-    ) -> Tensor:
-        rule, length = rule_of(mask, None if self._eager else module), query.shape[2]
+    def attend(self, call: LayerCall) -> Tensor:
+        query, key, value = call.query, call.key, call.value
+        rule, length = rule_of(call.mask, None if self._eager else call.layer), query.shape[2]
         self.layers_seen += 1
         outputs = []
         for number, row in enumerate(self._rows):
@@ -42,9 +35,9 @@ class PackedAttention:
             for begin, end in ((0, row.prompt_length), (row.prompt_length, len(row))):
                 if begin == end:
                     continue
-                seen = self._visible(rule, number, begin > 0, softcap, query.device)
+                seen = self._visible(rule, number, begin > 0, call.softcap, query.device)
                 q, k, v = query[number, :, begin:end], key[number, :, :end], value[number, :, :end]
-                parts.append(_attention(q, k, v, seen, scale, softcap))
+                parts.append(_attention(q, k, v, seen, call.scale, call.softcap))
             parts.append(parts[0].new_zeros(*parts[0].shape[:1], length - len(row), parts[0].shape[2]))
             outputs.append(torch.cat(parts, dim=1).transpose(0, 1))
         return torch.stack(outputs)

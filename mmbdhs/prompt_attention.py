@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mmbdhs.attention_interface import decoder_configs, switched
+from mmbdhs.attention_interface import LayerCall, decoder_configs, not_every_layer, switched
 from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments
 from mmbdhs.mask_rules import MaskRule, rule_of
 from mmbdhs.native import reference
-from mmbdhs.text_decoder import UnsupportedModelError, text_decoder
+from mmbdhs.text_decoder import text_decoder
 
 
 def run_decoder(
@@ -29,10 +29,7 @@ def run_decoder(
         output = decoder(**decoder_arguments(rows), past_key_values=cache, use_cache=cache is not None)
     layers = len(cache.layers) if cache is not None else 1
     if attention.layers_seen < layers:
-        raise UnsupportedModelError(
-            "model: needs attention that goes through transformers' attention interface in every layer (what "
-            f"model.set_attn_implementation sets), got {attention.layers_seen} of {layers} layers"
-        )
+        raise not_every_layer(attention.layers_seen, layers)
     return output.last_hidden_state
 
 
@@ -54,23 +51,15 @@ class PromptAttention:
         self._seen: dict[MaskRule, Tensor] = {}
         self.layers_seen = 0
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        softcap: float,
-    ) -> Tensor:
+    def attend(self, call: LayerCall) -> Tensor:
         self.layers_seen += 1
-        rule = rule_of(mask, None if self._eager else module)
-        if softcap:  # which SDPA does not know
-            rows = zip(query, key, value, self._visible(rule, query.device), strict=True)
-            return torch.stack([reference.attend(*row, scale, softcap)[0].transpose(0, 1) for row in rows])
-        seen = None if self._plain and rule.causal else self._visible(rule, query.device)[:, None]
-        return sdpa_attention_forward(module, query, key, value, seen, scaling=scale, is_causal=seen is None)[0]
+        operands, device = (call.query, call.key, call.value), call.query.device
+        rule = rule_of(call.mask, None if self._eager else call.layer)
+        if call.softcap:  # which SDPA does not know
+            rows = zip(*operands, self._visible(rule, device), strict=True)
+            return torch.stack([reference.attend(*row, call.scale, call.softcap)[0].transpose(0, 1) for row in rows])
+        seen = None if self._plain and rule.causal else self._visible(rule, device)[:, None]
+        return sdpa_attention_forward(call.layer, *operands, seen, scaling=call.scale, is_causal=seen is None)[0]
 
     def _visible(self, rule: MaskRule, device: torch.device) -> Tensor:
         """bool [B, L, L]"""
