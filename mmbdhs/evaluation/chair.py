@@ -1,0 +1,239 @@
+"""CHAIR, Caption Hallucination Assessment with Image Relevance (Rohrbach et al., EMNLP 2018), and the two rates of
+Object HalBench (Yu et al., RLHF-V, CVPR 2024), which count the same objects otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmbdhs.evaluation.files import read_sections
+from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratio
+from mmbdhs.evaluation.results import Result, check_lengths, check_texts
+from mmbdhs.evaluation.words import is_word, singular, tokens
+
+_ANIMALS = ("animal", "bear", "bird", "cat", "cow", "cub", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
+COCO_PHRASES: Mapping[str, str] = {
+    **{f"{age} {animal}": animal for age in ("adult", "baby") for animal in _ANIMALS},
+    **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
+    "toilet seat": "toilet",
+    "home plate": "home plate",
+    "train track": "train track",
+}
+"""Pairs of words that the original CHAIR reads as another word on COCO, beside the two-word names of objects: a baby
+elephant is no person, a home plate is no object at all."""
+
+_FEWEST_WORDS = 4  # Object HalBench takes no objects from shorter answers
+
+
+@dataclass(frozen=True)
+class ObjectVocabulary:
+    """Which words name which object.
+
+    nodes: of every name, one or two words in the singular, the object (its node word).
+    phrases: pairs of words, in the singular, that are read as one word; every two-word name is one. What a pair is read
+        as need not be an object's name.
+    singularise: gives a lower-case word its singular.
+
+    The original's rules hold: a word counts wherever it stands, so "there is no dog" mentions a dog. Names of three
+    words or more are never found, as there. Other than there, names are lower-cased ("iPhone" is found), and singular
+    and plural are those of `singularise`; the original uses `pattern.en`, its heirs WordNet.
+    """
+
+    nodes: Mapping[str, str]
+    phrases: Mapping[str, str]
+    singularise: Callable[[str], str] = singular
+
+    @classmethod
+    def build(
+        cls,
+        synonyms: Iterable[Sequence[str]],
+        phrases: Mapping[str, str] | None = None,
+        singularise: Callable[[str], str] = singular,
+    ) -> ObjectVocabulary:
+        """From lists of names of one object each, the node word first. Raises ValueError for a name of two objects."""
+        nodes: dict[str, str] = {}
+        for names in synonyms:
+            for name in names:
+                if nodes.setdefault(_joined(name, singularise), names[0]) != names[0]:
+                    raise ValueError(
+                        f"synonyms: needs names of one object, {name!r} names {names[0]!r} and "
+                        f"{nodes[_joined(name, singularise)]!r}"
+                    )
+        pairs = {name: name for name in nodes if name.count(" ") == 1}
+        return cls(nodes, pairs | dict(phrases or {}), singularise)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike,
+        phrases: Mapping[str, str] = COCO_PHRASES,
+        singularise: Callable[[str], str] = singular,
+    ) -> ObjectVocabulary:
+        """From a table in the layout of CHAIR's synonyms.txt: an object a line, its names parted by commas."""
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return cls.build([_names(path, line) for line in lines if line.strip()], phrases, singularise)
+
+    def node(self, name: str) -> str:
+        """The object of that name. Raises ValueError for a name that the vocabulary lacks."""
+        key = _joined(name, self.singularise)
+        if key not in self.nodes:
+            raise ValueError(f"vocabulary: needs every object of the truth, lacks {name!r}")
+        return self.nodes[key]
+
+    def mentions(self, text: str) -> tuple[str, ...]:
+        """The objects that a text names, in its order, as often as it does."""
+        words = self._merged([self.singularise(word) for word in tokens(text)])
+        if "toilet" in words:  # its seat is no chair
+            words = [word for word in words if word != "seat"]
+        return tuple(self.nodes[word] for word in words if word in self.nodes)
+
+    def _merged(self, words: list[str]) -> list[str]:
+        """Pairs that are phrases as one word each, from the left."""
+        merged, place = [], 0
+        while place < len(words):
+            pair = " ".join(words[place : place + 2])
+            merged.append(self.phrases.get(pair, words[place]))
+            place += 2 if pair in self.phrases else 1
+        return merged
+
+
+@dataclass(frozen=True)
+class CaptionObjects:
+    """mentioned: the objects of a caption, with repeats. truth: those of its image. words: the caption's length."""
+
+    mentioned: tuple[str, ...]
+    truth: frozenset[str]
+    words: int
+
+    @property
+    def hallucinated(self) -> tuple[str, ...]:
+        """Mentions of what is not there, with repeats."""
+        return tuple(name for name in self.mentioned if name not in self.truth)
+
+
+@dataclass(frozen=True)
+class ChairResult(Result):
+    """chair_i: share of hallucinated mentions among all, repeats counted. chair_s: share of captions with one or more.
+    recall: share of the images' objects that their caption mentions, Σ|mentioned ∩ truth| / Σ|truth|.
+    objects, length: mentions and words per caption. Captions are taken as independent of each other.
+
+    captions: what each was found to mention. singulariser: which function made words singular; results of different
+    ones do not compare.
+    """
+
+    chair_i: Estimate
+    chair_s: Estimate
+    recall: Estimate
+    objects: Estimate
+    length: Estimate
+    captions: tuple[CaptionObjects, ...]
+    singulariser: str
+
+
+@dataclass(frozen=True)
+class ObjectHalBenchResult(Result):
+    """response_rate: share of captions with a hallucinated object among those with any object. object_rate: share of
+    hallucinated objects among all, each once per caption. recall: as CHAIR's."""
+
+    response_rate: Estimate
+    object_rate: Estimate
+    recall: Estimate
+
+
+def chair(
+    captions: Sequence[str],
+    truth: Sequence[Collection[str]],
+    vocabulary: ObjectVocabulary,
+    reference_captions: Sequence[Sequence[str]] | None = None,
+) -> ChairResult:
+    """Compare the objects that captions name with those that their images show.
+
+    captions: one per image. truth: the names of each image's objects, any that the vocabulary has.
+    reference_captions: human captions of each image, whose objects are taken as shown too; CHAIR as published needs
+        them.
+
+    Raises ValueError for lists of unequal length and objects that the vocabulary lacks.
+    """
+    check_lengths(captions=captions, truth=truth, reference_captions=reference_captions)
+    check_texts("captions", captions)
+    references = [()] * len(captions) if reference_captions is None else reference_captions
+    found = tuple(_objects(*row, vocabulary) for row in zip(captions, truth, references, strict=True))
+    wrong = [len(c.hallucinated) for c in found]
+    return ChairResult(
+        chair_i=ratio(wrong, [len(c.mentioned) for c in found]),
+        chair_s=ratio([count > 0 for count in wrong], [1] * len(found)),
+        recall=_recall(found),
+        objects=mean_interval([len(c.mentioned) for c in found]),
+        length=mean_interval([c.words for c in found]),
+        captions=found,
+        singulariser=_name(vocabulary.singularise),
+    )
+
+
+def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
+    """Object HalBench's rates of what captions were found to mention, by `chair` or by a language model that lists
+    objects, as the original does. Captions of three words or fewer are taken to mention nothing."""
+    check_lengths(captions=captions)
+    unique = [
+        CaptionObjects(tuple(set(c.mentioned)) if c.words >= _FEWEST_WORDS else (), c.truth, c.words) for c in captions
+    ]
+    wrong = [len(c.hallucinated) for c in unique]
+    return ObjectHalBenchResult(
+        response_rate=ratio([count > 0 for count in wrong], [len(c.mentioned) > 0 for c in unique]),
+        object_rate=ratio(wrong, [len(c.mentioned) for c in unique]),
+        recall=_recall(unique),
+    )
+
+
+def read_coco_objects(path: str | os.PathLike) -> dict[int, set[str]]:
+    """COCO instance annotations (JSON): for each image id the names of its categories, none for an image without
+    annotations. Raises ValueError if the file lacks a section or a category."""
+    images, annotations, categories = read_sections(path, "images", "annotations", "categories")
+    names = {category["id"]: category["name"] for category in categories}
+    if unknown := {annotation["category_id"] for annotation in annotations} - set(names):
+        raise ValueError(f"{path}: needs a category for every annotation, lacks {sorted(unknown)}")
+    objects: dict[int, set[str]] = {image["id"]: set() for image in images}
+    for annotation in annotations:
+        objects.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
+    return objects
+
+
+def read_coco_captions(path: str | os.PathLike) -> dict[int, list[str]]:
+    """COCO caption annotations (JSON): for each image id its captions. Raises as `read_coco_objects`."""
+    images, annotations = read_sections(path, "images", "annotations")
+    captions: dict[int, list[str]] = {image["id"]: [] for image in images}
+    for annotation in annotations:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return captions
+
+
+def _objects(
+    caption: str, truth: Collection[str], references: Sequence[str], vocabulary: ObjectVocabulary
+) -> CaptionObjects:
+    if isinstance(truth, str) or isinstance(references, str):
+        raise ValueError(f"truth, reference_captions: need a list for each caption, got {truth!r}, {references!r}")
+    shown = {vocabulary.node(name) for name in truth}
+    shown.update(name for reference in references for name in vocabulary.mentions(reference))
+    words = sum(map(is_word, tokens(caption)))
+    return CaptionObjects(vocabulary.mentions(caption), frozenset(shown), words)
+
+
+def _recall(captions: Sequence[CaptionObjects]) -> Estimate:
+    return ratio([len(c.truth & set(c.mentioned)) for c in captions], [len(c.truth) for c in captions])
+
+
+def _joined(name: str, singularise: Callable[[str], str]) -> str:
+    return " ".join(singularise(word) for word in name.lower().split())
+
+
+def _names(path: str | os.PathLike, line: str) -> list[str]:
+    names = [name.strip() for name in line.split(",")]
+    if not all(names):
+        raise ValueError(f"{path}: needs names parted by commas, got the line {line!r}")
+    return names
+
+
+def _name(function: Callable) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

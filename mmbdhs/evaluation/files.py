@@ -1,0 +1,46 @@
+"""Files in which benchmarks are published."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; empty lines are left out. Raises ValueError that names the line."""
+    with open(path, encoding="utf-8") as file:
+        return [_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
+
+
+def _object(path: str | os.PathLike, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: needs one JSON object a line, line {number} is none ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: needs one JSON object a line, got {type(row).__name__} in line {number}")
+    return row
+
+
+def column(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
+    """The first of the columns `names` that a row has, for each row. Raises ValueError if it has none of them."""
+    found = []
+    for number, row in enumerate(rows, start=1):
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            raise ValueError(f"{path}: needs a column {' or '.join(names)}, row {number} has {sorted(row)}")
+        found.append(row[name])
+    return found
+
+
+def read_sections(path: str | os.PathLike, *names: str) -> list[list[dict[str, Any]]]:
+    """The lists `names` of a JSON file that holds one object. Raises ValueError if one is missing."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = sorted(content) if isinstance(content, dict) else type(content).__name__
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{path}: needs an object with {', '.join(names)}, got {found}")
+    return [content[name] for name in names]

@@ -1,0 +1,97 @@
+"""Estimates with 95% intervals, for metrics that are ratios of sums and for means over runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+_TAIL = (1 + LEVEL) / 2
+_Z = NormalDist().inv_cdf(_TAIL)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95% interval. count: the items that it stands on."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.count})"
+
+
+def ratio(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Estimate:
+    """R = Σy / Σx of items with 0 ≤ y ≤ x, and how far it may lie from that of the population they are drawn from.
+
+    numerators, denominators: y and x, counts, one per item. Items with x = 0 say nothing and do not count.
+    clusters: which items belong together (the image of each question); None if each stands alone.
+
+    With y_c, x_c the sums of m clusters, the linearised variance of R is (Cochran, Sampling Techniques, 1977, ch. 6)
+        V = m / (m−1) · (Σx − 1) / Σx · Σ_c (y_c − R x_c)² / (Σx)²,
+    which R(1−R)/V independent trials would have. Their number, at most Σx and corrected for the few degrees of freedom
+    of m clusters by (t_{Σx−1} / t_{m−1})² (Korn and Graubard, Survey Methodology 24, 1998), goes into Wilson's score
+    interval (JASA 22, 1927). One item per cluster and x = 1 is Wilson's interval itself. Where V says nothing (R = 0,
+    R = 1, m = 1) the clusters count as the trials, the fewest they can be worth, so no interval has width 0.
+
+    Without any x > 0 the value is NaN and the interval [0, 1].
+    """
+    y, x = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    _check(y, x, clusters)
+    kept = x > 0
+    if not kept.any():
+        return Estimate(math.nan, 0.0, 1.0, 0)
+    names = range(len(x)) if clusters is None else clusters
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(name, len(numbers)) for name, keep in zip(names, kept, strict=True) if keep])
+    value = y.sum() / x.sum()
+    trials = _trials(value, np.bincount(index, y[kept]), np.bincount(index, x[kept]))
+    return Estimate(float(value), *wilson(value, trials), int(kept.sum()))
+
+
+def _trials(value: float, y: np.ndarray, x: np.ndarray) -> float:
+    """The effective sample size of clusters with sums y, x [m]."""
+    m, total = len(x), x.sum()
+    if m == 1 or value in (0, 1):
+        return m
+    variance = m / (m - 1) * (total - 1) / total * np.square(y - value * x).sum() / total**2
+    trials = min(value * (1 - value) / variance, total) if variance > 0 else total
+    return trials * (stdtrit(total - 1, _TAIL) / stdtrit(m - 1, _TAIL)) ** 2
+
+
+def wilson(value: float, trials: float) -> tuple[float, float]:
+    """Wilson's score interval of a share `value` of `trials` independent trials, which need not be a whole number."""
+    shrink = 1 + _Z**2 / trials
+    middle = (value + _Z**2 / (2 * trials)) / shrink
+    half = _Z / shrink * math.sqrt(value * (1 - value) / trials + _Z**2 / (4 * trials**2))
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean of independent values (runs with other seeds, captions): ± t_{n−1} · s / √n (Student, 1908).
+
+    One value has the interval (−∞, ∞). Raises ValueError without any."""
+    v = np.asarray(values, dtype=float)
+    if v.ndim != 1 or not len(v) or not np.isfinite(v).all():
+        raise ValueError(f"values: needs one finite number or more, got {values!r}")
+    half = stdtrit(len(v) - 1, _TAIL) * v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.inf
+    mean = float(v.mean())
+    return Estimate(mean, float(mean - half), float(mean + half), len(v))
+
+
+def _check(y: np.ndarray, x: np.ndarray, clusters: Sequence | None) -> None:
+    lengths = [len(y), len(x), *([] if clusters is None else [len(clusters)])]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"numerators, denominators, clusters: need one length, got {lengths}")
+    if not ((y >= 0) & (y <= x)).all():
+        place = int(np.argmin((y >= 0) & (y <= x)))
+        raise ValueError(f"numerators: needs 0 ≤ y ≤ x, got y = {y[place]:g}, x = {x[place]:g} at {place}")

@@ -1,0 +1,113 @@
+"""POPE, Polling-based Object Probing Evaluation (Li et al., arXiv 2305.10355): is there a … in the image?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmbdhs.evaluation.files import column, read_jsonl
+from mmbdhs.evaluation.intervals import Estimate, ratio
+from mmbdhs.evaluation.results import Result, check_lengths, check_texts
+
+_LABELS = {"yes": True, "no": False}
+
+
+class PopeItems(NamedTuple):
+    """Answers, labels and images, one each per question: `pope(*items)` scores them."""
+
+    answers: list[str]
+    labels: list[str]
+    images: list[Hashable]
+
+
+@dataclass(frozen=True)
+class PopeResult(Result):
+    """Scores of one split, with "yes" as the positive class. Precision is NaN where nothing is answered yes, recall
+    where nothing is labelled yes; F1 is then 0, or NaN if both are so.
+
+    yes_ratio: of the answers, not of the labels. rows: how many questions; the published random split has 2,910 in its
+    older and 3,000 in its newer form, and results on the two do not compare.
+    """
+
+    accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    yes_ratio: Estimate
+    rows: int
+
+
+def parse_answer(text: str) -> bool:
+    """Whether an answer means yes, by POPE's own rule: of the text before the first full stop, without commas and
+    split at single spaces, a word "No", "not" or "no" means no; all else means yes, an empty answer and "NO" too."""
+    words = text.split(".", 1)[0].replace(",", "").split(" ")
+    return not {"No", "not", "no"} & set(words)
+
+
+def pope(
+    answers: Sequence[str],
+    labels: Sequence[str | bool],
+    images: Sequence[Hashable] | None = None,
+    splits: Sequence[str] | None = None,
+) -> dict[str, PopeResult]:
+    """Score answers to yes/no questions, split by split.
+
+    answers: what the model said. labels: "yes", "no" or booleans.
+    images: which image each question is about; questions of one image are not independent, and the intervals are
+        wider for it. None: each question stands alone.
+    splits: the split of each question (random, popular, adversarial); None: all are one split, "all".
+
+    Raises ValueError for lists of unequal length and other labels, TypeError for answers that are no strings.
+    """
+    check_lengths(answers=answers, labels=labels, images=images, splits=splits)
+    check_texts("answers", answers)
+    said = [parse_answer(text) for text in answers]
+    truth = [_label(label, number) for number, label in enumerate(labels)]
+    about = range(len(said)) if images is None else images
+    members: dict[str, list[tuple[bool, bool, Hashable]]] = {}
+    for split, *row in zip(["all"] * len(said) if splits is None else splits, said, truth, about, strict=True):
+        members.setdefault(split, []).append(tuple(row))
+    return {split: _score(rows) for split, rows in members.items()}
+
+
+def _score(rows: list[tuple[bool, bool, Hashable]]) -> PopeResult:
+    said, truth, images = zip(*rows, strict=True)
+    true_yes = [s and t for s, t in zip(said, truth, strict=True)]
+    return PopeResult(
+        accuracy=ratio([s == t for s, t in zip(said, truth, strict=True)], [1] * len(rows), images),
+        precision=ratio(true_yes, said, images),
+        recall=ratio(true_yes, truth, images),
+        # 2 TP / (2 TP + FP + FN)
+        f1=ratio([2 * hit for hit in true_yes], [s + t for s, t in zip(said, truth, strict=True)], images),
+        yes_ratio=ratio(said, [1] * len(rows), images),
+        rows=len(rows),
+    )
+
+
+def _label(label: str | bool, number: int) -> bool:
+    found = _LABELS.get(label.strip().lower()) if isinstance(label, str) else label
+    if not isinstance(found, bool):
+        raise ValueError(f"labels: needs yes or no, got {label!r} at {number}")
+    return found
+
+
+def read_pope(questions: str | os.PathLike, answers: str | os.PathLike) -> PopeItems:
+    """Read a published split and a model's answers to it, JSON Lines in the same order.
+
+    questions: columns image and label (POPE's coco_pope_*.json).
+    answers: a column answer (POPE's own layout) or text (LLaVA's).
+
+    Raises ValueError for missing columns, for files of unequal length, and where both files have a column question_id,
+    for answers to other questions.
+    """
+    asked, given = read_jsonl(questions), read_jsonl(answers)
+    if len(asked) != len(given):
+        raise ValueError(f"answers: needs one for each of {len(asked)} questions, got {len(given)} in {answers}")
+    for number, (question, answer) in enumerate(zip(asked, given, strict=True), start=1):
+        ids = [row["question_id"] for row in (question, answer) if "question_id" in row]
+        if len(set(ids)) > 1:
+            raise ValueError(f"answers: needs the order of the questions, row {number} is {ids[1]!r}, not {ids[0]!r}")
+    labels, images = (column(questions, asked, name) for name in ("label", "image"))
+    return PopeItems(column(answers, given, "answer", "text"), labels, images)

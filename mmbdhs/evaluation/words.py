@@ -1,0 +1,75 @@
+"""English words and their singular, by rule."""
+
+from __future__ import annotations
+
+import re
+
+_TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
+
+_IRREGULAR = {
+    "calves": "calf",
+    "canvases": "canvas",
+    "children": "child",
+    "feet": "foot",
+    "gases": "gas",
+    "geese": "goose",
+    "grandchildren": "grandchild",
+    "halves": "half",
+    "hooves": "hoof",
+    "knives": "knife",
+    "leaves": "leaf",
+    "lenses": "lens",
+    "lives": "life",
+    "loaves": "loaf",
+    "menus": "menu",
+    "mice": "mouse",
+    "oxen": "ox",
+    "people": "person",
+    "quizzes": "quiz",
+    "scarves": "scarf",
+    "shelves": "shelf",
+    "skis": "ski",
+    "taxis": "taxi",
+    "teeth": "tooth",
+    "thieves": "thief",
+    "wives": "wife",
+    "wolves": "wolf",
+}
+_UNCHANGED = frozenset({"abdomen", "canvas", "gas", "lens", "scissors", "series", "species", "specimen"})
+# The first ending that fits, and what takes its place.
+_RULES = [
+    (re.compile(ending), replacement)
+    for ending, replacement in (
+        (r"(ss|us|is)$", r"\1"),
+        (r"men$", "man"),
+        (r"^(.|brown|cook|hood|mov|self|smooth|vegg|zomb)ies$", r"\1ie"),
+        (r"ies$", "y"),
+        (r"(ch|sh|ss|x|zz|[bmprt]us)es$", r"\1"),
+        (r"(^can|^h|^t|sh)oes$", r"\1oe"),
+        (r"oes$", "o"),
+        (r"s$", ""),
+    )
+]
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words and single punctuation marks. A hyphen joins words, an apostrophe parts them."""
+    return _TOKEN.findall(text.lower())
+
+
+def is_word(token: str) -> bool:
+    """Of a token of `tokens`: a word or number, no punctuation."""
+    return token[0].isalnum()
+
+
+def singular(word: str) -> str:
+    """The singular of a lower-case English noun; singular nouns stay what they are. By irregular forms and endings,
+    without a dictionary: an unforeseen irregular noun comes out wrong, the same way each time."""
+    if len(word) < 3 or word in _UNCHANGED:
+        return word
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    for ending, replacement in _RULES:
+        if ending.search(word):
+            return ending.sub(replacement, word)
+    return word
