@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+_LOG = logging.getLogger("mmbdhs")
 
 
 def preference_record(
@@ -65,3 +68,55 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> i
         os.unlink(aside)
         raise
     return count
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """One record a line, as `write_jsonl` wrote them. `images` that are relative paths are taken from the file's own
+    folder. Raises ValueError that names the line for one that is no JSON object."""
+    records = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{os.fspath(path)}: needs a JSON object in each line, line {number}: {error}"
+                ) from error
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"{os.fspath(path)}: needs a JSON object in each line, got {record!r} in line {number}"
+                )
+            if "images" in record:
+                record["images"] = [os.fspath(Path(path).parent / image) for image in record["images"]]
+            records.append(record)
+    return records
+
+
+def usable_rows(records: Iterable[Mapping[str, Any]], columns: Sequence[str], on_error: str = "raise") -> list[int]:
+    """The numbers of the records that have all `columns`, and whose images, where they are paths, are there.
+
+    Raises ValueError that names row and lack, or with on_error="skip" if nothing is left; what is skipped is logged."""
+    usable = []
+    for row, record in enumerate(records):
+        lack = _lack(record, columns)
+        if lack is None:
+            usable.append(row)
+        elif on_error == "raise":
+            raise ValueError(f"records: row {row} {lack}")
+        else:
+            _LOG.warning("skipped row %d, which %s", row, lack)
+    if not usable:
+        raise ValueError("records: needs at least one that can be used, got none")
+    return usable
+
+
+def _lack(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    if any(record.get(column) is None for column in columns):
+        return f"needs the columns {', '.join(columns)}, got {', '.join(record)}"
+    images = record["images"] if isinstance(record["images"], (list, tuple)) else [record["images"]]
+    for image in images:
+        if isinstance(image, (str, os.PathLike)) and not os.path.isfile(image):
+            return f"needs the image {os.fspath(image)!r}, which is not there"
+    return None

@@ -37,7 +37,7 @@ def encode_record(
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """`encode_responses` of a record in TRL's vision preference layout (`images`, `prompt`, `chosen`, `rejected`): the
     chosen response, then the rejected one."""
-    texts = [_text(record[name]) for name in ("chosen", "rejected")]
+    texts = [response_text(record[name]) for name in ("chosen", "rejected")]
     return encode_responses(model, processor, record["images"], record["prompt"], texts)
 
 
@@ -75,8 +75,8 @@ def stored_reference_logps(
     return found
 
 
-def _text(response: str | Messages) -> str:
-    """Of a response that is text, or a list of one assistant message."""
+def response_text(response: str | Messages) -> str:
+    """The text of a response that is text, or a list of one assistant message."""
     if isinstance(response, str):
         return response
     content = response[-1]["content"]
