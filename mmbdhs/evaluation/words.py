@@ -10,6 +10,7 @@ _IRREGULAR = {
     "calves": "calf",
     "canvases": "canvas",
     "children": "child",
+    "corgis": "corgi",
     "feet": "foot",
     "gases": "gas",
     "geese": "goose",
@@ -42,7 +43,7 @@ _RULES = [
     for ending, replacement in (
         (r"(ss|us|is)$", r"\1"),
         (r"men$", "man"),
-        (r"^(.|brown|cook|hood|mov|self|smooth|vegg|zomb)ies$", r"\1ie"),
+        (r"^(.|brown|coll|cook|hood|magp|mov|self|smooth|vegg|zomb)ies$", r"\1ie"),
         (r"ies$", "y"),
         (r"(ch|sh|ss|x|zz|[bmprt]us)es$", r"\1"),
         (r"(^can|^h|^t|sh)oes$", r"\1oe"),

@@ -1,0 +1,163 @@
+"""CHAIR's rules one by one, on captions whose objects were counted by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mmbdhs.evaluation import (
+    CaptionObjects,
+    ObjectVocabulary,
+    chair,
+    object_halbench,
+    read_coco_captions,
+    read_coco_objects,
+)
+from mmbdhs.evaluation.words import singular
+
+TABLE = """\
+person, man, woman, child,  children, people, baby, passenger
+dog, puppy
+elephant
+train
+tie, bow, bow tie
+sports ball, ball
+hot dog
+traffic light, street light
+wine glass
+knife
+chair, seat
+toilet
+oven, stove, stove top oven
+skis, ski
+scissors
+cell phone, iPhone
+"""
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ObjectVocabulary:
+    path = tmp_path_factory.mktemp("chair") / "synonyms.txt"
+    path.write_text(TABLE, encoding="utf-8")
+    return ObjectVocabulary.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("caption", "objects"),
+    [
+        ("A Man and his puppies; the dogs' ball.", "person dog dog sports-ball"),
+        ("People, women and children.", "person person person"),
+        ("There is no dog.", "dog"),
+        ("Two hot dogs and a hot, tired dog.", "hot-dog dog"),
+        ("A street light by the light on the street.", "traffic-light"),
+        ("A man in a bow tie, a tie and a bow.", "person tie tie tie"),
+        ("A baby elephant and a baby.", "elephant person"),
+        ("A passenger train with a passenger.", "train person"),
+        ("A dog on a train track.", "dog"),
+        ("Knives and wine glasses, a glass.", "knife wine-glass"),
+        ("The toilet seat is up.", "toilet"),
+        ("The seat of a toilet.", "toilet"),
+        ("The seat of a train.", "chair train"),
+        ("A stove top oven.", "oven oven"),  # names of three words are not merged, as in the original
+        ("A pair of skis and scissors.", "skis scissors"),
+        ("An iPhone, or cell phones.", "cell-phone cell-phone"),
+        ("A dog-friendly man-made beach.", ""),
+        ("dog", "dog"),
+        ("", ""),
+    ],
+)
+def test_each_rule_on_a_caption(vocabulary: ObjectVocabulary, caption: str, objects: str) -> None:
+    assert vocabulary.mentions(caption) == tuple(name.replace("-", " ") for name in objects.split())
+
+
+@pytest.mark.parametrize(
+    ("plurals", "singulars"),
+    [
+        ("dogs buses horses houses vases boxes benches brushes", "dog bus horse house vase box bench brush"),
+        ("puppies movies ties potatoes shoes canoes glasses", "puppy movie tie potato shoe canoe glass"),
+        ("women policemen children mice geese feet leaves", "woman policeman child mouse goose foot leaf"),
+        ("gloves stoves wolves oxen minibuses corgis magpies", "glove stove wolf ox minibus corgi magpie"),
+        ("bus glass tennis cactus gas lens sheep broccoli is", "bus glass tennis cactus gas lens sheep broccoli is"),
+    ],
+)
+def test_singular(plurals: str, singulars: str) -> None:
+    assert [singular(word) for word in plurals.split()] == singulars.split()
+
+
+CAPTIONS = [
+    "A man, a woman and a dog on a chair.",  # person person dog chair: dog is wrong, chair is in a reference
+    "Two dogs. A dog is beside a knife.",  # dog dog knife: all right but the knife
+    "A blue sky over the sea.",
+    "A train.",  # wrong, and three words or fewer
+]
+TRUTH = [["person"], ["dog", "man"], [], {"toilet"}]
+REFERENCES = [["A man sits on a seat."], ["A puppy."], [], ["Nothing", "A toilet"]]
+
+
+def test_scores_of_captions_counted_by_hand(vocabulary: ObjectVocabulary) -> None:
+    found = chair(CAPTIONS, TRUTH, vocabulary, REFERENCES)
+    assert found.chair_i.value == 3 / 8
+    assert found.chair_s.value == 3 / 4
+    assert found.recall.value == 3 / 5  # of person, chair; dog, person; toilet
+    assert (found.objects.value, found.length.value) == (8 / 4, (10 + 8 + 6 + 2) / 4)
+    assert [e.count for e in found.metrics.values()] == [3, 4, 3, 4, 4]
+    assert [c.hallucinated for c in found.captions] == [("dog",), ("knife",), (), ("train",)]
+    assert found.captions[0].mentioned == ("person", "person", "dog", "chair")
+    assert found.captions[0].truth == {"person", "chair"}
+    assert found.singulariser == "mmbdhs.evaluation.words.singular"
+    without = chair(CAPTIONS, TRUTH, vocabulary)
+    assert without.chair_i.value == 4 / 8 and without.recall.value == 2 / 4
+
+
+def test_object_halbench_counts_an_object_once_and_short_answers_not(vocabulary: ObjectVocabulary) -> None:
+    found = object_halbench(chair(CAPTIONS, TRUTH, vocabulary, REFERENCES).captions)
+    assert found.object_rate.value == 2 / 5  # person dog chair; dog knife
+    assert found.response_rate.value == 2 / 2
+    assert found.recall.value == 3 / 5
+    silent = object_halbench([CaptionObjects((), frozenset({"dog"}), 5)])
+    assert math.isnan(silent.response_rate.value) and silent.recall.value == 0.0
+
+
+def test_another_singulariser_is_named() -> None:
+    vocabulary = ObjectVocabulary.build([["dog"]], singularise=str)
+    found = chair(["Dogs and a dog"], [["dog"]], vocabulary)
+    assert found.objects.value == 1
+    assert found.singulariser == "builtins.str"
+
+
+def test_what_does_not_fit_is_refused(vocabulary: ObjectVocabulary, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vocabulary: needs every object of the truth, lacks 'unicorn'"):
+        chair(["A dog."], [["unicorn"]], vocabulary)
+    with pytest.raises(ValueError, match="truth, reference_captions: need a list for each caption, got 'dog'"):
+        chair(["A dog."], ["dog"], vocabulary)
+    with pytest.raises(ValueError, match=r"\{'captions': 1, 'truth': 1, 'reference_captions': 2\}"):
+        chair(["A dog."], [["dog"]], vocabulary, [[], []])
+    with pytest.raises(ValueError, match="synonyms: needs names of one object, 'Dogs' names 'animal' and 'dog'"):
+        ObjectVocabulary.build([["dog"], ["animal", "Dogs"]])
+    (tmp_path / "synonyms.txt").write_text("dog,, puppy\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="needs names parted by commas, got the line 'dog,, puppy'"):
+        ObjectVocabulary.from_file(tmp_path / "synonyms.txt")
+
+
+def test_coco_annotations_are_read(tmp_path: Path) -> None:
+    instances = {
+        "images": [{"id": 7}, {"id": 9}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": c} for c in (1, 1, 18)],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(instances), encoding="utf-8")
+    assert read_coco_objects(path) == {7: {"person", "dog"}, 9: set()}
+    instances["annotations"] = [{"image_id": 9, "caption": "A dog."}]
+    path.write_text(json.dumps(instances), encoding="utf-8")
+    assert read_coco_captions(path) == {7: [], 9: ["A dog."]}
+    instances["annotations"] = [{"image_id": 9, "category_id": 99}]
+    path.write_text(json.dumps(instances), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"needs a category for every annotation, lacks \[99\]"):
+        read_coco_objects(path)
+    path.write_text(json.dumps({"images": []}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"needs an object with images, annotations, categories, got \['images'\]"):
+        read_coco_objects(path)
