@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmbdhs import train_command
 from mmbdhs.native import backend
 
 
@@ -50,5 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of wrong captions of N images by ρ_th instead",
     )
     demo.set_defaults(run=_demo)
+    train = commands.add_parser(
+        "train", help="align a model with preference pairs", description=train_command.DESCRIPTION
+    )
+    train_command.add_arguments(train)
+    train.set_defaults(run=train_command.run)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)

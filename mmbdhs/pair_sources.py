@@ -45,14 +45,16 @@ class Candidates(NamedTuple):
 class PairSource(Protocol):
     """For each visit its candidates, or None where there is nothing to learn. model: the policy, in evaluation mode.
 
-    columns: what each record must have, beside `images` and `prompt`. stored_reference: whether it hands on the
-    reference's log-probabilities wherever a record has them, so that no reference is needed then.
+    Any callable will do. It may say which `columns` records must have beside `images` and `prompt`, and with
+    `stored_reference = True` that it hands on `reference_logps` wherever a record has them.
     """
 
-    columns: tuple[str, ...]
-    stored_reference: bool
-
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]: ...
+
+
+def columns_of(source: PairSource) -> tuple[str, ...]:
+    """What the source needs in each record beside `images` and `prompt`, as far as it says so."""
+    return getattr(source, "columns", ())
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,6 @@ class Supervised:
     """The record's chosen response alone."""
 
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
-    stored_reference: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
         return [Candidates(_texts(visit, self.columns)) for visit in visits]
@@ -89,7 +90,6 @@ class OnlineBDHS:
     similarity: Any = None
     with_stored: bool = False
     on_error: str = "raise"
-    stored_reference: ClassVar[bool] = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,7 +122,6 @@ class Distorted:
     seed: int = 0
     with_stored: bool = True
     on_error: str = "raise"
-    stored_reference: ClassVar[bool] = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,7 +153,6 @@ class OnlinePairs:
     annotator: Annotator
     sampling: BDHSConfig = field(default_factory=BDHSConfig)
     columns: ClassVar[tuple[str, ...]] = ()
-    stored_reference: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
         pairs = self._drawn(model, processor, visits)
@@ -186,7 +184,6 @@ class Mixed:
     second: PairSource
     p: float = 0.5
     seed: int = 0
-    stored_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
@@ -194,7 +191,7 @@ class Mixed:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.first.columns, *self.second.columns)))
+        return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
         found: list[Candidates | None] = [None] * len(visits)

@@ -5,12 +5,12 @@ responses, `response_logps` runs them behind their prompt, an objective (`mmbdhs
 log-probabilities, and the gradient is that of the mean over all examples of the step that had something to learn from,
 however they are cut into micro-batches and split among processes.
 
-    accelerate launch --num_processes 2 train.py
+    torchrun --nproc-per-node 2 train.py
 
-runs it on several devices, each with the whole model. Gradients are summed once a step, after the last micro-batch,
-and not by DistributedDataParallel's hooks: those want as many backward passes on every process, and an online source
-may leave any of them without a pair. Sharded models (FSDP, DeepSpeed) are refused: the sampler works inside the text
-decoder, which needs whole parameters.
+runs it on several devices, each with the whole model; `accelerate launch` does so on accelerators too. Gradients are
+summed once a step, after the last micro-batch, and not by DistributedDataParallel's hooks: those want as many backward
+passes on every process, and an online source may leave any of them without a pair. Sharded models (FSDP, DeepSpeed) are
+refused: the sampler works inside the text decoder, which needs whole parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mmbdhs.checkpoints import checkpoint_path, checkpoints, load_state, prune, 
 from mmbdhs.data import usable_rows
 from mmbdhs.learner import Learner, NonFiniteLossError
 from mmbdhs.objectives import Objective, needs_reference
-from mmbdhs.pair_sources import PairSource, Visit
+from mmbdhs.pair_sources import PairSource, Visit, columns_of
 from mmbdhs.prompts import key_address
 from mmbdhs.text_decoder import evaluating, unwrapped
 from mmbdhs.train_config import SCHEDULES, TrainConfig
@@ -84,7 +84,7 @@ def train(
     """
     output = Path(config.output)
     accelerator = _accelerator(config)
-    rows = usable_rows(records, ("images", "prompt", *source.columns), config.on_error)
+    rows = usable_rows(records, ("images", "prompt", *columns_of(source)), config.on_error)
     found = checkpoints(output)
     if found and not config.resume:
         raise ValueError(f"output: needs a folder without checkpoints, or resume=True, got {found[-1]} in it")
@@ -107,7 +107,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError("train: needs the extra 'train': pip install 'mmbdhs[train]'") from error
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    # Without being told, Accelerate takes the processes of a machine without accelerators for lone ones.
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
     accelerator.gradient_accumulation_steps = 1  # micro-batches are counted here, whatever the launcher was told
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_"):
@@ -116,7 +117,9 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _needs_copy(model: nn.Module, objective: Objective, source: PairSource, records: list[Mapping[str, Any]]) -> bool:
-    stored = source.stored_reference and all(record.get("reference_logps") is not None for record in records)
+    stored = getattr(source, "stored_reference", False) and all(
+        record.get("reference_logps") is not None for record in records
+    )
     return needs_reference(objective) and not stored and not hasattr(model, "disable_adapter")
 
 
