@@ -188,7 +188,7 @@ class _Run:
         last = torch.tensor([float(received[-1]) if received else 0.0], dtype=torch.float64)
         gathered = self.accelerator.gather(torch.cat([sums, last])[None].to(self.accelerator.device)).cpu()
         tally = Tally(*gathered[:, :-1].sum(dim=0).tolist())
-        factor = _rate_factor(self.step, self.total, self.config)
+        factor = rate_factor(self.step, self.total, self.config)
         facts = {"learning_rate": self.rates[0] * factor}
         if tally.examples:
             facts["grad_norm"] = self._descend(tally.examples, factor)
@@ -269,7 +269,7 @@ def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def _rate_factor(step: int, total: int, config: TrainConfig) -> float:
+def rate_factor(step: int, total: int, config: TrainConfig) -> float:
     """Of the learning rates in a step, counted from 0: up to 1 at the end of the warm-up, then as the schedule says."""
     warm = math.ceil(config.warmup_ratio * total)
     if step < warm:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmbdhs.data import preference_record, write_jsonl
+from mmbdhs.data import preference_record, read_jsonl, write_jsonl
 from mmbdhs.splicing import SentenceSplice
 
 SAMPLE = SimpleNamespace(
@@ -70,3 +70,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_jsonl(target, failing())
     assert target.read_text() == '{"n": 1}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_images_are_found_beside_their_file(tmp_path):
+    target = tmp_path / "pairs.jsonl"
+    write_jsonl(target, [{"images": ["a/x.png", "/y.png"], "n": 1}, {"n": 2}])
+    assert read_jsonl(target) == [{"images": [str(tmp_path / "a/x.png"), "/y.png"], "n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]"])
+def test_a_line_that_is_no_object_is_named(line, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(f'{{"n": 1}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=r"pairs.jsonl: needs a JSON object in each line, .*line 3"):
+        read_jsonl(tmp_path / "pairs.jsonl")

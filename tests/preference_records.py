@@ -1,0 +1,53 @@
+"""Preference records of the miniature's world, and a copy of its model to train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbdhs import miniature
+from mmbdhs.miniature.language import CAPTION_PROMPT, caption
+from mmbdhs.miniature.world import make_scene, render
+
+
+@cache
+def _loaded() -> tuple[Any, Any]:
+    return miniature.load()
+
+
+def fresh_miniature() -> tuple[Any, Any]:
+    """The shipped model, with which a test may do what it likes, and its processor."""
+    model, processor = _loaded()
+    return copy.deepcopy(model), processor
+
+
+def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """‖found − expected‖ as a share of the way that training went, ‖expected − start‖. Adam divides gradients by their
+    size, so that single numbers whose gradient is mere rounding may go either way."""
+    assert found.keys() == expected.keys() == start.keys()
+
+    def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([(one[name] - other[name]).double().norm() for name in one]).norm()
+
+    return float(distance(found, expected) / distance(expected, start))
+
+
+def scene_records(count: int) -> list[dict[str, Any]]:
+    """A picture with its own caption, and rejected the caption of another."""
+    return [_record(number) for number in range(count)]
+
+
+def _record(number: int) -> dict[str, Any]:
+    scene, other = make_scene("balanced", number), make_scene("balanced", number + 1000)
+    return {
+        "images": [render(scene)],
+        "prompt": CAPTION_PROMPT,
+        "chosen": caption(scene),
+        "rejected": caption(other),
+        "key": f"scene-{number}",
+    }
