@@ -45,6 +45,7 @@ openai = pytest.importorskip("openai")
         ("The final answer is: 2", 1),
         ("Better response: Response 1", 0),
         ("Is it better: Response 1 or Response 2?", None),
+        ("Do I prefer Response 1 or Response 2?", None),
         ("Response 1 is worse.", None),
         ("Response 2 is not better.", None),
         ("I do not prefer Response 1.", None),

@@ -41,11 +41,12 @@ def test_all_or_nothing_is_worth_the_clusters() -> None:
 
 
 def test_residuals_that_cancel_give_no_more_trials_than_there_are() -> None:
-    found = ratio([1, 1, 1], [2, 2, 2])  # the residuals are all 0: 6 trials, (t_5 / t_2)² of them
-    trials = 6 * (stats.t.ppf(0.975, 5) / stats.t.ppf(0.975, 2)) ** 2
     z = stats.norm.ppf(0.975)
-    half = z / (1 + z**2 / trials) * math.sqrt(0.25 / trials + z**2 / (4 * trials**2))
-    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half))
+    for y, x in (([1, 1, 1], [2, 2, 2]), ([2, 3, 3, 4], [5, 5, 7, 7])):  # residuals of 0, and of ±1/2
+        trials = sum(x) * (stats.t.ppf(0.975, sum(x) - 1) / stats.t.ppf(0.975, len(x) - 1)) ** 2
+        found = ratio(y, x)
+        half = z / (1 + z**2 / trials) * math.sqrt(0.25 / trials + z**2 / (4 * trials**2))
+        assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half))
 
 
 def test_one_cluster_is_one_trial_and_nothing_is_unknown() -> None:
