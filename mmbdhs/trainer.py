@@ -20,7 +20,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,7 +91,7 @@ def train(
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    if reference is None and _needs_copy(model, objective, source, [records[row] for row in rows]):
+    if reference is None and _needs_copy(model, objective, source, (records[row] for row in rows)):
         reference = _frozen_copy(model)
     learner = Learner(
         model, processor, source, objective, reference, config, accelerator.autocast, accelerator.backward
@@ -116,7 +116,9 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def _needs_copy(model: nn.Module, objective: Objective, source: PairSource, records: list[Mapping[str, Any]]) -> bool:
+def _needs_copy(
+    model: nn.Module, objective: Objective, source: PairSource, records: Iterable[Mapping[str, Any]]
+) -> bool:
     stored = getattr(source, "stored_reference", False) and all(
         record.get("reference_logps") is not None for record in records
     )
