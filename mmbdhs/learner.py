@@ -85,7 +85,7 @@ class Learner:
         _require_finite(f"loss in step {step}", result.losses, examples)
         self.backward(result.losses.sum())
         tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
-        return Tally.of(*result, tokens).cpu()
+        return Tally.of(*result, tokens)
 
     def _logps(self, model: nn.Module, examples: list[_Encoded]) -> ResponseLogps:
         prompts, ids = [one.inputs for one in examples], [one.ids for one in examples]

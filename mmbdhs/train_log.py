@@ -37,16 +37,16 @@ class Tally(NamedTuple):
 
     @classmethod
     def of(cls, losses: Tensor, chosen: Tensor, rejected: Tensor, tokens: int) -> Tensor:
-        """The sums of B examples, float64 [9]."""
+        """The sums of B examples, float64 [9] on the CPU."""
         margins = chosen - rejected
         accuracy = torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype))
-        sums = torch.stack([losses.detach(), margins, accuracy, chosen, rejected]).double().sum(dim=1)
+        sums = torch.stack([losses.detach(), margins, accuracy, chosen, rejected]).cpu().double().sum(dim=1)
         counts = sums.new_tensor([tokens, 0, 0])
         return torch.cat([sums.new_tensor([len(losses)]), sums, counts])
 
     @classmethod
     def left_out(cls, undecided: int, skipped: int) -> Tensor:
-        """Of examples without a loss, float64 [9]."""
+        """Of examples without a loss, float64 [9] on the CPU."""
         return torch.tensor([*[0.0] * (len(cls._fields) - 2), undecided, skipped], dtype=torch.float64)
 
     def row(self, seconds: float) -> dict[str, float]:

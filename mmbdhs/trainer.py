@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbdhs.checkpoints import checkpoint_path, checkpoints, load_state, prune, save_model
 from mmbdhs.data import usable_rows
@@ -187,16 +187,22 @@ class _Run:
         sums = Tally.left_out(0, 0)
         for begin in range(0, len(mine), size):
             sums += self.learner.learn(self.step, mine[begin : begin + size])
-        last = torch.tensor([float(received[-1]) if received else 0.0], dtype=torch.float64)
-        gathered = self.accelerator.gather(torch.cat([sums, last])[None].to(self.accelerator.device)).cpu()
-        tally = Tally(*gathered[:, :-1].sum(dim=0).tolist())
+        tally, stopped = self._together(sums, received)
         factor = rate_factor(self.step, self.total, self.config)
         facts = {"learning_rate": self.rates[0] * factor}
         if tally.examples:
             facts["grad_norm"] = self._descend(tally.examples, factor)
         self.step += 1
-        number = int(gathered[:, -1].max())
-        return tally, facts, signal.Signals(number) if number else None
+        return tally, facts, stopped
+
+    def _together(self, sums: Tensor, received: list[signal.Signals]) -> tuple[Tally, signal.Signals | None]:
+        """The sums of all processes, and a signal that any of them has received."""
+        number = torch.tensor([float(received[-1]) if received else 0.0], dtype=sums.dtype)
+        row = torch.cat([sums, number])[None]
+        if self.accelerator.num_processes > 1:
+            row = self.accelerator.gather(row.to(self.accelerator.device)).cpu()
+        tally = Tally(*row[:, :-1].sum(dim=0).tolist())
+        return tally, signal.Signals(int(row[:, -1].max())) if row[:, -1].any() else None
 
     def _visits(self) -> list[Visit]:
         """The examples of the next step."""
@@ -235,7 +241,8 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and one that goes on with it."""
         names = ("seed", "batch_size", "lora_rank")
-        return {"examples": len(self.rows), **{name: getattr(self.config, name) for name in names}}
+        counts = {"examples": len(self.rows), "parameters": len(self.trained)}
+        return counts | {name: getattr(self.config, name) for name in names}
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
