@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", default=["stored"], help="of responses: stored, supervised, bdhs, povid", **settings
     )
     parser.add_argument("--loss", default=["dpo"], help="of mmbdhs.losses: dpo, ipo, slic, simpo, sft, …", **settings)
-    parser.add_argument("--config", type=Path, help="JSON object with fields of TrainConfig; options go before it")
+    parser.add_argument("--config", type=Path, help="JSON object with fields of TrainConfig; options override it")
     for field in fields(TrainConfig):
         default = "" if field.default is MISSING else f"default {field.default}"
         option = f"--{field.name.replace('_', '-')}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,29 @@ def test_two_processes_train_as_one_does(arguments: list[str], tmp_path: Path) -
     assert [row["step"] for row in of_two] == [1, 2, 3]
     for name in ("loss", "margin", "grad_norm"):
         assert [row[name] for row in of_two] == pytest.approx([row[name] for row in of_one], rel=1e-4)
+
+
+class Stop(logging.Handler):
+    """Sends the signal that a scheduler would, as soon as the run has begun."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("writing log.jsonl"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_ends_the_command_with_its_status(
+    arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger, stop = logging.getLogger("mmbdhs"), Stop()
+    caplog.set_level(logging.INFO, "mmbdhs")
+    logger.addHandler(stop)
+    try:
+        assert main([*arguments, "--output", str(tmp_path / "cut")]) == 143
+    finally:
+        logger.removeHandler(stop)
+    assert (tmp_path / "cut/checkpoint-000001").is_dir() and not (tmp_path / "cut/final").exists()
+    assert main([*arguments, "--output", str(tmp_path / "cut"), "--resume", "true"]) == 0
+    assert (tmp_path / "cut/final").is_dir()
 
 
 @pytest.mark.parametrize(
