@@ -191,6 +191,14 @@ def test_an_endpoint_that_does_not_answer(endpoint: Endpoint) -> None:
         EndpointAnnotator(endpoint.client(), "judge")([comparison("x")])
 
 
+def test_after_a_failure_no_more_is_asked(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda body: 400 if len(endpoint.bodies) == 1 else str(endpoint.released.wait())
+    judge = EndpointAnnotator(endpoint.client(timeout=0.2, max_retries=0), "judge", workers=1)
+    with pytest.raises(EndpointError, match="comparison 0"):
+        judge([comparison(n) for n in range(20)])
+    assert len(endpoint.bodies) < 20
+
+
 def test_corrupted_responses_differ(endpoint: Endpoint) -> None:
     endpoint.answer = lambda body: " A red dog runs. " if "do not repeat" in text_of(body) else "A  dog runs."
     prompts, responses = ["What is it?", "And this?"], ["A dog runs.", "Two cats."]
