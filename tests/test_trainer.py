@@ -71,7 +71,7 @@ def test_a_step_is_that_of_the_mean_over_the_whole_batch(tmp_path: Path) -> None
     """The twin: a row for each response, the losses of all examples that are decided at once, AdamW."""
     model, processor = fresh_miniature()
     records = scene_records(11)
-    settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
+    settings = {"learning_rate": 1e-3, "schedule": "linear", "warmup_ratio": 0, "log_steps": 1}
     config = TrainConfig(tmp_path, batch_size=16, epochs=2, **settings)
     plain = copy.deepcopy(model)
 
@@ -87,8 +87,9 @@ def test_a_step_is_that_of_the_mean_over_the_whole_batch(tmp_path: Path) -> None
     optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
     prompts, ids = zip(*(encode_record(plain, processor, record) for record in records), strict=True)
     norms = []
-    for _ in range(2):
+    for rate in (1e-3, 0.5e-3):
         optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = rate
         policy = separate_logps(plain, prompts, ids).sums
         with torch.no_grad():
             known = separate_logps(reference, prompts, ids).sums
@@ -161,10 +162,11 @@ def test_killed_and_resumed_is_never_killed_to_the_bit(source: Any, settings: di
         return train(*fresh_miniature(), scene_records(9), source, DPO, config, evaluate=evaluate)
 
     whole = run("whole", stop_behind(-1))
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     killed = run("cut", stop_behind(3))
     assert (killed.steps, killed.interrupted) == (4, signal.SIGTERM)
-    assert killed.folder == tmp_path / "cut/checkpoint-000004" and signal.getsignal(signal.SIGTERM) is handler
+    assert killed.folder == tmp_path / "cut/checkpoint-000004"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     resumed = run("cut", stop_behind(-1), resume=True)
     assert (resumed.steps, resumed.interrupted, resumed.folder) == (6, None, tmp_path / "cut/final")
     assert_same(resumed.model, whole.model)
@@ -244,11 +246,18 @@ def test_a_model_with_adapters_is_taken_as_it_is(tmp_path: Path) -> None:
         train(adapted, processor, scene_records(1), Stored(), DPO, TrainConfig(tmp_path, lora_rank=2))
 
 
-def test_the_projector_has_a_rate_of_its_own_and_the_tower_none(tmp_path: Path) -> None:
+def test_the_projector_has_a_rate_of_its_own_and_the_tower_is_frozen(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     before = {name: value.clone() for name, value in trained(model).items()}
     config = TrainConfig(tmp_path, projector_learning_rate=0.0, **FAST)
-    train(model, processor, scene_records(4), Stored(), DPO, config)
+    modes: list[tuple[bool, bool]] = []
+
+    def objective(policy: ResponseLogps, reference: Tensor) -> Any:
+        modes.append((text_decoder(model).training, model.model.vision_tower.training))
+        return DPO(policy, reference)
+
+    train(model, processor, scene_records(4), Stored(), objective, config)
+    assert modes == [(True, False)]
     changed = {name for name, value in trained(model).items() if not torch.equal(value, before[name])}
     assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
     bare = copy.deepcopy(model)
