@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmbdhs.prompts import Messages, load_images
+from mmbdhs.prompts import Messages, load_images, message_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -117,12 +117,8 @@ def conversation_text(prompt: str | Messages) -> str:
     """A prompt as text: that of its one message, or its turns with their roles."""
     if isinstance(prompt, str):
         return prompt
-    turns = [(message["role"].capitalize(), _text(message["content"])) for message in prompt]
+    turns = [(message["role"].capitalize(), message_text(message)) for message in prompt]
     return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
-
-
-def _text(content: str | list[dict[str, Any]]) -> str:
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def corrupt_responses(

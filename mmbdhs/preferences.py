@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmbdhs.packed import response_logps
-from mmbdhs.prompts import Messages, as_messages, encode, first_tokens, load_images, render_turn
+from mmbdhs.prompts import Messages, as_messages, encode, first_tokens, load_images, message_text, render_turn
 from mmbdhs.responses import ResponseLogps, Responses
 from mmbdhs.text_decoder import evaluating, input_device, unwrapped
 
@@ -77,7 +77,4 @@ def stored_reference_logps(
 
 def response_text(response: str | Messages) -> str:
     """The text of a response that is text, or a list of one assistant message."""
-    if isinstance(response, str):
-        return response
-    content = response[-1]["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+    return response if isinstance(response, str) else message_text(response[-1])

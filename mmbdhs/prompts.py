@@ -85,6 +85,12 @@ def as_messages(prompt: str | Messages, image_count: int) -> Messages:
     return [dict(message) for message in prompt]
 
 
+def message_text(message: Mapping[str, Any]) -> str:
+    """What a message says: its content, or the text parts of its content."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+
+
 def render_turn(processor: Any, messages: Messages, reference: str) -> Turn:
     """Write prompt + assistant turn with the processor's chat template and find the reference's tokens in it."""
     plain = all(isinstance(message.get("content"), str) for message in messages)

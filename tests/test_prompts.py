@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 
-from mmbdhs.prompts import as_messages, decode_after, key_address, render_turn
+from mmbdhs.prompts import as_messages, decode_after, key_address, message_text, render_turn
 from mmbdhs.splicing import Reference
 
 FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
@@ -87,6 +87,13 @@ def test_plain_string_messages_are_kept_plain() -> None:
     assert render_turn(processor, messages, "Hi.").text == "USER: Hello ASSISTANT: Hi.</s>"
     with pytest.raises(ValueError, match="image placeholders"):
         as_messages([{"role": "user", "content": "Hello"}], 1)
+
+
+def test_the_text_of_a_message_leaves_images_out() -> None:
+    image = {"type": "image", "text": None}  # as `datasets` brings parts of a column back, with every key
+    parts = [image, {"type": "text", "text": "Two "}, {"type": "text", "text": "cats."}]
+    for content in ("Two cats.", parts):
+        assert message_text({"role": "user", "content": content}) == "Two cats."
 
 
 def test_keys_are_64_bit_addresses() -> None:
