@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mmbdhs.endpoint import ChatEndpoint, EndpointError, ask_each, check_on_error, conversation_text
+from mmbdhs.endpoint import ChatEndpoint, EndpointError, ask_each, conversation_text
 from mmbdhs.preferences import encode_responses, reference_logps
 from mmbdhs.prompts import Messages, load_images, tokenizer_of
+from mmbdhs.samples import check_on_error
 from mmbdhs.text_decoder import evaluating, input_device, unwrapped
 
 

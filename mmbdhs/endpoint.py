@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmbdhs.prompts import Messages, load_images, message_text
+from mmbdhs.samples import check_on_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,11 +107,6 @@ def ask_each(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
 
 
 def conversation_text(prompt: str | Messages) -> str:

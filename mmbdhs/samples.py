@@ -104,6 +104,12 @@ class ExampleError(ValueError):
         self.failure = failure
 
 
+def check_on_error(on_error: str) -> None:
+    """Raises ValueError for what is neither "raise" nor "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name}: needs a number in [{low}, {high}], got {value!r}")

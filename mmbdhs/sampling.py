@@ -16,7 +16,7 @@ from mmbdhs.examples import EXAMPLE_ERRORS, Example, ExampleReader
 from mmbdhs.model_forward import OutputHead
 from mmbdhs.prompt_attention import run_decoder
 from mmbdhs.prompts import Messages, decode_after, tokenizer_of
-from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
+from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample, check_on_error
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
 from mmbdhs.text_decoder import evaluating, unwrapped
@@ -79,7 +79,7 @@ def iter_bdhs_samples(
 ) -> Iterator[tuple[int, BDHSSample | BDHSFailure]]:
     """`bdhs_sample` for streams: takes iterables, yields (index, result) as results finish. Memory does not grow with
     the number of examples. The model is in evaluation mode until the generator ends or is closed."""
-    _check_on_error(on_error)
+    check_on_error(on_error)
     model = unwrapped(model)
     sampler = Sampler(model, processor, config or BDHSConfig(), resolve_similarity(similarity))
     with evaluating(model):
@@ -102,7 +102,7 @@ def povid_sample(
     an image diffused by `noise_steps` steps of Eq. 8, in one forward. The other arguments are those of `bdhs_sample`.
     """
     _check_lists(images=images, prompts=prompts, references=references, keys=keys)
-    _check_on_error(on_error)
+    check_on_error(on_error)
     model = unwrapped(model)
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
     reader = ExampleReader(model, processor)
@@ -147,8 +147,3 @@ def _check_lists(**lists: Sequence | None) -> None:
     strings = [name for name, values in lists.items() if isinstance(values, str)]
     if strings or len(set(lengths.values())) > 1:
         raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {strings or lengths}")
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
