@@ -139,9 +139,13 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
 def _prepare(model: LlavaForConditionalGeneration, side: int) -> None:
     """A start from which the model soon learns to look. Where keys equal queries, a token attends to others like it
     from the first step: in the tower an image token to its neighbours, in the decoder's first layer a word to the
-    image tokens near that word. Outputs that transpose the values hand on what attention finds. Words begin far
+    image tokens near that word. There keys turn round the direction that all words share and image tokens lack, or a
+    word would be most like itself. Outputs that transpose the values hand on what attention finds. Words begin far
     enough apart to be told from each other."""
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    words = model.get_input_embeddings().weight
+    torch.nn.init.normal_(words, std=0.1)
+    shared = torch.nn.functional.normalize(torch.randn(words.shape[1]), dim=0)
+    words += (0.8 - words @ shared)[:, None] * shared
     tower = model.model.vision_tower
     positions = tower.embeddings.position_embedding.weight
     positions[1:] = 0.2 * _grid_waves(side, positions.shape[1])
@@ -155,7 +159,8 @@ def _prepare(model: LlavaForConditionalGeneration, side: int) -> None:
         torch.nn.init.orthogonal_(attention.v_proj.weight, gain=0.8)
         attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     torch.nn.init.orthogonal_(attentions[0].q_proj.weight, gain=1.6)
-    attentions[0].k_proj.weight.copy_(attentions[0].q_proj.weight)
+    turned = torch.eye(len(shared)) - 1.5 * torch.outer(shared, shared)
+    attentions[0].k_proj.weight.copy_(attentions[0].q_proj.weight @ turned)
 
 
 def _grid_waves(side: int, width: int) -> Tensor:

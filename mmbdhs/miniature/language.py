@@ -28,9 +28,9 @@ class Noise:
     answer: an absent object typical of the scene is affirmed when asked for.
     """
 
-    thing: float = 0.1
-    colour: float = 0.3
-    answer: float = 0.2
+    thing: float = 0.3
+    colour: float = 0.4
+    answer: float = 0.35
 
 
 CLEAN = Noise(0.0, 0.0, 0.0)

@@ -50,7 +50,7 @@ class Stage:
 STAGES = {
     "tower": Stage(1000),
     "align": Stage(400),
-    "clean": Stage(1500, batch=16, image_tokens=48),
+    "clean": Stage(900, batch=16, image_tokens=48),
     "biased": Stage(800, batch=16, rate=2e-3, image_tokens=72, hide=0.3),
 }
 
