@@ -20,13 +20,20 @@ Side = Callable[[], Any]
 
 
 def median_of(runs: int, *sides: Side, before: Side = lambda: None, seconds: Callable | None = None) -> list[float]:
-    """Median seconds of each side, after a warm-up, the sides taking turns so that drift hits them alike.
+    """`warm_median_of` after a warm-up."""
+    for side in sides:
+        side()
+    return warm_median_of(runs, *sides, before=before, seconds=seconds)
+
+
+def warm_median_of(
+    runs: int, *sides: Side, before: Side = lambda: None, seconds: Callable | None = None
+) -> list[float]:
+    """Median seconds of each side, the sides taking turns so that drift hits them alike.
 
     before: what to do, untimed, before each call. seconds: the clock, `wall_seconds` by default.
     """
     seconds = seconds or wall_seconds
-    for side in sides:
-        side()
     times = [[seconds(side, before) for side in sides] for _ in range(runs)]
     return [statistics.median(column) for column in zip(*times, strict=True)]
 

@@ -11,7 +11,6 @@ gradients of all sides are asserted equal. On a GPU the 7B shape with LoRA follo
 from __future__ import annotations
 
 import copy
-import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
-from measure import peak_memory, thread_counts, wall_seconds
+from measure import peak_memory, thread_counts, warm_median_of
 from PIL import Image
 from sampling import REFERENCE
 from table import Options, Table
@@ -81,8 +80,10 @@ def measure(size: Size, prompts: int, responses: int, options: Options) -> dict[
     sides = {name: Step(policy, loss) for name, loss in losses.items()}
     difference = largest_difference(sides)
     assert difference < (1e-4 if size.dtype == torch.float32 else 0.1), f"gradients differ by {difference:.1e}"
-    seconds = interleaved(1 if options.quick else 3, sides)
-    ms = {name: 1e3 * time for name, time in seconds.items()}
+    seconds = warm_median_of(
+        1 if options.quick else 3, *sides.values(), before=lambda: [side.clear() for side in sides.values()]
+    )
+    ms = {name: 1e3 * time for name, time in zip(sides, seconds, strict=True)}
     mib = {f"{name}_mib": side.peak_mib for name, side in sides.items()}
     ratios = {"over_plain": ms["plain"] / ms["ours"], "memory": mib["ours_mib"] / mib["plain_mib"]}
     if "trl" in ms:
@@ -249,9 +250,3 @@ def largest_difference(sides: dict[str, Step]) -> float:
             other, its_gradient = side.first()
             differences += [(other - value).abs() / value, (its_gradient - gradient).norm() / gradient.norm()]
     return float(torch.stack(differences).max())
-
-
-def interleaved(runs: int, sides: dict[str, Step]) -> dict[str, float]:
-    """Median seconds of each side, as `median_of` has them; their first step was their warm-up already."""
-    times = [[wall_seconds(side, side.clear) for side in sides.values()] for _ in range(runs)]
-    return {name: statistics.median(column) for name, column in zip(sides, zip(*times, strict=True), strict=True)}

@@ -202,9 +202,8 @@ def test_the_models_own_implementation_returns() -> None:
     probe._SOUND.pop(model)
     sample(model, processor)
     handle.remove()
-    assert (
-        seen == {"sdpa", "mmbdhs"} and config._attn_implementation == "sdpa"
-    )  # "sdpa" in what the probe compares with
+    assert seen == {"sdpa", "mmbdhs"}  # the former in what the probe compares with
+    assert config._attn_implementation == "sdpa"
 
 
 def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
