@@ -76,6 +76,15 @@ def greedy_ids(
             return _shortest(processor, splice.prefix_ids, ids, added)
 
 
+def assert_replays(model: Any, processor: Any, images: list[Image.Image], prompt: str, sample: Any, limit: int) -> None:
+    """Each sentence of a greedy sample is what the plain way makes of its beginning."""
+    inputs, before = prompt_inputs(processor, images, prompt), ""
+    for splice in sample.sentences:
+        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, limit)
+        assert list(splice.completion_ids) == plain
+        before += splice.reference
+
+
 def _shortest(processor: Any, prefix: tuple[int, ...], ids: list[int], length: int) -> list[int]:
     """As few of `ids` as hold the first `length` characters."""
     for count in range(len(ids) + 1):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from plain import greedy_ids, masked_logits, picture, prompt_inputs
+from plain import assert_replays, masked_logits, picture, prompt_inputs
 
 from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, miniature
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption
@@ -51,12 +51,7 @@ def test_greedy_completions_replay(family: str, threshold: float, monkeypatch: p
     for sample, images, prompt, reference in zip(samples, IMAGES, prompts, references, strict=True):
         assert sample.guided and sample.iterations == 1
         assert "".join(splice.reference for splice in sample.sentences) == reference
-        inputs = prompt_inputs(processor, images, prompt)
-        before = ""
-        for splice in sample.sentences:
-            plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, LIMIT)
-            assert list(splice.completion_ids) == plain
-            before += splice.reference
+        assert_replays(model, processor, images, prompt, sample, LIMIT)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
@@ -70,13 +65,8 @@ def test_greedy_completions_of_the_miniature_replay(threshold: float) -> None:
     config = BDHSConfig(mask_threshold=threshold, temperature=0, max_sentence_tokens=20)
     samples = bdhs_sample(model, processor, images, prompts, references, config, similarity=unlike)
     for sample, image, prompt in zip(samples, images, prompts, strict=True):
-        inputs = prompt_inputs(processor, [image], prompt)
-        before = ""
-        for splice in sample.sentences:
-            plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, 20)
-            assert list(splice.completion_ids) == plain
-            assert len(plain) < 20
-            before += splice.reference
+        assert_replays(model, processor, [image], prompt, sample, 20)
+        assert all(len(splice.completion_ids) < 20 for splice in sample.sentences)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

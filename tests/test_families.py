@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 import torch
 from model_zoo import ZOO
-from plain import greedy_ids, masked_logits, picture, prompt_inputs
+from plain import assert_replays, masked_logits, picture, prompt_inputs
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
 from mmbdhs.examples import ExampleReader
@@ -103,11 +103,7 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
     model, processor = BUILDERS[family]()
     samples = sample(model, processor, mask_threshold=threshold, seed=3)
     for found, images, prompt in zip(samples, IMAGES, PROMPTS, strict=True):
-        inputs, before = prompt_inputs(processor, images, prompt), ""
-        for splice in found.sentences:
-            plain = greedy_ids(model, processor, inputs, found.visible_image_tokens, splice, before, LIMIT)
-            assert list(splice.completion_ids) == plain
-            before += splice.reference
+        assert_replays(model, processor, images, prompt, found, LIMIT)
 
 
 @pytest.mark.parametrize("family", EXACT)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from plain import greedy_ids, picture, prompt_inputs
+from plain import assert_replays, picture
 from torch import Tensor, distributed, nn
 
 from mmbdhs import BDHSConfig, BDHSSample, UnsupportedModelError, bdhs_sample
@@ -84,12 +84,7 @@ def test_adapters_are_part_of_the_model(fresh: tuple[Any, Any]) -> None:
     assert found != before
     with adapted.disable_adapter():
         assert sample(adapted, processor) == before
-    inputs, before_text = prompt_inputs(processor, ARGUMENTS[0], ARGUMENTS[1][0]), ""
-    for splice in found[0].sentences:
-        visible = found[0].visible_image_tokens
-        plain = greedy_ids(unwrapped(adapted), processor, inputs, visible, splice, before_text, 6)
-        assert list(splice.completion_ids) == plain
-        before_text += splice.reference
+    assert_replays(unwrapped(adapted), processor, ARGUMENTS[0], ARGUMENTS[1][0], found[0], 6)
 
 
 def test_prompt_learning_is_refused(fresh: tuple[Any, Any]) -> None:
