@@ -1,4 +1,4 @@
-"""Every speed claim, measured: `python benchmarks/run.py [name …] [--quick]` (all of them without a name)."""
+"""Every claim, measured: `python benchmarks/run.py [name …] [--quick]` (all of them without a name)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from table import Options
 
-BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling", "logps", "preference_step")
+BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling", "logps", "preference_step", "alignment")
 
 
 def main() -> None:

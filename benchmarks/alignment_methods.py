@@ -1,0 +1,119 @@
+"""Ways of aligning: where pairs come from, and what is minimised. All take the same images, captions and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from alignment_world import same_claims, truthful
+from torch import Tensor
+
+from mmbdhs import BDHSConfig, bdhs_sample
+from mmbdhs.annotator import LikelihoodAnnotator
+from mmbdhs.losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, slic_loss
+from mmbdhs.objectives import Objective, pairwise, supervised
+from mmbdhs.pair_sources import Distorted, Mixed, OnlineBDHS, OnlinePairs, PairSource, Stored, Supervised
+from mmbdhs.responses import ResponseLogps
+
+Records = list[dict[str, Any]]
+
+
+class Start(NamedTuple):
+    """The model that is to be aligned, in place; its processor; the seed of all draws."""
+
+    model: Any
+    processor: Any
+    seed: int
+
+
+Rejected = Callable[[Start, Records], list[str]]
+Source = Callable[[Start], PairSource]
+
+ANCHOR = 0.5  # weight of the chosen response's negative log-likelihood per token
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """A pairwise loss and the likelihood of the chosen response, which keeps captions from growing poorer."""
+
+    pairs: Objective
+
+    def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
+        found = self.pairs(policy, reference)
+        likelihood = sft_loss(policy.sums[:, 0], chosen_lengths=policy.lengths[:, 0])
+        return found._replace(losses=found.losses + ANCHOR * likelihood)
+
+
+DPO = Anchored(pairwise(dpo_loss, beta=0.3))
+PAPER = BDHSConfig(max_sentence_tokens=16, max_new_tokens=64)
+
+
+@dataclass(frozen=True)
+class Method:
+    """rejected: the responses that records get before training."""
+
+    rejected: Rejected | None = None
+    source: Source = lambda start: Stored()
+    objective: Objective = DPO
+
+
+def other_captions(start: Start, records: Records) -> list[str]:
+    """To each image the caption of the next one, which shows something else."""
+    captions = [record["chosen"] for record in records]
+    return [*captions[1:], captions[0]]
+
+
+def bdhs(**settings: Any) -> Rejected:
+    """Algorithm 1 by the model as it comes in."""
+
+    def rejected(start: Start, records: Records) -> list[str]:
+        config = replace(PAPER, seed=start.seed, **settings)
+        images, prompts, captions, keys = (
+            [record[column] for record in records] for column in ("images", "prompt", "chosen", "key")
+        )
+        samples = bdhs_sample(*start[:2], images, prompts, captions, config, same_claims, keys)
+        return [sample.rejected for sample in samples]
+
+    return rejected
+
+
+def online_bdhs(with_stored: bool) -> Source:
+    return lambda start: OnlineBDHS(replace(PAPER, seed=start.seed), same_claims, with_stored)
+
+
+def online_pairs(oracle: bool) -> Source:
+    def source(start: Start) -> PairSource:
+        annotator = truthful if oracle else LikelihoodAnnotator(start.model, start.processor)
+        return OnlinePairs(annotator, replace(PAPER, seed=start.seed))
+
+    return source
+
+
+def mixed(oracle: bool) -> Source:
+    return lambda start: Mixed(Stored(), online_pairs(oracle)(start), p=0.5, seed=start.seed)
+
+
+METHODS = {
+    "SFT": Method(source=lambda start: Supervised(), objective=supervised()),
+    "DPO, other captions": Method(other_captions),
+    "DPO, distorted": Method(source=lambda start: Distorted(500, start.seed, with_stored=False)),
+    "DPO, BDHS noise": Method(bdhs(noise_steps=500)),
+    "DPO, BDHS, rho 0": Method(bdhs(mask_threshold=0.0)),
+    "DPO, BDHS": Method(bdhs()),
+    "DPO, online BDHS": Method(source=online_bdhs(with_stored=False)),
+    "DPO, averaged": Method(other_captions, online_bdhs(with_stored=True)),
+    "IPO, BDHS": Method(bdhs(), objective=Anchored(pairwise(ipo_loss, per_token=True, beta=0.9))),
+    "SLiC, BDHS": Method(bdhs(), objective=Anchored(pairwise(slic_loss, beta=0.2))),
+    "Online-DPO, oracle": Method(source=online_pairs(oracle=True)),
+    "Online-DPO, itself": Method(source=online_pairs(oracle=False)),
+    "Mixed-DPO, oracle": Method(bdhs(), mixed(oracle=True)),
+    "Mixed-DPO, itself": Method(bdhs(), mixed(oracle=False)),
+}
+
+# Table 15 of the paper: what hides the image, how much of it, and whether the reference guides.
+ABLATION = {
+    f"{'guided' if guided else 'unguided'}, rho {threshold:g}": Method(bdhs(guided=guided, mask_threshold=threshold))
+    for guided in (True, False)
+    for threshold in (0.0, 0.98, 0.99, 1.0)
+} | {f"guided, noise {steps}": Method(bdhs(noise_steps=steps)) for steps in (100, 200, 300, 400, 500)}
