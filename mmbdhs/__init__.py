@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mmbdhs.sampling import bdhs_sample, iter_bdhs_samples, povid_sample
     from mmbdhs.splicing import SentenceSplice
     from mmbdhs.text_decoder import UnsupportedModelError
+    from mmbdhs.train_config import TrainConfig
+    from mmbdhs.trainer import train
 
 __version__ = "0.1.0"
 
@@ -22,12 +24,14 @@ _HOMES = {
     "ExampleError": "samples",
     "POVIDSample": "samples",
     "SentenceSplice": "splicing",
+    "TrainConfig": "train_config",
     "UnsupportedModelError": "text_decoder",
     "bdhs_sample": "sampling",
     "iter_bdhs_samples": "sampling",
     "masked_attention": "native.attention",
     "povid_sample": "sampling",
     "shared_prefix_attention": "native.attention",
+    "train": "trainer",
 }
 
 __all__ = [
@@ -37,12 +41,14 @@ __all__ = [
     "ExampleError",
     "POVIDSample",
     "SentenceSplice",
+    "TrainConfig",
     "UnsupportedModelError",
     "bdhs_sample",
     "iter_bdhs_samples",
     "masked_attention",
     "povid_sample",
     "shared_prefix_attention",
+    "train",
 ]
 
 
