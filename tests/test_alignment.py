@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-
-from mmbdhs.annotator import Comparison
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
+import alignment
 import alignment_world
+import pytest
 from alignment_methods import other_captions
 
+from mmbdhs.annotator import Comparison
 from mmbdhs.miniature.world import Scene, Thing
 
 SCENE = Scene("lake", (Thing("boat", "red", 0), Thing("fish", "blue", 4)))
@@ -41,3 +35,22 @@ def test_a_rejected_caption_belongs_to_another_image() -> None:
     rejected = other_captions(None, examples)
     assert sorted(rejected) == sorted(example["chosen"] for example in examples)
     assert all(text != example["chosen"] for text, example in zip(rejected, examples, strict=True))
+
+
+def test_cuts_are_means_over_runs_and_intervals_those_of_student() -> None:
+    baseline = [{"hallucination": 0.4, "recall": 0.5}, {"hallucination": 0.4, "recall": 0.5}]
+    scores = [{"hallucination": 0.2, "recall": 0.4}, {"hallucination": 0.3, "recall": 0.4}]
+    found = alignment._summary(scores, baseline)
+    assert found["cut"] == pytest.approx((0.5 + 0.25) / 2)
+    assert found["hallucination"] == pytest.approx(0.25) and found["recall ±"] == 0
+    assert found["±"] == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t of one degree of freedom times s / √2
+    assert alignment._summary(scores[:1], baseline[:1])["±"] is None
+
+
+def test_the_quick_run_fails_where_bdhs_does_not_help() -> None:
+    rates = {"baseline": 0.5, "SFT": 0.5, "DPO, BDHS, rho 0": 0.5, "DPO, BDHS": 0.44}
+    found = {name: [{"hallucination": rate}] for name, rate in rates.items()}
+    alignment._require_help(found)
+    found["SFT"] = [{"hallucination": 0.45}]
+    with pytest.raises(SystemExit, match="a tenth less than baseline, SFT"):
+        alignment._require_help(found)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
+import plot
 import pytest
 from PIL import Image, ImageColor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import plot
 
 
 @pytest.mark.parametrize(
