@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from mmbdhs.jsonl import read_jsonl
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -53,44 +53,13 @@ def _parts(messages: list[dict]) -> list[dict]:
     return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
 
 
-def write_jsonl(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, UTF-8; returns how many. The file appears complete or not at all: it is written
-    under another name beside its place, then renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            count = sum(1 for record in records if file.write(json.dumps(record, ensure_ascii=False) + "\n"))
-        os.chmod(aside, 0o644)
-        os.replace(aside, target)
-    except BaseException:
-        os.unlink(aside)
-        raise
-    return count
-
-
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """One record a line, as `write_jsonl` wrote them. `images` that are relative paths are taken from the file's own
-    folder. Raises ValueError that names the line for one that is no JSON object."""
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{os.fspath(path)}: needs a JSON object in each line, line {number}: {error}"
-                ) from error
-            if not isinstance(record, dict):
-                raise ValueError(
-                    f"{os.fspath(path)}: needs a JSON object in each line, got {record!r} in line {number}"
-                )
-            if "images" in record:
-                record["images"] = [os.fspath(Path(path).parent / image) for image in record["images"]]
-            records.append(record)
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file. `images` that are relative paths are taken from the file's own folder. Raises
+    ValueError that names the line for one that is no JSON object."""
+    records = read_jsonl(path)
+    for record in records:
+        if "images" in record:
+            record["images"] = [os.fspath(Path(path).parent / image) for image in record["images"]]
     return records
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from mmbdhs.data import preference_record, write_jsonl
+from mmbdhs.data import preference_record
+from mmbdhs.jsonl import write_jsonl
 from mmbdhs.miniature import load
 from mmbdhs.miniature.corpus import GRID
 from mmbdhs.miniature.evaluate import THRESHOLDS

@@ -52,13 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mmbdhs.data import read_jsonl
+    from mmbdhs.data import read_records
     from mmbdhs.trainer import train
 
     dtype = arguments.dtype or ("auto" if config.lora_rank else "float32")
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=dtype)
     processor = AutoProcessor.from_pretrained(arguments.model)
-    result = train(model, processor, read_jsonl(arguments.data), source, objective, config)
+    result = train(model, processor, read_records(arguments.data), source, objective, config)
     print(f"{result.steps} steps; model and processor lie in {result.folder}")
     return 128 + result.interrupted if result.interrupted else 0
 

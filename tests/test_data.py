@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmbdhs.data import preference_record, read_jsonl, write_jsonl
+from mmbdhs.data import preference_record, read_records
+from mmbdhs.jsonl import write_jsonl
 from mmbdhs.splicing import SentenceSplice
 
 SAMPLE = SimpleNamespace(
@@ -75,11 +76,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_images_are_found_beside_their_file(tmp_path):
     target = tmp_path / "pairs.jsonl"
     write_jsonl(target, [{"images": ["a/x.png", "/y.png"], "n": 1}, {"n": 2}])
-    assert read_jsonl(target) == [{"images": [str(tmp_path / "a/x.png"), "/y.png"], "n": 1}, {"n": 2}]
+    assert read_records(target) == [{"images": [str(tmp_path / "a/x.png"), "/y.png"], "n": 1}, {"n": 2}]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]"])
 def test_a_line_that_is_no_object_is_named(line, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(f'{{"n": 1}}\n\n{line}\n')
-    with pytest.raises(ValueError, match=r"pairs.jsonl: needs a JSON object in each line, .*line 3"):
-        read_jsonl(tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match=r"pairs.jsonl: needs one JSON object a line, .*line 3"):
+        read_records(tmp_path / "pairs.jsonl")

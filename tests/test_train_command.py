@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mmbdhs import miniature
 from mmbdhs.cli import main
-from mmbdhs.data import write_jsonl
+from mmbdhs.jsonl import write_jsonl
 from mmbdhs.losses import ipo_loss
 from mmbdhs.pair_sources import Distorted, OnlineBDHS
 from mmbdhs.samples import BDHSConfig

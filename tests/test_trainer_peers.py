@@ -10,7 +10,8 @@ import pytest
 from preference_records import apart, fresh_miniature, scene_records
 
 from mmbdhs import BDHSConfig, bdhs_sample
-from mmbdhs.data import preference_record, read_jsonl, write_jsonl
+from mmbdhs.data import preference_record, read_records
+from mmbdhs.jsonl import read_jsonl, write_jsonl
 from mmbdhs.losses import dpo_loss
 from mmbdhs.objectives import pairwise
 from mmbdhs.pair_sources import Stored
@@ -69,7 +70,7 @@ def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_p
     peer, start = fresh_miniature()[0], fresh_miniature()[0].state_dict()
     settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
     config = TrainConfig(tmp_path / "ours", epochs=STEPS, **settings)
-    train(model, processor, read_jsonl(pairs), Stored(), pairwise(dpo_loss, beta=0.1), config)
+    train(model, processor, read_records(pairs), Stored(), pairwise(dpo_loss, beta=0.1), config)
     peer.model.vision_tower.requires_grad_(False)
     theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
     ours = read_jsonl(tmp_path / "ours/log.jsonl")

@@ -9,22 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; empty lines are left out. Raises ValueError that names the line."""
-    with open(path, encoding="utf-8") as file:
-        return [_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
-
-
-def _object(path: str | os.PathLike, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: needs one JSON object a line, line {number} is none ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}: needs one JSON object a line, got {type(row).__name__} in line {number}")
-    return row
-
-
 def column(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
     """The first of the columns `names` that a row has, for each row. Raises ValueError if it has none of them."""
     found = []
