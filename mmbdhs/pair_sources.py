@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import nn
@@ -100,18 +100,8 @@ class OnlineBDHS:
         return resolve_similarity(self.similarity)
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        stored = [_texts(visit, self.columns) for visit in visits]
-        samples = bdhs_sample(
-            model,
-            processor,
-            *_asked(visits),
-            [texts[0] for texts in stored],
-            self.config,
-            self._similarity,
-            [visit.address for visit in visits],
-            on_error=self.on_error,
-        )
-        return [_with(texts, sample) for texts, sample in zip(stored, samples, strict=True)]
+        settings = {"config": self.config, "similarity": self._similarity, "on_error": self.on_error}
+        return _with_samples(visits, self.columns, partial(bdhs_sample, model, processor, **settings))
 
 
 @dataclass(frozen=True)
@@ -128,18 +118,8 @@ class Distorted:
         return _compared(self.with_stored)
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        stored = [_texts(visit, self.columns) for visit in visits]
-        samples = povid_sample(
-            model,
-            processor,
-            *_asked(visits),
-            [texts[0] for texts in stored],
-            self.noise_steps,
-            self.seed,
-            [visit.address for visit in visits],
-            on_error=self.on_error,
-        )
-        return [_with(texts, sample) for texts, sample in zip(stored, samples, strict=True)]
+        settings = {"noise_steps": self.noise_steps, "seed": self.seed, "on_error": self.on_error}
+        return _with_samples(visits, self.columns, partial(povid_sample, model, processor, **settings))
 
 
 @dataclass(frozen=True)
@@ -221,6 +201,16 @@ def _known(record: Mapping[str, Any]) -> tuple[float, ...] | None:
 
 def _asked(visits: Sequence[Visit]) -> tuple[list[Any], list[Any]]:
     return [visit.record["images"] for visit in visits], [visit.record["prompt"] for visit in visits]
+
+
+def _with_samples(
+    visits: Sequence[Visit], columns: Sequence[str], sample: Callable[..., list[Any]]
+) -> list[Candidates | None]:
+    """The stored responses, and behind them what `sample` makes of the chosen one."""
+    stored = [_texts(visit, columns) for visit in visits]
+    keys = [visit.address for visit in visits]
+    samples = sample(*_asked(visits), [texts[0] for texts in stored], keys=keys)
+    return [_with(*pair) for pair in zip(stored, samples, strict=True)]
 
 
 def _with(stored: tuple[str, ...], sample: Any) -> Candidates | None:
