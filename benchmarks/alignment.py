@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from alignment_methods import ABLATION, METHODS, PAPER, Method, Start
-from alignment_world import base, judge, load, records
+from alignment_world import POPE, base, judge, records
 from plot import IntervalRow, Line, interval_plot, line_plot, percent
 from table import RESULTS, Options, Table
 
-from mmbdhs import bdhs_sample
+from mmbdhs import bdhs_sample, miniature
 from mmbdhs.demo import minilm
 from mmbdhs.evaluation import mean_interval
 from mmbdhs.train_config import TrainConfig
@@ -31,25 +31,23 @@ from mmbdhs.trainer import train
 
 RUNS = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))  # base and seed
 BASELINE, SFT, BDHS, CONTROL = "baseline", "SFT", "DPO, BDHS", "DPO, BDHS, rho 0"
-POPE = ("random accuracy", "random f1", "adversarial accuracy", "adversarial f1")
 COLUMNS = (
     {"method": "<22s", "runs": ">4d", "hallucination": ">.3f", "±": ">.3f", "cut": ">.0%", "objects": ">.3f"}
     | {"colours": ">.3f", "recall": ">.3f", "recall ±": ">.3f", "words": ">.1f"}
-    | {name: ">.3f" for name in POPE}
+    | {f"{split} {metric}": ">.3f" for split, metric in POPE}
     | {"minutes": ">.1f"}
 )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """pairs: images to align with, each visited `epochs` times. judged: images of `world` to judge with. asked: images
-    of Figure 10. runs: base and seed of each."""
+    """pairs: images to align with, each visited `epochs` times. judged: images of `world` to judge with. runs:
+    base and seed of each."""
 
     pairs: int = 640
     epochs: int = 2
     judged: int = 250
     world: str = "balanced"
-    asked: int = 100
     runs: tuple[tuple[int, int], ...] = RUNS
 
 
@@ -65,9 +63,9 @@ class Run:
     seed: int
     scale: Scale
 
-    def __call__(self) -> dict[str, Any]:
+    def scores(self) -> dict[str, Any]:
         """Align and judge: the scores, and the CPU minutes that aligning took."""
-        model, processor = load(base(self.base))
+        model, processor = miniature.load(base(self.base))
         begin = time.process_time()
         if self.name != BASELINE:
             self._align((METHODS | ABLATION)[self.name], Start(model, processor, self.seed))
@@ -109,7 +107,7 @@ def main(options: Options) -> None:
         found = _compare(pool, table, METHODS, Scale())
         _compare(pool, table, ABLATION, Scale(pairs=320, runs=RUNS[:1]))
         _plot_methods(found)
-        _dissimilar(pool, table, Scale().asked)
+        _dissimilar(pool, table, images=100)
 
 
 def _processes() -> ProcessPoolExecutor:
@@ -126,16 +124,12 @@ def _settle() -> None:
     logging.getLogger("mmbdhs").setLevel(logging.ERROR)
 
 
-def _go(run: Run) -> dict[str, Any]:
-    return run()
-
-
 def _compare(
     pool: ProcessPoolExecutor, table: Table, methods: Iterable[str], scale: Scale
 ) -> dict[str, list[dict[str, Any]]]:
     """A row for the baseline and for each method; returns the scores of its runs."""
     names = (BASELINE, *methods)
-    results = pool.map(_go, [Run(name, *run, scale) for name in names for run in scale.runs])
+    results = pool.map(Run.scores, [Run(name, *run, scale) for name in names for run in scale.runs])
     found = {}
     for name in names:
         found[name] = [next(results) for _ in scale.runs]
@@ -190,5 +184,5 @@ def _shares(settings: dict[str, Any], images: int) -> list[float]:
     """Of iterations 1 … 4, judged by MiniLM; the fifth is unguided."""
     examples = records(images, seed=0)
     columns = [[record[name] for record in examples] for name in ("images", "prompt", "chosen")]
-    samples = bdhs_sample(*load(base(0)), *columns, replace(PAPER, **settings), minilm())
+    samples = bdhs_sample(*miniature.load(base(0)), *columns, replace(PAPER, **settings), minilm())
     return [sum(sample.iterations <= most for sample in samples) / images for most in range(1, PAPER.max_iterations)]

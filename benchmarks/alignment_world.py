@@ -11,8 +11,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmbdhs import miniature
 from mmbdhs.annotator import Comparison
 from mmbdhs.evaluation import ObjectVocabulary, chair, pope, ratio
@@ -23,7 +21,7 @@ from mmbdhs.miniature.world import Scene, make_scene, render
 
 BASES = Path(__file__).parent / "bases"
 PAIR_SEED, JUDGE_SEED = 500, 900  # of scenes, which no base was trained on
-SPLITS = ("random", "adversarial")
+POPE = tuple((split, metric) for split in ("random", "adversarial") for metric in ("accuracy", "f1"))
 VOCABULARY = ObjectVocabulary.build([[kind] for kind in KINDS])
 
 
@@ -108,7 +106,7 @@ def _wrong_colours(text: str, scene: Scene) -> int:
 def _pope_scores(examinee: Examinee, scenes: list[Scene]) -> dict[str, float]:
     asked = [
         (number, split, question)
-        for split in SPLITS
+        for split in dict(POPE)
         for number, scene in enumerate(scenes)
         for question in pope_questions(scene, split)
     ]
@@ -116,11 +114,4 @@ def _pope_scores(examinee: Examinee, scenes: list[Scene]) -> dict[str, float]:
     answers = examinee.answer(tasks, temperature=0.0, one_sentence=True)
     numbers, splits, questions = zip(*asked, strict=True)
     found = pope([text.strip() for text in answers], [q.affirmed for q in questions], numbers, splits)
-    return {f"{split} {name}": getattr(found[split], name).value for split in SPLITS for name in ("accuracy", "f1")}
-
-
-def load(path: Path) -> tuple[Any, Any]:
-    """Model and processor of a base."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32), AutoProcessor.from_pretrained(path)
+    return {f"{split} {metric}": getattr(found[split], metric).value for split, metric in POPE}

@@ -15,9 +15,10 @@ def path() -> Path:
     return Path(__file__).parent / "model"
 
 
-def load() -> tuple[PreTrainedModel, Any]:
-    """The shipped model, float32, in evaluation mode, on the CPU, and its processor."""
+def load(folder: Path | None = None) -> tuple[PreTrainedModel, Any]:
+    """The shipped model, or the one in `folder`, float32, in evaluation mode, on the CPU, and its processor."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(path(), dtype="float32")
-    return model.eval(), AutoProcessor.from_pretrained(path())
+    folder = folder or path()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    return model.eval(), AutoProcessor.from_pretrained(folder)
