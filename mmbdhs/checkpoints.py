@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _STATE = "trainer.pt"
 
 
-def save_model(folder: Path, model: nn.Module, processor: Any, state: dict[str, Any] | None = None) -> None:
-    """Write model (adapters alone, if it has any) and processor, and `state` for `load_state`. The folder appears
+def save_model(
+    folder: Path, model: nn.Module, processor: Any, weights: dict[str, Tensor], state: dict[str, Any] | None = None
+) -> None:
+    """Write model (adapters alone, if it has any) and processor, and `state` for `load_state`. weights: whole ones
+    under the names of the model's state_dict. The folder appears
     complete or not at all; an older one of its name stays until then. Raises what writing raises, a full disk's OSError
     for one."""
     with _aside(folder) as aside:
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=weights)
         processor.save_pretrained(aside)
         if state is not None:
             torch.save(state, aside / _STATE)

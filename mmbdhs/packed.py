@@ -22,7 +22,7 @@ from mmbdhs.model_forward import token_logps
 from mmbdhs.packed_attention import PackedAttention
 from mmbdhs.probe import probe
 from mmbdhs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.text_decoder import text_decoder, unwrapped
+from mmbdhs.text_decoder import runnable, text_decoder
 
 
 def response_logps(
@@ -44,7 +44,7 @@ def response_logps(
     Raises ValueError for lists that do not fit and responses beyond the context, UnsupportedModelError for a model in
     which rows cannot be shared; `separate_logps` takes those.
     """
-    model = unwrapped(model)
+    model = runnable(model)
     ids = checked_responses(model, prompts, responses, temperature, truncate_responses)
     rows = [_packed(model, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
     decoder = text_decoder(model)

@@ -46,7 +46,8 @@ class PairSource(Protocol):
     """For each visit its candidates, or None where there is nothing to learn. model: the policy, in evaluation mode.
 
     Any callable will do. It may say which `columns` records must have beside `images` and `prompt`, and with
-    `stored_reference = True` that it hands on `reference_logps` wherever a record has them.
+    `stored_reference = True` that it hands on `reference_logps` wherever a record has them. A source with
+    `offline = True` leaves the model alone, so that a sharded one need not be gathered for it.
     """
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]: ...
@@ -63,6 +64,7 @@ class Stored:
 
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     stored_reference: ClassVar[bool] = True
+    offline: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
         return [Candidates(_texts(visit, self.columns), _known(visit.record)) for visit in visits]
@@ -73,6 +75,7 @@ class Supervised:
     """The record's chosen response alone."""
 
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
+    offline: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
         return [Candidates(_texts(visit, self.columns)) for visit in visits]

@@ -19,7 +19,7 @@ from mmbdhs.prompts import Messages, decode_after, tokenizer_of
 from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample, check_on_error
 from mmbdhs.scheduling import Sampler
 from mmbdhs.similarity import resolve_similarity
-from mmbdhs.text_decoder import evaluating, unwrapped
+from mmbdhs.text_decoder import evaluating, runnable
 from mmbdhs.tokens import token_chooser
 
 _LOG = logging.getLogger("mmbdhs")
@@ -80,7 +80,7 @@ def iter_bdhs_samples(
     """`bdhs_sample` for streams: takes iterables, yields (index, result) as results finish. Memory does not grow with
     the number of examples. The model is in evaluation mode until the generator ends or is closed."""
     check_on_error(on_error)
-    model = unwrapped(model)
+    model = runnable(model)
     sampler = Sampler(model, processor, config or BDHSConfig(), resolve_similarity(similarity))
     with evaluating(model):
         for index, result in sampler.run(_examples(images, prompts, references, keys)):
@@ -103,7 +103,7 @@ def povid_sample(
     """
     _check_lists(images=images, prompts=prompts, references=references, keys=keys)
     check_on_error(on_error)
-    model = unwrapped(model)
+    model = runnable(model)
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
     reader = ExampleReader(model, processor)
     results: list[Any] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.text_decoder import unwrapped
+from mmbdhs.text_decoder import runnable
 
 
 def separate_logps(
@@ -22,7 +22,7 @@ def separate_logps(
 ) -> ResponseLogps:
     """`response_logps` without sharing anything: each prompt stands N times in a right-padded batch. For models whose
     rows cannot be shared, and to compare with."""
-    model = unwrapped(model)
+    model = runnable(model)
     ids = checked_responses(model, prompts, responses, temperature, truncate_responses)
     found: list[Tensor] = []
     for inputs, texts in zip(prompts, ids, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 _IMAGE_TOKEN_ATTRIBUTES = ("image_token_id", "image_token_index")
@@ -25,11 +26,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises UnsupportedModelError for wrappers without which the model does not work.
     """
-    if any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()):
-        raise UnsupportedModelError(
-            "model: needs whole parameters, got a model sharded by FSDP; sample from an unsharded copy of it, or "
-            "inside FullyShardedDataParallel.summon_full_params from the module that it wraps"
-        )
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise _sharded("inside FullyShardedDataParallel.summon_full_params from the module that it wraps")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -41,6 +39,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.get_base_model()
         else:
             return model
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """What `unwrapped` finds, if its decoder can run here. Raises UnsupportedModelError for one that lies in parts on
+    several devices, all of which would have to run it."""
+    model = unwrapped(model)
+    embeddings = next(model.get_input_embeddings().parameters(), None)
+    if isinstance(embeddings, DTensor) and any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise _sharded("behind unshard() and set_reshard_after_forward(False) of each module that is sharded")
+    return model
+
+
+def _sharded(remedy: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"model: needs whole parameters, got a model sharded by FSDP; use it {remedy}")
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ class TrainConfig:
         after a linear warm-up over `warmup_ratio` of all steps: to 0 ("cosine", "linear") or not at all ("constant").
     weight_decay: of all that is trained. max_grad_norm: the gradient is clipped to.
     mixed_precision: "no", "bf16" or "fp16", by autocast; weights keep the dtype they came in.
+    shard: spread parameters, gradients and the optimiser's state over all processes (FSDP2); not in "fp16".
     gradient_checkpointing: run the decoder's layers again in backward instead of keeping what is inside them.
     lora_rank: of adapters on the text decoder's linear layers; 0 trains decoder, output head and projector as a whole.
         lora_alpha: None for twice the rank. Beside adapters the projector is trained if it has a rate of its own.
@@ -52,6 +53,7 @@ class TrainConfig:
     warmup_ratio: float = 0.03
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
+    shard: bool = False
     gradient_checkpointing: bool = False
     lora_rank: int = 0
     lora_alpha: float | None = None
@@ -84,8 +86,10 @@ class TrainConfig:
         self._one_of("schedule", tuple(SCHEDULES))
         self._one_of("mixed_precision", ("no", "bf16", "fp16"))
         self._one_of("on_error", ("raise", "skip"))
-        for name in ("gradient_checkpointing", "truncate_responses", "resume"):
+        for name in ("shard", "gradient_checkpointing", "truncate_responses", "resume"):
             self._one_of(name, (True, False))
+        if self.shard and self.mixed_precision == "fp16":
+            raise ValueError("mixed_precision: needs 'no' or 'bf16' with shard, got 'fp16'")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:

@@ -32,7 +32,7 @@ def make_trainable(model: nn.Module, config: TrainConfig) -> nn.Module:
         _thaw(model, config)
     if config.gradient_checkpointing:
         unwrapped(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model).values()
     if not trained:
         raise ValueError("model: needs parameters that require gradients, got none")
     if any(parameter.dtype != torch.float32 for parameter in trained):
@@ -41,12 +41,17 @@ def make_trainable(model: nn.Module, config: TrainConfig) -> nn.Module:
     return model
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, those with gradients."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups: what is trained, and the projector with a learning rate of its own."""
     in_projector = {
         id(parameter) for module in _projectors(unwrapped(model)).values() for parameter in module.parameters()
     }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model).values()
     rate = config.learning_rate if config.projector_learning_rate is None else config.projector_learning_rate
     rest = {"params": [p for p in trained if id(p) not in in_projector], "lr": config.learning_rate}
     projector = {"params": [p for p in trained if id(p) in in_projector], "lr": rate}

@@ -5,12 +5,10 @@ responses, `response_logps` runs them behind their prompt, an objective (`mmbdhs
 log-probabilities, and the gradient is that of the mean over all examples of the step that had something to learn from,
 however they are cut into micro-batches and split among processes.
 
-    torchrun --nproc-per-node 2 train.py
+    accelerate launch --multi_gpu --num_processes 2 train.py
 
-runs it on several devices, each with the whole model; `accelerate launch` does so on accelerators too. Gradients are
-summed once a step, after the last micro-batch, and not by DistributedDataParallel's hooks: those want as many backward
-passes on every process, and an online source may leave any of them without a pair. Sharded models (FSDP, DeepSpeed) are
-refused: the sampler works inside the text decoder, which needs whole parameters.
+or `torchrun --nproc-per-node 2 train.py` runs it on several devices, without accelerators in processes of the CPU. Each
+has the whole model, or, with `shard`, its part of it (FSDP2); sampling, evaluation and the images' encoder gather it.
 """
 
 from __future__ import annotations
@@ -22,24 +20,26 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils.data import Subset
 
 from mmbdhs.checkpoints import checkpoint_path, checkpoints, load_state, prune, save_model
 from mmbdhs.data import usable_rows
-from mmbdhs.learner import Learner, NonFiniteLossError
+from mmbdhs.learner import Learner, NonFiniteLossError, probed_example
 from mmbdhs.objectives import Objective, needs_reference
 from mmbdhs.pair_sources import PairSource, Visit, columns_of
 from mmbdhs.prompts import key_address
+from mmbdhs.sharding import Replicated, Sharded, collected, spread
 from mmbdhs.text_decoder import evaluating, unwrapped
 from mmbdhs.train_config import SCHEDULES, TrainConfig
 from mmbdhs.train_log import Tally, TrainLog
-from mmbdhs.trainable import make_trainable, parameter_groups
+from mmbdhs.trainable import make_trainable, parameter_groups, trained_parameters
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +72,7 @@ def train(
 
     records: in TRL's vision preference layout, images as PIL images or paths, with the columns that `source` needs.
     reference: what the policy is compared with; None for the model without its adapters, or else a frozen copy of it as
-        it comes in, which is made only if the objective needs one.
+        it comes in, which is made only if the objective needs one. With `config.shard` both stay sharded.
     evaluate: (model, step) -> numbers to log, on the main process, every `config.eval_steps` and at the end.
 
     A SIGTERM or SIGINT ends the run behind a checkpoint after the current step. A run that goes on from a checkpoint
@@ -91,11 +91,24 @@ def train(
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    if reference is None and _needs_copy(model, objective, source, (records[row] for row in rows)):
+    examples = Subset(records, rows)
+    stored = needs_reference(objective) and _all_stored(source, examples)
+    if reference is None and needs_reference(objective) and not stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
     learner = Learner(
-        model, processor, source, objective, reference, config, accelerator.autocast, accelerator.backward
+        Replicated(model),
+        processor,
+        source,
+        objective,
+        None if reference is None else Replicated(reference),
+        config,
+        accelerator.autocast,
+        accelerator.backward,
     )
+    if accelerator.num_processes > 1:
+        _agree(model)
+    if config.shard:
+        learner = _sharded(learner, stored, examples)
     run = _Run(accelerator, learner, records, rows, config)
     if found:
         run.resume(found[-1])
@@ -112,17 +125,19 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     accelerator.gradient_accumulation_steps = 1  # micro-batches are counted here, whatever the launcher was told
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_"):
-        raise ValueError(f"accelerate: needs processes with the whole model each (data parallel), got {kind}")
+        raise ValueError(
+            f"accelerate: needs processes with the whole model each, which `shard` of TrainConfig spreads, got {kind}"
+        )
+    if config.shard and accelerator.num_processes == 1:
+        raise ValueError("shard: needs several processes, got one")
     return accelerator
 
 
-def _needs_copy(
-    model: nn.Module, objective: Objective, source: PairSource, records: Iterable[Mapping[str, Any]]
-) -> bool:
-    stored = getattr(source, "stored_reference", False) and all(
+def _all_stored(source: PairSource, records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the reference's log-probabilities lie beside all examples."""
+    return getattr(source, "stored_reference", False) and all(
         record.get("reference_logps") is not None for record in records
     )
-    return needs_reference(objective) and not stored and not hasattr(model, "disable_adapter")
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
@@ -130,6 +145,21 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     _LOG.info("keeping a frozen copy of the model as the reference")
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def _agree(model: nn.Module) -> None:
+    """On the trained parameters of the first process: others may have drawn new adapters differently."""
+    for parameter in trained_parameters(model).values():
+        distributed.broadcast(parameter.detach(), src=0)
+
+
+def _sharded(learner: Learner, stored: bool, records: Iterable[Mapping[str, Any]]) -> Learner:
+    """With policy and reference spread over the processes."""
+    places = learner.policy, learner.reference
+    example = probed_example([place.model for place in places if place], learner.processor, records)
+    stand_in = example._replace(reference_logps=(0.0,) if stored else None)
+    policy, reference = (place and Sharded(place.model) for place in places)
+    return replace(learner, policy=policy, reference=reference, stored_reference=stored, stand_in=stand_in)
 
 
 @dataclass
@@ -144,17 +174,14 @@ class _Run:
     step: int = 0
 
     def __post_init__(self) -> None:
-        config, model = self.config, self.learner.model
+        config, model = self.config, self.learner.policy.model
         self.output = Path(config.output)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.total = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
-        self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.trained = trained_parameters(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        if self.accelerator.num_processes > 1:  # which may have drawn new adapters differently
-            for parameter in self.trained.values():
-                torch.distributed.broadcast(parameter.detach(), src=0)
 
     def go(self, evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None) -> TrainResult:
         """To the end, or to a signal."""
@@ -170,10 +197,9 @@ class _Run:
                 if stopped or (config.save_steps and self.step % config.save_steps == 0):
                     self._checkpoint()
         folder = checkpoint_path(self.output, self.step) if stopped else self.output / "final"
-        if main and not stopped:
-            save_model(folder, self.learner.model, self.learner.processor)
-        self.accelerator.wait_for_everyone()
-        return TrainResult(self.learner.model, self.step, folder, stopped)
+        if not stopped:
+            self._save(folder)
+        return TrainResult(self.learner.policy.model, self.step, folder, stopped)
 
     def _due(self, every: int) -> bool:
         return self.step == self.total or (every > 0 and self.step % every == 0)
@@ -183,9 +209,10 @@ class _Run:
         rank, size = self.accelerator.process_index, self.config.micro_batch_size
         # Dropout: by address too, so that no generator's state has to outlive a run.
         torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {rank}"))
-        mine = self._visits()[rank :: self.accelerator.num_processes]
+        visits, processes = self._visits(), self.accelerator.num_processes
+        mine, most = visits[rank::processes], math.ceil(len(visits) / processes)
         sums = Tally.left_out(0, 0)
-        for begin in range(0, len(mine), size):
+        for begin in range(0, most, size):
             sums += self.learner.learn(self.step, mine[begin : begin + size])
         tally, stopped = self._together(sums, received)
         factor = rate_factor(self.step, self.total, self.config)
@@ -219,10 +246,7 @@ class _Run:
             if parameter.grad is None:  # an expert that no token went to, on this process
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= examples
-        if self.accelerator.num_processes > 1:
-            sums = [torch.distributed.all_reduce(parameter.grad, async_op=True) for parameter in parameters]
-            for one in sums:
-                one.wait()
+        self.learner.policy.sum_gradients(parameters)
         norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler of float16 skips such steps
             raise NonFiniteLossError(f"gradient of step {self.step}: needs finite numbers, got the norm {norm}")
@@ -233,10 +257,12 @@ class _Run:
         return norm
 
     def _evaluate(self, evaluate: Callable[[nn.Module, int], Mapping[str, float]], log: TrainLog) -> None:
-        if self.accelerator.is_main_process:
-            with torch.no_grad(), evaluating(unwrapped(self.learner.model)):
-                log.evaluation(self.step, evaluate(self.learner.model, self.step))
-        self.accelerator.wait_for_everyone()
+        policy = self.learner.policy
+        with policy.gathered():
+            if self.accelerator.is_main_process:
+                with torch.no_grad(), evaluating(unwrapped(policy.model)):
+                    log.evaluation(self.step, evaluate(policy.model, self.step))
+            self.accelerator.wait_for_everyone()
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and one that goes on with it."""
@@ -245,15 +271,21 @@ class _Run:
         return counts | {name: getattr(self.config, name) for name in names}
 
     def _checkpoint(self) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "identity": self._identity(),
+            "trained": collected(self.trained),
+            "optimizer": collected(self.optimizer.state_dict()),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        self._save(checkpoint_path(self.output, self.step), state)
+
+    def _save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
+        model, processor = self.learner.policy.model, self.learner.processor
+        weights = collected(model.state_dict(keep_vars=True))
         if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "identity": self._identity(),
-                "trained": {name: parameter.detach() for name, parameter in self.trained.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-            }
-            save_model(checkpoint_path(self.output, self.step), self.learner.model, self.learner.processor, state)
+            save_model(folder, model, processor, weights, state)
             prune(self.output, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -264,7 +296,11 @@ class _Run:
             raise ValueError(f"resume: needs the run of {folder}, {state['identity']}, got {self._identity()}")
         with torch.no_grad():
             for name, parameter in self.trained.items():
-                parameter.copy_(state["trained"][name])
+                parameter.copy_(spread(state["trained"][name], parameter))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = spread(moments[name], parameters[number])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -43,7 +43,8 @@ def arguments(tmp_path: Path) -> list[str]:
 
 def test_two_processes_train_as_one_does(arguments: list[str], tmp_path: Path) -> None:
     assert main([*arguments, "--output", str(tmp_path / "one")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmbdhs"]
+    settings = "--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings.split(), "-m", "mmbdhs"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, *arguments, "--output", str(tmp_path / "two")], check=True, env=environment)
     one, two = (load_file(tmp_path / name / "final/model.safetensors") for name in ("one", "two"))

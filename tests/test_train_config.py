@@ -32,6 +32,7 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"warmup_ratio": 2}, r"warmup_ratio: needs a number in \[0, 1\], got 2"),
         ({"schedule": "cosinus"}, "schedule: needs one of 'cosine', 'linear', 'constant', got 'cosinus'"),
         ({"resume": "yes"}, "resume: needs one of True, False, got 'yes'"),
+        ({"shard": True, "mixed_precision": "fp16"}, "mixed_precision: needs 'no' or 'bf16' with shard, got 'fp16'"),
         ({"max_steps": 0}, "max_steps: needs an integer of at least 1, got 0"),
     ],
 )
