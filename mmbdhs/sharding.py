@@ -138,7 +138,7 @@ def collected(tree: Any) -> Any:
 
 
 def spread(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all of them have, if `like` is sharded; else the tensor itself."""
+    """A tensor that all processes have, in parts as `like` is if that is sharded; all have to ask for it."""
     if not isinstance(like, DTensor):
         return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
