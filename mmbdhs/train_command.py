@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Align a model with preference pairs. KEY=VALUE are settings of the source, such as those of BDHSConfig,
 and of the loss; values are JSON or plain text. On several devices: accelerate launch --multi_gpu --num_processes N -m
 mmbdhs train …, or torchrun; without accelerators these are processes of the CPU (two of them are tested). Each has the
-whole model, or with --shard true its part of it (FSDP2; Accelerate's own --use_fsdp and DeepSpeed are refused). Ends with status 143 after
-SIGTERM and 130 after SIGINT, behind a checkpoint that --resume true goes on from."""
+whole model, or with --shard true its part of it (FSDP2; Accelerate's own --use_fsdp and DeepSpeed are refused). Ends
+with status 143 after SIGTERM and 130 after SIGINT, behind a checkpoint that --resume true goes on from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
