@@ -96,8 +96,7 @@ PYBIND11_MODULE(_extension, module) {
     define(module, "split_sentences", &split_sentences);
     define(module, "sentence_ends", &sentence_ends);
     define(module, "draw_splices", &draw_splices);
-    define(module, "splices_fit", &splices_fit);
-    define(module, "join_splices", &join_splices);
+    define_packed(module, "join_splices", &join_splices);
     define(module, "lengths_fit", &lengths_fit);
     define_packed(module, "shared_prefix_attention", &shared_prefix_attention);
     define_packed(module, "masked_attention", &masked_attention);

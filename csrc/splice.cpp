@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string_view>
 
 #include "philox.h"
 #include "philox_avx2.h"
@@ -10,128 +9,140 @@
 namespace mmbdhs {
 namespace {
 
-using std::string_view;
-
-string_view counterpart(string_view word) {
-    if (word.size() == 3) return word[0] == 'Y' ? "No" : "no";
-    return word[0] == 'N' ? "Yes" : "yes";
+// The first `size` bytes, in steps of STEP while the source goes on for so long: what is too much is overwritten.
+template <int64_t STEP>
+inline uint8_t* append(const char* from, int64_t size, const char* source_end, uint8_t* end) {
+    if (__builtin_expect(source_end - from < size + STEP, 0)) return std::copy(from, from + size, end);
+    std::memcpy(end, from, STEP);
+    for (int64_t at = STEP; at < size; at += STEP) std::memcpy(end + at, from + at, STEP);
+    return end + size;
 }
 
-// The bytes of `piece`, in steps of COPY_SLACK while the source goes on for so long: what is too much is overwritten.
-uint8_t* append(string_view piece, const char* source_end, uint8_t* end) {
-    if (source_end - piece.data() < int64_t(piece.size()) + COPY_SLACK)
-        return std::copy(piece.begin(), piece.end(), end);
-    for (size_t at = 0; at < piece.size(); at += COPY_SLACK) std::memcpy(end + at, piece.data() + at, COPY_SLACK);
-    return end + piece.size();
+struct Word {
+    char letters[4];
+    int64_t size;
+};
+
+// What a yes or no is swapped for, in its case; nothing for any other word. Without branches: answers are random.
+inline Word counterpart(const char* word, int64_t size) {
+    if (size < 2 || size > 3) return {};
+    constexpr char CASE = 'a' ^ 'A';
+    const char first = word[0] | CASE, last = word[size - 1];
+    const bool no = (size == 2) & (first == 'n') & (last == 'o');
+    const bool yes = (size == 3) & (first == 'y') & (word[1] == 'e') & (last == 's');
+    Word other = {{}, no ? 3 : (yes ? 2 : 0)};
+    std::memcpy(other.letters, no ? "yes" : "no\0", sizeof other.letters);
+    other.letters[0] ^= first ^ word[0];
+    return other;
 }
 
-bool is_answer(string_view word) { return word == "Yes" || word == "No" || word == "yes" || word == "no"; }
+// A row of the table of split_sentences, and where the sentence begins.
+struct Sentence {
+    int64_t begin, content_end, span_end, word_begin, word_end;
+};
 
-// Of a sentence that begins at `begin` of the text at `bytes`.
-bool splice_fits(const char* bytes, int64_t begin, const int64_t* span, bool swapped, int64_t kept) {
-    const int64_t content_end = span[0], span_end = span[1], word_begin = span[2], word_end = span[3];
-    if (begin > content_end || content_end > span_end) return false;
-    int64_t room = content_end - begin;
-    if (swapped) {
-        if (word_begin < begin || word_end < word_begin || content_end < word_end) return false;
-        const string_view word(bytes + word_begin, size_t(word_end - word_begin));
-        if (!is_answer(word)) return false;
-        room += int64_t(counterpart(word).size()) - int64_t(word.size());
-    }
-    return 0 <= kept && kept <= room;
+// The first `kept` bytes of a sentence of the text at `bytes`; nullptr if it does not hold so many.
+inline uint8_t* append_written(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+    if (kept > s.content_end - s.begin) return nullptr;
+    return append<COPY_SLACK>(bytes + s.begin, kept, text_end, end);
+}
+
+// The same of a sentence with its yes or no swapped; nullptr too if it has none.
+inline uint8_t* append_swapped(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+    if (s.word_begin < s.begin || s.word_end < s.word_begin || s.content_end < s.word_end) return nullptr;
+    const Word other = counterpart(bytes + s.word_begin, s.word_end - s.word_begin);
+    const int64_t before = std::min(kept, s.word_begin - s.begin);
+    const int64_t of_word = std::min(kept - before, other.size), after = kept - before - of_word;
+    if (other.size == 0 || after > s.content_end - s.word_end) return nullptr;
+    end = append<COPY_SLACK>(bytes + s.begin, before, text_end, end);
+    std::memcpy(end, other.letters, sizeof other.letters);
+    return append<COPY_SLACK>(bytes + s.word_end, after, text_end, end + of_word);
 }
 
 #if defined(__x86_64__)
-// The first word at each of four addresses, in the low half of `words`.
-MMBDHS_AVX2 void draw_four(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t iteration,
-                           const int32_t* sentences, uint64_t* words) {
-    const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys));
-    const __m256i sentence = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sentences)));
+// As draw_words, for a multiple of four rows.
+MMBDHS_AVX2 void draw_fours(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t iteration,
+                            const int32_t* sentences, int64_t rows, uint32_t* words) {
     const __m256i head = _mm256_set1_epi64x(address(seed, 0, purpose, iteration, 0).place);
-    const FourBlocks counter = {
-        {_mm256_setzero_si256(), _mm256_or_si256(head, sentence), key, _mm256_srli_epi64(key, 32)}};
-    const FourBlocks drawn = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), drawn.lane[0]);
+    const __m256i low_halves = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    for (int64_t row = 0; row < rows; row += 4) {
+        const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + row));
+        const __m128i sentence = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sentences + row));
+        const __m256i place = _mm256_or_si256(head, _mm256_cvtepu32_epi64(sentence));
+        const FourBlocks counter = {{_mm256_setzero_si256(), place, key, _mm256_srli_epi64(key, 32)}};
+        const __m256i drawn = philox(counter, uint32_t(seed), uint32_t(seed >> 32)).lane[0];
+        const __m128i packed = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(drawn, low_halves));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(words + row), packed);
+    }
 }
 #endif
+
+// The first word at each of `rows` addresses.
+void draw_words(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t iteration, const int32_t* sentences,
+                int64_t rows, uint32_t* words) {
+    int64_t row = 0;
+#if defined(__x86_64__)
+    if (has_avx2()) draw_fours(seed, keys, purpose, iteration, sentences, row = rows / 4 * 4, words);
+#endif
+    for (; row < rows; ++row)
+        words[row] = draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
+}
 
 }  // namespace
 
-void draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
+bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
                   const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_low,
                   const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice) {
-    const auto settle = [&](int64_t row, uint32_t coin, uint32_t cut) {
-        swapped[row] = swappable[row] && coin >= 1u << 31;
-        const int32_t low = swapped[row] ? swapped_low[row] : 0;
-        const int32_t high = swapped[row] ? swapped_choices[row] : choices[row];
-        choice[row] = low + int32_t(below(cut, uint32_t(std::max(high - low, 0))));
-    };
-    int64_t row = 0;
-#if defined(__x86_64__)
-    for (; has_avx2() && row + 4 <= rows; row += 4) {
-        uint64_t coins[4], cuts[4];
-        draw_four(seed, keys + row, SWAP, iteration, sentences + row, coins);
-        draw_four(seed, keys + row, CUT, iteration, sentences + row, cuts);
-        for (int i = 0; i < 4; ++i) settle(row + i, uint32_t(coins[i]), uint32_t(cuts[i]));
+    constexpr int64_t BLOCK = 256;
+    uint32_t coins[BLOCK], cuts[BLOCK];
+    int32_t signs = 0;
+    for (int64_t begin = 0; begin < rows; begin += BLOCK) {
+        const int64_t count = std::min(BLOCK, rows - begin);
+        draw_words(seed, keys + begin, SWAP, iteration, sentences + begin, count, coins);
+        draw_words(seed, keys + begin, CUT, iteration, sentences + begin, count, cuts);
+        for (int64_t i = 0, row = begin; i < count; ++i, ++row) {  // no branches: they would go either way
+            const int32_t low = swapped_low[row], end = choices[row], swapped_end = swapped_choices[row];
+            signs |= low | end | swapped_end | sentences[row] | (int32_t(SENTENCE_LIMIT) - 1 - sentences[row]);
+            const bool swap = swappable[row] & (coins[i] >> 31);
+            const int32_t from = swap ? low : 0, to = swap ? swapped_end : end;
+            swapped[row] = swap;
+            choice[row] = from + int32_t(below(cuts[i], uint32_t(std::max(to - from, 0))));
+        }
     }
-#endif
-    for (; row < rows; ++row) {
-        const auto word = [&](Purpose purpose) {
-            return draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
-        };
-        settle(row, word(SWAP), word(CUT));
-    }
+    return signs >= 0;
 }
 
-bool splices_fit(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
-                 const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes) {
-    for (int64_t row = 0; row < rows; ++row) {
-        const char* bytes = reinterpret_cast<const char*>(text) + offsets[row];
-        const int64_t length = offsets[row + 1] - offsets[row];
+int64_t join_splices(const Splices& a) {
+    const auto *texts = reinterpret_cast<const char*>(a.text), *text_end = texts + a.text_size;
+    const auto *endings = reinterpret_cast<const char*>(a.completions), *endings_end = endings + a.completions_size;
+    if (a.offsets[0] || a.sentence_offsets[0] || a.completion_offsets[0]) return -1;
+    uint8_t* end = a.joined;
+    a.joined_offsets[0] = 0;
+    int64_t s = 0, ending = 0, row = 0;
+    for (; row < a.rows; ++row) {
+        const char* bytes = texts + a.offsets[row];
+        const int64_t length = a.offsets[row + 1] - a.offsets[row], last = a.sentence_offsets[row + 1];
+        if (length < 0 || a.offsets[row + 1] > a.text_size || last < s || last > a.sentences) return -1;
         int64_t begin = 0;
-        for (int64_t s = sentence_offsets[row]; s < sentence_offsets[row + 1]; ++s) {
-            const int64_t* span = table + 4 * s;
-            if (span[1] > length || !splice_fits(bytes, begin, span, swapped[s], kept_bytes[s])) return false;
-            begin = span[1];
+        for (; s < last; ++s) {
+            const int64_t *span = a.table + 4 * s, kept = a.kept_bytes[s], ending_end = a.completion_offsets[s + 1];
+            const Sentence here = {begin, span[0], span[1], span[2], span[3]};
+            if (begin > here.content_end || here.content_end > here.span_end || here.span_end > length || kept < 0 ||
+                ending > ending_end || ending_end > a.completions_size)
+                return -1;
+            end = a.swapped[s] ? append_swapped(bytes, here, kept, text_end, end)
+                               : append_written(bytes, here, kept, text_end, end);
+            if (!end) return -1;
+            end = append<COPY_SLACK>(endings + ending, ending_end - ending, endings_end, end);
+            end = append<16>(bytes + here.content_end, here.span_end - here.content_end, text_end, end);
+            begin = here.span_end;
+            ending = ending_end;
         }
-        if (begin != length) return false;
+        if (begin != length) return -1;
+        a.joined_offsets[row + 1] = end - a.joined;
     }
-    return true;
-}
-
-void join_splices(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
-                  const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes,
-                  const uint8_t* completions, const int64_t* completion_offsets, uint8_t* joined,
-                  int64_t* joined_offsets) {
-    const auto* endings = reinterpret_cast<const char*>(completions);
-    const char *endings_end = endings + completion_offsets[sentence_offsets[rows]],
-               *text_end = reinterpret_cast<const char*>(text) + offsets[rows];
-    uint8_t* end = joined;
-    joined_offsets[0] = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-        const char* bytes = reinterpret_cast<const char*>(text) + offsets[row];
-        const auto take = [&](int64_t from, int64_t to) {
-            end = append(string_view(bytes + from, size_t(to - from)), text_end, end);
-        };
-        int64_t begin = 0;
-        for (int64_t s = sentence_offsets[row]; s < sentence_offsets[row + 1]; ++s) {
-            const int64_t *span = table + 4 * s, kept = kept_bytes[s];
-            const int64_t before = swapped[s] ? std::min(kept, span[2] - begin) : kept;
-            take(begin, begin + before);
-            if (before < kept) {
-                const string_view word = counterpart(string_view(bytes + span[2], size_t(span[3] - span[2])));
-                const string_view part = word.substr(0, size_t(kept - before));
-                end = std::copy(part.begin(), part.end(), end);
-                take(span[3], span[3] + kept - before - int64_t(part.size()));
-            }
-            const char* ending = endings + completion_offsets[s];
-            const int64_t size = completion_offsets[s + 1] - completion_offsets[s];
-            end = append(string_view(ending, size_t(size)), endings_end, end);
-            take(span[0], span[1]);
-            begin = span[1];
-        }
-        joined_offsets[row + 1] = end - joined;
-    }
+    const bool whole = a.offsets[row] == a.text_size && s == a.sentences && ending == a.completions_size;
+    return whole ? end - a.joined : -1;
 }
 
 }  // namespace mmbdhs

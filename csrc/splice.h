@@ -5,24 +5,36 @@
 
 namespace mmbdhs {
 
-constexpr int64_t COPY_SLACK = 32;
+constexpr int64_t COPY_SLACK = 64;
 
 // [rows] each. swapped = swappable and the coin falls; choice is uniform on 0 … choices - 1, for a swapped sentence on
-// swapped_low … swapped_choices - 1; an empty range gives its lower end.
-void draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
+// swapped_low … swapped_choices - 1; an empty range gives its lower end. Returns false if the number of a sentence or a
+// bound is out of range: then the results mean nothing.
+bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
                   const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_low,
                   const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice);
 
-// Whether the spans of the table tile their texts, swapped sentences have a yes or no to swap, and no more is kept of a
-// sentence than it holds.
-bool splices_fit(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
-                 const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes);
+// What join_splices takes: texts with their table of split_sentences, and what is drawn and completed of each sentence.
+struct Splices {
+    const uint8_t* text;  // [text_size]
+    int64_t text_size;
+    const int64_t* offsets;  // [rows + 1]
+    int64_t rows;
+    const int64_t* table;  // [sentences, 4]
+    int64_t sentences;
+    const int64_t* sentence_offsets;  // [rows + 1]
+    const uint8_t* swapped;           // [sentences]
+    const int64_t* kept_bytes;        // [sentences], counted after the swap
+    const uint8_t* completions;       // [completions_size]
+    int64_t completions_size;
+    const int64_t* completion_offsets;  // [sentences + 1]
+    uint8_t* joined;                    // [text_size + sentences + completions_size + COPY_SLACK]
+    int64_t* joined_offsets;            // [rows + 1]
+};
 
-// Per sentence of the table of split_sentences: the first kept_bytes of the sentence, after its swap, then its
-// completion, then its own white space. `joined` has room for that and COPY_SLACK bytes; joined_offsets [rows + 1].
-void join_splices(const uint8_t* text, const int64_t* offsets, int64_t rows, const int64_t* table,
-                  const int64_t* sentence_offsets, const uint8_t* swapped, const int64_t* kept_bytes,
-                  const uint8_t* completions, const int64_t* completion_offsets, uint8_t* joined,
-                  int64_t* joined_offsets);
+// Per sentence: what is kept of it, then its completion, then its own white space. Returns the number of bytes joined, or
+// -1 if offsets do not rise from 0 to their total, the spans of the table do not tile their texts, a swapped sentence has
+// no yes or no, or more is kept of a sentence than it holds.
+int64_t join_splices(const Splices& splices);
 
 }  // namespace mmbdhs

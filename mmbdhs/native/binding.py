@@ -1,5 +1,5 @@
 """The compiled ops, with the functions and arguments of `reference`: they make room for the results and pass
-pointers. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door.
+pointers. Inputs are taken as valid where those are; `mmbdhs.native.ops` is the checked door.
 """
 
 from __future__ import annotations
@@ -88,27 +88,14 @@ def draw_splices(
     choices: Tensor,
     swapped_low: Tensor,
     swapped_choices: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Native `ops.draw_splices`."""
+) -> tuple[Tensor, Tensor] | None:
+    """Native `ops.draw_splices`; None where a number is out of range."""
     swapped, choice = torch.empty_like(swappable), torch.empty_like(choices)
     columns = (sentences, swappable, choices, swapped_low, swapped_choices)
     pointers = (column.data_ptr() for column in columns)
     results = (swapped.data_ptr(), choice.data_ptr())
-    _extension.draw_splices(seed & _UNSIGNED, keys.data_ptr(), iteration, *pointers, len(keys), *results)
-    return swapped, choice
-
-
-def splices_fit(
-    text: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    sentence_offsets: Tensor,
-    swapped: Tensor,
-    kept_bytes: Tensor,
-) -> bool:
-    """Whether `checks.spans` and `checks.splices` would pass."""
-    pointers = (column.data_ptr() for column in (table, sentence_offsets, swapped, kept_bytes))
-    return _extension.splices_fit(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
+    fit = _extension.draw_splices(seed & _UNSIGNED, keys.data_ptr(), iteration, *pointers, len(keys), *results)
+    return (swapped, choice) if fit else None
 
 
 def join_splices(
@@ -120,16 +107,19 @@ def join_splices(
     kept_bytes: Tensor,
     completions: Tensor,
     completion_offsets: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Native `ops.join_splices`."""
-    spaces = int((table[:, 1] - table[:, 0]).sum())
-    size = int(kept_bytes.sum()) + len(completions) + spaces
-    joined = text.new_empty(size + _extension.COPY_SLACK)
+) -> tuple[Tensor, Tensor] | None:
+    """Native `ops.join_splices`; None where the splices do not fit their texts."""
+    most = len(text) + len(table) + len(completions)  # a swapped sentence may grow by a byte
+    joined = text.new_empty(most + _extension.COPY_SLACK)
     joined_offsets = torch.empty_like(offsets)
-    columns = (table, sentence_offsets, swapped, kept_bytes, completions, completion_offsets)
-    pointers = (column.data_ptr() for column in (*columns, joined, joined_offsets))
-    _extension.join_splices(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *pointers)
-    return joined[:size], joined_offsets
+    fields = (
+        *(text.data_ptr(), len(text), offsets.data_ptr(), len(offsets) - 1, table.data_ptr(), len(table)),
+        *(x.data_ptr() for x in (sentence_offsets, swapped, kept_bytes)),
+        *(completions.data_ptr(), len(completions)),
+        *(x.data_ptr() for x in (completion_offsets, joined, joined_offsets)),
+    )
+    size = _extension.join_splices(fields)
+    return None if size < 0 else (joined[:size], joined_offsets)
 
 
 def _plain_without_cuda(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:

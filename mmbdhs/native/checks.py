@@ -39,15 +39,21 @@ def _present(name: str, value: Tensor | None) -> None:
         raise TypeError(f"{name} must be a tensor, got None")
 
 
-def ragged(name: str, offsets: Tensor, total: int, *, rows: int | None = None) -> Tensor:
-    """`offsets` if they rise from 0 to `total`, over `rows` rows (any number if None)."""
+def bounds(name: str, offsets: Tensor, *, rows: int | None = None) -> Tensor:
+    """`offsets`, contiguous, if there is one more of them than `rows` (any number but 0 if None)."""
     offsets = tensor(name, offsets, torch.int64)
-    bounds = offsets.numpy()
-    if len(bounds) == 0 or (rows is not None and len(bounds) != rows + 1):
+    if len(offsets) == 0 or (rows is not None and len(offsets) != rows + 1):
         needed = "at least 1 entry" if rows is None else f"{rows + 1} entries"
-        raise ValueError(f"{name} must have {needed}, got {len(bounds)}")
-    if bounds[0] != 0 or bounds[-1] != total or (bounds[1:] < bounds[:-1]).any():
-        raise ValueError(f"{name} must rise from 0 to {total}, got {np.array2string(bounds, threshold=8)}")
+        raise ValueError(f"{name} must have {needed}, got {len(offsets)}")
+    return offsets
+
+
+def ragged(name: str, offsets: Tensor, total: int) -> Tensor:
+    """`offsets`, contiguous, if they rise from 0 to `total`."""
+    offsets = bounds(name, offsets)
+    numbers = offsets.numpy()
+    if numbers[0] != 0 or numbers[-1] != total or (numbers[1:] < numbers[:-1]).any():
+        raise ValueError(f"{name} must rise from 0 to {total}, got {np.array2string(numbers, threshold=8)}")
     return offsets
 
 
@@ -69,13 +75,26 @@ def number(name: str, value: int, limit: int) -> int:
 def address(keys: Tensor, iteration: int, sentences: Tensor) -> tuple[Tensor, int, Tensor]:
     """The parts of N random addresses: keys int64 [N], iteration, sentences int32 [N]."""
     keys = tensor("keys", keys, torch.int64)
-    sentences = at_least_zero("sentences", tensor("sentences", sentences, torch.int32, rows=len(keys)))
-    if len(sentences):
-        number("sentences", int(sentences.max()), ADDRESS_LAYOUT["sentence_limit"])
+    sentences = _sentence_numbers(tensor("sentences", sentences, torch.int32, rows=len(keys)))
     return keys, number("iteration", iteration, ADDRESS_LAYOUT["iteration_limit"]), sentences
 
 
-def span_begins(table: np.ndarray, sentence_offsets: np.ndarray) -> np.ndarray:
+def _sentence_numbers(sentences: Tensor) -> Tensor:
+    at_least_zero("sentences", sentences)
+    if len(sentences):
+        number("sentences", int(sentences.numpy().max()), ADDRESS_LAYOUT["sentence_limit"])
+    return sentences
+
+
+def splice_ranges(sentences: Tensor, choices: Tensor, swapped_low: Tensor, swapped_choices: Tensor) -> None:
+    """The numbers of `draw_splices` are in their ranges."""
+    _sentence_numbers(sentences)
+    at_least_zero("choices", choices)
+    at_least_zero("swapped_low", swapped_low)
+    at_least_zero("swapped_choices", swapped_choices)
+
+
+def _span_begins(table: np.ndarray, sentence_offsets: np.ndarray) -> np.ndarray:
     """Where each span of the table int64 [S, 4] begins: at the end of the one before it, or at 0."""
     begins = np.zeros(len(table), np.int64)
     begins[1:] = table[:-1, 1]
@@ -83,10 +102,10 @@ def span_begins(table: np.ndarray, sentence_offsets: np.ndarray) -> np.ndarray:
     return begins
 
 
-def spans(offsets: np.ndarray, table: np.ndarray, sentence_offsets: np.ndarray) -> None:
+def _spans(offsets: np.ndarray, table: np.ndarray, sentence_offsets: np.ndarray) -> None:
     """The spans of `table` tile their texts."""
     content_end, span_end = table[:, 0], table[:, 1]
-    begins = span_begins(table, sentence_offsets)
+    begins = _span_begins(table, sentence_offsets)
     _refuse("table must have begin ≤ content_end ≤ span_end", (begins > content_end) | (content_end > span_end))
     counts, reached = np.diff(sentence_offsets), np.zeros(len(offsets) - 1, np.int64)
     reached[counts > 0] = span_end[sentence_offsets[1:][counts > 0] - 1]
@@ -96,6 +115,25 @@ def spans(offsets: np.ndarray, table: np.ndarray, sentence_offsets: np.ndarray) 
 
 
 def splices(
+    text: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    sentence_offsets: Tensor,
+    swapped: Tensor,
+    kept_bytes: Tensor,
+    completions: Tensor,
+    completion_offsets: Tensor,
+) -> None:
+    """Offsets rise, the spans tile their texts, and the splices fit them."""
+    ragged("offsets", offsets, len(text))
+    ragged("sentence_offsets", sentence_offsets, len(table))
+    ragged("completion_offsets", completion_offsets, len(completions))
+    tiles = [column.numpy() for column in (offsets, table, sentence_offsets)]
+    _spans(*tiles)
+    _splices(text.numpy(), *tiles, swapped.numpy(), kept_bytes.numpy())
+
+
+def _splices(
     text: np.ndarray,
     offsets: np.ndarray,
     table: np.ndarray,
@@ -104,7 +142,7 @@ def splices(
     kept_bytes: np.ndarray,
 ) -> None:
     """Swapped sentences have a word to swap, and no more is kept than a sentence, swapped or not, holds."""
-    begins = span_begins(table, sentence_offsets)
+    begins = _span_begins(table, sentence_offsets)
     content_end, word_begin, word_end = table[:, 0], table[:, 2], table[:, 3]
     inside = (begins <= word_begin) & (word_begin <= word_end) & (word_end <= content_end)
     _refuse("table must place a swapped word inside its sentence", swapped & ~inside)

@@ -177,14 +177,16 @@ def _draw_splices(
     swapped_low: Tensor,
     swapped_choices: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    keys, iteration, sentences = checks.address(keys, iteration, sentences)
+    keys = checks.tensor("keys", keys, torch.int64)
     swappable = checks.tensor("swappable", swappable, torch.bool, rows=len(keys))
-    limits = {"choices": choices, "swapped_low": swapped_low, "swapped_choices": swapped_choices}
-    checked = [
-        checks.at_least_zero(name, checks.tensor(name, value, torch.int32, rows=len(keys)))
-        for name, value in limits.items()
-    ]
-    return backend.live().twin.draw_splices(seed, keys, iteration, sentences, swappable, *checked)
+    columns = {"sentences": sentences, "choices": choices}
+    columns |= {"swapped_low": swapped_low, "swapped_choices": swapped_choices}
+    numbers = [checks.tensor(name, column, torch.int32, rows=len(keys)) for name, column in columns.items()]
+    checks.number("iteration", iteration, ADDRESS_LAYOUT["iteration_limit"])
+    drawn = backend.live().twin.draw_splices(seed, keys, iteration, numbers[0], swappable, *numbers[1:])
+    if drawn is None:
+        checks.splice_ranges(*numbers)
+    return drawn
 
 
 def _join_splices(
@@ -199,21 +201,21 @@ def _join_splices(
 ) -> tuple[Tensor, Tensor]:
     if table.dim() != 2 or table.shape[1] != 4:
         raise ValueError(f"table must have shape [S, 4], got {tuple(table.shape)}")
-    text = checks.tensor("text", text, torch.uint8)
-    offsets = checks.ragged("offsets", offsets, len(text))
-    table = checks.tensor("table", table.flatten(), torch.int64).view(-1, 4)
-    rows = len(table)
-    sentence_offsets = checks.ragged("sentence_offsets", sentence_offsets, rows, rows=len(offsets) - 1)
-    swapped = checks.tensor("swapped", swapped, torch.bool, rows=rows)
-    kept_bytes = checks.tensor("kept_bytes", kept_bytes, torch.int64, rows=rows)
-    completions = checks.tensor("completions", completions, torch.uint8)
-    completion_offsets = checks.ragged("completion_offsets", completion_offsets, len(completions), rows=rows)
-    splices, twin = (text, offsets, table, sentence_offsets, swapped, kept_bytes), backend.live().twin
-    if not twin.splices_fit(*splices):
-        spans = (offsets.numpy(), table.numpy(), sentence_offsets.numpy())
-        checks.spans(*spans)
-        checks.splices(text.numpy(), *spans, swapped.numpy(), kept_bytes.numpy())
-    return twin.join_splices(*splices, completions, completion_offsets)
+    sentences = len(table)
+    splices = (
+        checks.tensor("text", text, torch.uint8),
+        checks.bounds("offsets", offsets),
+        checks.tensor("table", table.flatten(), torch.int64).view(-1, 4),
+        checks.bounds("sentence_offsets", sentence_offsets, rows=len(offsets) - 1),
+        checks.tensor("swapped", swapped, torch.bool, rows=sentences),
+        checks.tensor("kept_bytes", kept_bytes, torch.int64, rows=sentences),
+        checks.tensor("completions", completions, torch.uint8),
+        checks.bounds("completion_offsets", completion_offsets, rows=sentences),
+    )
+    joined = backend.live().twin.join_splices(*splices)
+    if joined is None:
+        checks.splices(*splices)
+    return joined
 
 
 # Shapes and dtypes for tracing.

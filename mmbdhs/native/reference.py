@@ -1,8 +1,9 @@
 """Plain twins of every native op: same names, arguments and bits, in NumPy and Python, without the binary.
 
 They are the definition that the C++ and CUDA code is tested against, and the path that runs where no binary
-was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Ragged arrays are a flat array
-and an `offsets` array with one more entry than there are rows.
+was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Only `draw_splices` and `join_splices`
+look at the values of their inputs, as they read them, and return None where one does not fit. Ragged arrays are a flat
+array and an `offsets` array with one more entry than there are rows.
 """
 
 from __future__ import annotations
@@ -116,8 +117,11 @@ def draw_splices(
     choices: Tensor,
     swapped_low: Tensor,
     swapped_choices: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Twin of `ops.draw_splices`."""
+) -> tuple[Tensor, Tensor] | None:
+    """Twin of `ops.draw_splices`; None where a number is out of range."""
+    numbers = torch.stack([sentences, choices, swapped_low, swapped_choices])
+    if (numbers < 0).any() or (sentences >= ADDRESS_LAYOUT["sentence_limit"]).any():
+        return None
     address = (keys.numpy(), iteration, sentences.numpy())
     coin, cut = (
         draw_words(seed, address[0], purpose, *address[1:], 1)[:, 0].astype(np.uint64) for purpose in (SWAP, CUT)
@@ -130,18 +134,6 @@ def draw_splices(
     return torch.from_numpy(swapped), torch.from_numpy(choice.astype(np.int32))
 
 
-def splices_fit(
-    text: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    sentence_offsets: Tensor,
-    swapped: Tensor,
-    kept_bytes: Tensor,
-) -> bool:
-    """Never sure: it leaves the answer to `checks.spans` and `checks.splices`."""
-    return False
-
-
 def join_splices(
     text: Tensor,
     offsets: Tensor,
@@ -151,8 +143,11 @@ def join_splices(
     kept_bytes: Tensor,
     completions: Tensor,
     completion_offsets: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Twin of `ops.join_splices`."""
+) -> tuple[Tensor, Tensor] | None:
+    """Twin of `ops.join_splices`; None where the splices do not fit their texts."""
+    ragged = ((offsets, len(text)), (sentence_offsets, len(table)), (completion_offsets, len(completions)))
+    if not all(_rises(bounds.tolist(), total) for bounds, total in ragged):
+        return None
     spans, bounds = table.tolist(), sentence_offsets.tolist()
     swaps, kept = swapped.tolist(), kept_bytes.tolist()
     endings = list(_rows(completions, completion_offsets))
@@ -160,10 +155,14 @@ def join_splices(
     for row, raw in enumerate(_rows(text, offsets)):
         begin, pieces = 0, []
         for s in range(bounds[row], bounds[row + 1]):
+            if not _fits(raw, begin, spans[s], swaps[s], kept[s]):
+                return None
             content_end, span_end = spans[s][:2]
             sentence = _swap(raw, begin, spans[s]) if swaps[s] else raw[begin:content_end]
             pieces += [sentence[: kept[s]], endings[s], raw[content_end:span_end]]
             begin = span_end
+        if begin != len(raw):
+            return None
         joined.append(b"".join(pieces))
     flat = torch.from_numpy(np.frombuffer(bytearray(b"".join(joined)), dtype=np.uint8))
     return flat, _offsets([len(row) for row in joined])
@@ -236,6 +235,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap:
     # Where nothing is seen, lse is -inf: subtracting 0 instead leaves weights of 0, not NaN.
     weights = (scores - lse.where(lse > -torch.inf, 0.0)[..., None]).exp()
     return (weights @ v).to(q.dtype), lse
+
+
+def _rises(bounds: list[int], total: int) -> bool:
+    """From 0 to `total`."""
+    return bounds[0] == 0 and bounds == sorted(bounds) and bounds[-1] == total
+
+
+def _fits(raw: bytes, begin: int, span: list[int], swapped: bool, kept: int) -> bool:
+    """The span lies in its text, has a word to swap if it is swapped, and holds what is kept of it."""
+    content_end, span_end, word_begin, word_end = span
+    if not begin <= content_end <= span_end <= len(raw):
+        return False
+    if not swapped:
+        return 0 <= kept <= content_end - begin
+    if not begin <= word_begin <= word_end <= content_end or raw[word_begin:word_end] not in COUNTERPARTS:
+        return False
+    return 0 <= kept <= len(_swap(raw, begin, span))
 
 
 def _swap(raw: bytes, begin: int, span: list[int]) -> bytes:

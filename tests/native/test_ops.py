@@ -75,7 +75,8 @@ def test_every_op_equals_its_twins(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("module", [binding, reference])
 def test_twins_have_the_same_arguments(name, module):
-    assert inspect.signature(getattr(module, name)) == inspect.signature(getattr(ops, name))
+    twin, op = (inspect.signature(getattr(home, name)).parameters for home in (module, ops))
+    assert list(twin.values()) == list(op.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ def columns(count: int, swappable: bool = True, choices: int = 7, low: int = 2, 
     return torch.full((count,), swappable), *full
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 1000])
+@pytest.mark.parametrize("count", [0, 1, 5, 255, 256, 257, 1000])
 def test_draws_agree(count):
     generator = torch.Generator().manual_seed(count)
     swappable = torch.rand(count, generator=generator) < 0.5
@@ -42,6 +42,17 @@ def test_empty_ranges(twin):
     assert set(choice[~swapped].tolist()) == {0} and set(choice[swapped].tolist()) == {5}
     _, choice = twin.draw_splices(1, random_keys(64), 0, arange32(64), *columns(64, True, 1, 5, 3))
     assert set(choice.tolist()) == {0, 5}
+
+
+@pytest.mark.parametrize("column", [3, 5, 6, 7])
+@pytest.mark.parametrize("row", [0, 299, 300])
+def test_draws_out_of_range(twin, column, row):
+    """A negative number, whether or not the sentence makes use of it, and a sentence beyond the last."""
+    numbers = [0, random_keys(301), 0, arange32(301), *columns(301)]
+    numbers[column][row] = -1
+    assert twin.draw_splices(*numbers) is None
+    numbers[column][row] = 2**16
+    assert (twin.draw_splices(*numbers) is None) == (column == 3)
 
 
 def test_half_of_the_swappable_are_swapped(twin):
@@ -152,8 +163,8 @@ def test_int32_limits(twin):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
-def test_fit_means_what_the_checks_say(data):
-    """Over tables in which a number or two was changed."""
+def test_twins_refuse_what_the_checks_refuse(data):
+    """Over tables in which a number or two was changed, and offsets of which one was."""
     text = flat(["Yes, a cat. It sits.\n", "no", "", "A dog. No."])
     table, offsets = binding.split_sentences(*text)
     count = len(table)
@@ -162,11 +173,29 @@ def test_fit_means_what_the_checks_say(data):
         table[row, column] += data.draw(st.sampled_from([-3, -1, 1, 2, 100]))
     swapped = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     kept = torch.tensor(data.draw(st.lists(st.integers(-1, 9), min_size=count, max_size=count)))
-    spans = (text[1].numpy(), table.numpy(), offsets.numpy())
+    splices = (*text, table, offsets, swapped, kept, *flat(["."] * count))
+    moved = splices[data.draw(st.sampled_from([1, 3, 7]))]  # the offsets of texts, sentences and completions
+    moved[data.draw(st.integers(0, len(moved) - 1))] += data.draw(st.sampled_from([0, 0, -1, 1, 100]))
     try:
-        checks.spans(*spans)
-        checks.splices(text[0].numpy(), *spans, swapped.numpy(), kept.numpy())
+        checks.splices(*splices)
         fit = True
     except ValueError:
         fit = False
-    assert binding.splices_fit(*text, table, offsets, swapped, kept) is fit
+    joined = [twin.join_splices(*splices) for twin in (binding, reference)]
+    assert [pair is not None for pair in joined] == [fit, fit]
+    assert not fit or all(torch.equal(native, plain) for native, plain in zip(*joined, strict=True))
+
+
+@pytest.mark.parametrize("sentences", [7, 256, 257, 700])
+def test_long_joins_agree(sentences):
+    """Pieces shorter and longer than what is copied at once, up to the last byte of their sources."""
+    generator = torch.Generator().manual_seed(sentences)
+    lengths = torch.randint(0, 200, (sentences,), generator=generator).tolist()
+    text = flat(["Yes, " + "a" * length + ". " for length in lengths])
+    table, offsets = binding.split_sentences(*text)
+    swapped = torch.rand(sentences, generator=generator) < 0.5
+    kept = (torch.rand(sentences, generator=generator) * (table[:, 0] - swapped.long() + 1)).long()
+    completions = flat(["b" * length for length in lengths[::-1]])
+    arguments = (*text, table, offsets, swapped, kept, *completions)
+    for native, plain in zip(binding.join_splices(*arguments), reference.join_splices(*arguments), strict=True):
+        assert torch.equal(native, plain)
