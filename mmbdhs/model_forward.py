@@ -81,16 +81,22 @@ def _logits_of_its_own(model: nn.Module, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def _returning(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
-    own = decoder.__dict__.get("forward")  # set by wrappers such as Accelerate's hooks
-
     def forward(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
         return BaseModelOutputWithPast(last_hidden_state=hidden)
 
-    decoder.forward = forward
+    with running_instead(decoder, forward):
+        yield
+
+
+@contextmanager
+def running_instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`forward` in the place of the module's own, inside of its hooks."""
+    own = module.__dict__.get("forward")  # set by wrappers such as Accelerate's hooks
+    module.forward = forward
     try:
         yield
     finally:
         if own is None:
-            del decoder.forward
+            del module.forward
         else:
-            decoder.forward = own
+            module.forward = own

@@ -1,7 +1,8 @@
 """One prompt, many responses, with gradients: log-probabilities of N responses for one pass over their image prompt.
 
 A row holds prompt | response 1 | … | response N. A response sees the prompt and itself, and its positions go on where
-the prompt's end, so every number is that of a row of its own. The image is encoded once, the prompt runs once.
+the prompt's end, so every number is that of a row of its own. The image is encoded once, the prompt runs once, and in
+the last layer only as far as the responses need it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmbdhs.attention_interface import Handler, decoder_configs, not_every_layer, switched
+from mmbdhs.attention_interface import decoder_configs, not_every_layer, switched
 from mmbdhs.decoder_inputs import DecoderInputs, TokenRows, decoder_arguments, decoder_inputs, text_inputs
+from mmbdhs.last_layer import LastLayer, last_layer
 from mmbdhs.model_forward import token_logps
 from mmbdhs.packed_attention import PackedAttention
 from mmbdhs.probe import probe
 from mmbdhs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.text_decoder import runnable, text_decoder
+from mmbdhs.text_decoder import UnsupportedModelError, runnable, text_decoder
 
 
 def response_logps(
@@ -50,10 +52,10 @@ def response_logps(
     decoder = text_decoder(model)
     lengths = [[len(text) for text in texts] for texts in ids]
     attention = PackedAttention(rows, lengths, decoder.config._attn_implementation == "eager")
-    with _attending(decoder, attention):
-        hidden = decoder(**decoder_arguments(rows), use_cache=False).last_hidden_state
-    if not attention.layers_seen:
-        raise not_every_layer(0, 1)
+    arguments = decoder_arguments(rows)
+    with _attending(decoder, attention, arguments["inputs_embeds"].shape[1]):
+        hidden = decoder(**arguments, use_cache=False).last_hidden_state
+    _check_layers(decoder, attention.windowed)
     places = [_places_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
     before = torch.cat([hidden[row, index] for row, index in enumerate(places)])
     labels = torch.cat([text for texts in ids for text in texts])
@@ -98,10 +100,22 @@ def _places_before(prompt: int, lengths: list[int]) -> list[int]:
     return places
 
 
+def _check_layers(decoder: nn.Module, windowed: list[bool]) -> None:
+    """Only the last call of a layer may have been cut to its windows."""
+    if not windowed:
+        raise not_every_layer(0, 1)
+    if any(windowed[:-1]):
+        raise UnsupportedModelError(
+            f"model: needs a decoder that runs the last of its layers once and last, got {type(decoder).__name__}"
+        )
+
+
 @contextmanager
-def _attending(decoder: nn.Module, attention: Handler) -> Iterator[None]:
-    """The decoder's layers attend through `attention`, checkpointed ones also when backward runs them again."""
+def _attending(decoder: nn.Module, attention: PackedAttention, length: int) -> Iterator[None]:
+    """The decoder's layers attend through `attention` in rows of `length` tokens, the last one only where it is read;
+    checkpointed ones also when backward runs them again."""
     configs = decoder_configs(decoder)
+    last = LastLayer(last_layer(decoder), attention, attention.windows(length), length, configs)
 
     def checkpointed(checkpoint: Callable, function: Callable, *args: Any, **kwargs: Any) -> Any:
         def run(*inner: Any, **more: Any) -> Any:
@@ -114,7 +128,7 @@ def _attending(decoder: nn.Module, attention: Handler) -> Iterator[None]:
     try:
         for layer, checkpoint in layers.items():
             layer._gradient_checkpointing_func = partial(checkpointed, checkpoint)
-        with switched(configs, attention):
+        with switched(configs, attention), last.running():
             yield
     finally:
         for layer, checkpoint in layers.items():

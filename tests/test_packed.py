@@ -9,6 +9,7 @@ import pytest
 import torch
 from plain import picture, prompt_inputs
 from test_families import BUILDERS
+from torch import nn
 
 from mmbdhs import UnsupportedModelError, miniature
 from mmbdhs.losses import dpo_loss
@@ -55,7 +56,9 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
         assert (found[name] - gradient).norm() <= 1e-5 * max(float(gradient.norm()), floor), name
 
 
-@pytest.mark.parametrize("lengths", [[[5]], [[7, 3]], [[4, 0, 9], [1, 6, 2]], [[3, 1, 4, 1, 5, 9, 2, 6]]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[[5]], [[7, 3]], [[4, 0, 9], [1, 6, 2]], [[0, 0], [3, 2]], [[3, 1, 4, 1, 5, 9, 2, 6]]], ids=str
+)
 @pytest.mark.parametrize("family", [*FAMILIES, "miniature"])
 def test_packed_equals_separate(family: str, lengths: list[list[int]]) -> None:
     model, prompts, responses = case(family, lengths)
@@ -78,6 +81,42 @@ def test_the_image_is_encoded_once_and_the_prompt_runs_once() -> None:
     assert len(images) == 1 and lengths == [(1, prompts[0]["input_ids"].shape[1] + 18)]
 
 
+def test_the_last_layer_runs_where_it_is_read() -> None:
+    """Behind the keys and values, at the prompt's last token and the responses, in the longest row's number."""
+    model, prompts, responses = case("llava", [[5, 6, 7], [1, 2, 3]])
+    response_logps(model, prompts, responses)  # probes the model
+    tokens, outputs = [], []
+    layers = text_decoder(model).layers
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[:2]))
+    layers[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
+    response_logps(model, prompts, responses)
+    length = max(
+        len(inputs["input_ids"][0]) + sum(map(len, row)) for inputs, row in zip(prompts, responses, strict=True)
+    )
+    assert tokens == [*[(2, length)] * (len(layers) - 1), (2, 19)]
+    assert outputs[0].shape[:2] == (2, length) and (outputs[0].count_nonzero(dim=2) > 0).sum() == 2 * 19
+
+
+def test_decoders_that_go_on_behind_their_last_layer_are_refused() -> None:
+    model, prompts, responses = case("llava", [[4, 3]])
+    decoder = text_decoder(model)
+    response_logps(model, prompts, responses)  # probes the model
+    decoder.layers.append(decoder.layers[0])  # which so runs first, too
+    decoder.config.num_hidden_layers += 1
+    with pytest.raises(UnsupportedModelError, match="the last of its layers once and last, got LlamaModel"):
+        response_logps(model, prompts, responses)
+
+
+def test_decoders_without_a_list_of_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, responses = case("llava", [[4, 3]])
+    decoder = text_decoder(model)
+    response_logps(model, prompts, responses)  # probes the model
+    monkeypatch.setattr(decoder, "layers", nn.Sequential(*decoder.layers))
+    with pytest.raises(UnsupportedModelError, match="its layers in a list `layers`, got LlamaModel without one"):
+        response_logps(model, prompts, responses)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_checkpointed_layers_attend_the_same_when_they_run_again(family: str, reentrant: bool) -> None:
@@ -86,9 +125,14 @@ def test_checkpointed_layers_attend_the_same_when_they_run_again(family: str, re
     checkpointed = copy.deepcopy(model).train()
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     checkpointed.enable_input_require_grads()
-    assert text_decoder(checkpointed).layers[0].gradient_checkpointing
-    found = gradients(checkpointed, response_logps(checkpointed, prompts, responses))
-    assert_same_gradients(found, gradients(model, plain))
+    layers = text_decoder(checkpointed).layers
+    assert all(layer.gradient_checkpointing for layer in layers)
+    response_logps(checkpointed, prompts, responses)  # probes the model
+    tokens = []
+    layers[-1].mlp.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    found = response_logps(checkpointed, prompts, responses)
+    assert_same_gradients(gradients(checkpointed, found), gradients(model, plain))
+    assert tokens == [12, 12]  # forward, and backward
 
 
 def test_adapters_learn_what_they_would_in_rows_of_their_own() -> None:
