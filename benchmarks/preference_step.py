@@ -58,7 +58,7 @@ def cases(options: Options) -> list[tuple[int, Size, int, int]]:
     if options.quick:
         return [(1, Size(layers=2, hidden=128), 1, 2)]
     whole, part = Size(layers=8, hidden=512), Size(layers=2, hidden=512)
-    found = [(most, whole, 1, 2), (most, whole, 1, 4), (most, part, 4, 2)]
+    found = [(most, whole, 1, 2), (most, whole, 1, 4), (most, part, 4, 2), (most, part, 4, 4)]
     if options.device.type == "cuda" and find_spec("peft"):
         found.append((most, SEVEN_BILLION, 1, 2))
     return found + [(threads, part, 1, responses) for threads in fewer for responses in (2, 4)]
