@@ -92,6 +92,7 @@ PYBIND11_MODULE(_extension, module) {
     module.attr("COPY_SLACK") = COPY_SLACK;
     define(module, "philox", &philox_words);
     define(module, "random_uniform", &random_uniform);
+    define(module, "total_tokens", &total_tokens);
     define(module, "sample_visible", &sample_visible);
     define(module, "split_sentences", &split_sentences);
     define(module, "sentence_ends", &sentence_ends);

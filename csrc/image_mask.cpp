@@ -42,6 +42,16 @@ MMBDHS_AVX2 int32_t* list_visible_avx2(const Address& at, int32_t tokens, uint64
 
 }  // namespace
 
+int64_t total_tokens(const int32_t* tokens, int64_t examples) {
+    int64_t total = 0;
+    int32_t signs = 0;
+    for (int64_t example = 0; example < examples; ++example) {
+        total += tokens[example];
+        signs |= tokens[example];
+    }
+    return signs < 0 ? -1 : total;
+}
+
 int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
                        uint64_t visible_from, int32_t* indices, int64_t* offsets) {
     int32_t* end = indices;

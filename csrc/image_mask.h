@@ -18,6 +18,9 @@ MMBDHS_HOST_DEVICE inline uint32_t visible_bits(const Address& at, uint32_t bloc
     return bits;
 }
 
+// The sum of tokens [examples], or -1 if one is negative.
+int64_t total_tokens(const int32_t* tokens, int64_t examples);
+
 // keys, tokens [examples] -> indices (room for all tokens), offsets [examples + 1]. Returns the number of indices.
 int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
                        uint64_t visible_from, int32_t* indices, int64_t* offsets);

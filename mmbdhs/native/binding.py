@@ -19,12 +19,17 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/
 _BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
 
 
-def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Native `ops.sample_visible`."""
+def sample_visible(
+    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
+) -> tuple[Tensor, Tensor] | None:
+    """Native `ops.sample_visible`; None where a number of tokens is negative."""
     if keys.is_cuda:
         return _sample_visible_cuda(seed, keys, iteration, tokens, threshold)
     examples, visible_from = len(keys), reference.visible_from(threshold)
-    indices = torch.empty(int(tokens.numpy().sum()), dtype=torch.int32)
+    total = _extension.total_tokens(tokens.data_ptr(), examples)
+    if total < 0:
+        return None
+    indices = torch.empty(total, dtype=torch.int32)
     offsets = torch.empty(examples + 1, dtype=torch.int64)
     inputs = (seed & _UNSIGNED, keys.data_ptr(), iteration, tokens.data_ptr(), examples, visible_from)
     count = _extension.sample_visible(*inputs, indices.data_ptr(), offsets.data_ptr())
@@ -33,7 +38,9 @@ def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, thre
 
 def _sample_visible_cuda(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
+    if bool((tokens < 0).any()):
+        return None
     if not hasattr(_extension, "count_visible_cuda"):
         indices, offsets = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
         return indices.to(keys.device), offsets.to(keys.device)

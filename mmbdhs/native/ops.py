@@ -135,11 +135,13 @@ def _signed(seed: int) -> int:
 def _sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     keys = checks.tensor("keys", keys, torch.int64, device=keys.device)
     tokens = checks.tensor("tokens", tokens, torch.int32, rows=len(keys), device=keys.device)
-    checks.at_least_zero("tokens", tokens)
     checks.number("iteration", iteration, ADDRESS_LAYOUT["iteration_limit"])
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    return backend.live().twin.sample_visible(seed, keys, iteration, tokens, threshold)
+    drawn = backend.live().twin.sample_visible(seed, keys, iteration, tokens, threshold)
+    if drawn is None:
+        checks.at_least_zero("tokens", tokens)
+    return drawn
 
 
 def _random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:

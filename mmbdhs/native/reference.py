@@ -79,8 +79,12 @@ def visible_from(threshold: float) -> int:
     return math.ceil(threshold * 2**32)
 
 
-def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Twin of `ops.sample_visible`."""
+def sample_visible(
+    seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
+) -> tuple[Tensor, Tensor] | None:
+    """Twin of `ops.sample_visible`; None where a number of tokens is negative."""
+    if (tokens < 0).any():
+        return None
     rows = []
     for key, count in zip(keys.cpu().numpy()[:, None], tokens.tolist(), strict=True):
         words = draw_words(seed, key, IMAGE_MASK, iteration, np.zeros(1, np.int32), count)[0]
