@@ -27,11 +27,10 @@ constexpr int64_t words(int64_t head_dim) {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <bool BF16_PAIRS, class V>
-inline V multiply_add(V a, V b, V sum) {
+template <bool BF16_PAIRS>
+inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 #if defined(__AVX512BF16__)
-    if constexpr (BF16_PAIRS && lanes_of<V> == 16) return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-    if constexpr (BF16_PAIRS && lanes_of<V> == 8) return (V)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
+    if constexpr (BF16_PAIRS) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #endif
     return a * b + sum;
 }
@@ -105,45 +104,41 @@ void score_few(Rows& rows, int row, const T* const* k, const T* const* ahead, in
 // ---- scores: many rows, lanes along the rows -------------------------------------------------------------------
 
 // Rows first … last as columns, a vector for each word.
-template <class T, class V>
+template <class T>
 void lay_columns(Rows& rows, int first, int last, float* columns) {
-    constexpr int L = lanes_of<V>;
     const int64_t end = words<T>(rows.head_dim);
-    for (int64_t at = 0; at < end; at += L) {
-        V block[L];
-        for (int r = 0; r < L; ++r) block[r] = read<V>(rows.q[first + r < last ? first + r : first] + at);
+    for (int64_t at = 0; at < end; at += LANES) {
+        Vec block[LANES];
+        for (int r = 0; r < LANES; ++r) block[r] = read<Vec>(rows.q[first + r < last ? first + r : first] + at);
         transpose(block);
-        for (int i = 0; i < L && at + i < end; ++i) write(columns + (at + i) * L, block[i]);
+        for (int i = 0; i < LANES && at + i < end; ++i) write(columns + (at + i) * LANES, block[i]);
     }
 }
 
-template <class T, class V>
+template <class T>
 void score_many(Rows& rows, int first, int last, const float* columns, const T* const* ahead, int64_t key) {
-    constexpr int L = lanes_of<V>;
     const int64_t words_left = words<T>(rows.head_dim), share = (words_left + KEY_BLOCK - 1) / KEY_BLOCK;
-    V total[KEY_BLOCK] = {};
+    Vec total[KEY_BLOCK] = {};
     for (int64_t at = 0, turn = 0; at < words_left; ++turn) {
         if (ahead) prefetch(ahead[key + turn], rows.head_dim * int64_t(sizeof(T)));
         for (const int64_t end = smaller(at + share, words_left); at < end; ++at) {
-            const V q = read<V>(columns + at * L);
+            const Vec q = read<Vec>(columns + at * LANES);
 #pragma GCC unroll 16
             for (int j = 0; j < KEY_BLOCK; ++j)
-                total[j] = multiply_add<in_pairs<T>>(q, splat<V>(rows.keys[j][at]), total[j]);
+                total[j] = multiply_add<in_pairs<T>>(q, splat<Vec>(rows.keys[j][at]), total[j]);
         }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < KEY_BLOCK; j += L) {
+    for (int j = 0; j < KEY_BLOCK; j += LANES) {
         transpose(total + j);
 #pragma GCC unroll 16
-        for (int r = 0; r < L; ++r) {
+        for (int r = 0; r < LANES; ++r) {
             if (first + r < last) write(rows.scores[first + r] + key + j, total[j + r]);
         }
     }
 }
 
-// Chunks of rows fill a vector or, where that is enough, half of a wide one.
-constexpr int HALF = LANES == 16 ? 8 : LANES;
-constexpr int FEW = LANES == 4 ? 2 : 4;  // up to here lanes along the head are faster
+constexpr int FEW = LANES / 2;  // rows up to here are faster with lanes along the head
 
 template <class T>
 struct Scorer {
@@ -151,16 +146,9 @@ struct Scorer {
     int first, last;
 
     Scorer(Rows& all, int begin, int end) : rows(all), first(begin), last(end) {
-        for (int row = first; row < last && last - row > FEW; row += width(row)) {
-            if (width(row) == LANES) {
-                lay_columns<T, Vec>(rows, row, last, columns(row));
-            } else {
-                lay_columns<T, Floats<HALF>>(rows, row, last, columns(row));
-            }
-        }
+        for (int row = first; last - row > FEW; row += LANES) lay_columns<T>(rows, row, last, columns(row));
     }
 
-    int width(int row) const { return last - row > HALF ? LANES : HALF; }
     float* columns(int row) const { return rows.q_columns + int64_t(row) * MAX_HEAD_DIM; }
 
     // Scores of keys 0 … count, rounded up to a block; `ahead` are keys to bring near meanwhile.
@@ -168,14 +156,9 @@ struct Scorer {
         for (int64_t key = 0; key < count; key += KEY_BLOCK) {
             int row = first;
             if (last - row > FEW) pack_keys(k + key);
-            for (; last - row > FEW; row += width(row)) {
-                const int end = last - row < LANES ? last : row + width(row);
-                const T* const* once = row == first ? ahead : nullptr;
-                if (width(row) == LANES) {
-                    score_many<T, Vec>(rows, row, end, columns(row), once, key);
-                } else {
-                    score_many<T, Floats<HALF>>(rows, row, end, columns(row), once, key);
-                }
+            for (; last - row > FEW; row += LANES) {
+                const int end = int(smaller(last, row + LANES));
+                score_many<T>(rows, row, end, columns(row), row == first ? ahead : nullptr, key);
             }
             few<4>(row, k, ahead, key);
         }
