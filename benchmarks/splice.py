@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,19 @@ CLOCKS = {
 def main(options: Options) -> None:
     print("\nms; draw: swaps and cuts; join: kept parts, completions and white space; addressed: NumPy, same draws")
     batch = Batch.make(300 if options.quick else 5000)
+    sizes = {"references": len(batch.offsets) - 1, "sentences": len(batch.table)}
     with Table("splice", COLUMNS, options) as table:
         for threads in thread_counts(torch.device("cpu"))[: 1 if options.quick else None]:
             torch.set_num_threads(threads)
-            for work, sides in contestants(batch).items():
-                for caches, clock in CLOCKS.items():
-                    seconds = median_of(3 if options.quick else 15, *sides.values(), seconds=clock)
-                    times = dict(zip(sides, (1e3 * t for t in seconds), strict=True))
-                    over = {f"{name}_over_ours": times[name] / times["ours"] for name in times if name != "ours"}
-                    sizes = {"references": len(batch.offsets) - 1, "sentences": len(batch.table)}
-                    table.add(work=work, **sizes, caches=caches, **times, **over)
+            for (work, sides), caches in product(contestants(batch).items(), CLOCKS):
+                table.add(work=work, **sizes, caches=caches, **measure(sides, caches, runs=3 if options.quick else 15))
+
+
+def measure(sides: dict[str, Callable[[], Any]], caches: str, runs: int) -> dict[str, float]:
+    """Milliseconds of each side, and how many times ours the others take."""
+    seconds = median_of(runs, *sides.values(), seconds=CLOCKS[caches])
+    times = dict(zip(sides, (1e3 * t for t in seconds), strict=True))
+    return times | {f"{name}_over_ours": times[name] / times["ours"] for name in times if name != "ours"}
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ def sample_visible(
 def _sample_visible_cuda(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
-    if bool((tokens < 0).any()):
-        return None
     if not hasattr(_extension, "count_visible_cuda"):
-        indices, offsets = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
-        return indices.to(keys.device), offsets.to(keys.device)
+        drawn = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
+        return drawn and tuple(part.to(keys.device) for part in drawn)
+    if (tokens < 0).any():
+        return None
     with torch.cuda.device(keys.device):
         stream = torch.cuda.current_stream().cuda_stream
         visible_from = reference.visible_from(threshold)

@@ -1,9 +1,9 @@
 """Plain twins of every native op: same names, arguments and bits, in NumPy and Python, without the binary.
 
 They are the definition that the C++ and CUDA code is tested against, and the path that runs where no binary
-was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Only `draw_splices` and `join_splices`
-look at the values of their inputs, as they read them, and return None where one does not fit. Ragged arrays are a flat
-array and an `offsets` array with one more entry than there are rows.
+was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Only `sample_visible`, `draw_splices` and
+`join_splices` look at the values of their inputs, as they read them, and return None where one does not fit. Ragged
+arrays are a flat array and an `offsets` array with one more entry than there are rows.
 """
 
 from __future__ import annotations

@@ -38,6 +38,10 @@ def test_extreme_thresholds(twin):
     assert nothing.tolist() == [] and offsets.tolist() == [0] * (len(SIZES) + 1)
 
 
+def test_negative_counts(twin):
+    assert twin.sample_visible(0, random_keys(3), 0, int32(5, -1, 7), 0.5) is None
+
+
 def test_threshold_rounds_up():
     """The word k / 2^32 is visible at the threshold k / 2^32 and hidden just above."""
     assert reference.visible_from(3 / 2**32) == 3
