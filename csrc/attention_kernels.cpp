@@ -125,7 +125,7 @@ void score_many(Rows& rows, int first, int last, const float* columns, const T* 
             const Vec q = read<Vec>(columns + at * LANES);
 #pragma GCC unroll 16
             for (int j = 0; j < KEY_BLOCK; ++j)
-                total[j] = multiply_add<in_pairs<T>>(q, splat<Vec>(rows.keys[j][at]), total[j]);
+                total[j] = multiply_add<in_pairs<T>>(q, splat(rows.keys[j][at]), total[j]);
         }
     }
 #pragma GCC unroll 4
@@ -210,7 +210,7 @@ inline void write_weights(float* scores, int64_t key, Vec weights, bool bf16_pai
 template <bool BF16_PAIRS>
 void soften(Rows& rows, int row, int64_t seen, int64_t width) {
     float* scores = rows.scores[row];
-    Vec best = splat<Vec>(rows.largest[row]);
+    Vec best = splat(rows.largest[row]);
     for (int64_t key = 0; key < seen; key += LANES) {
         const Vec x = scaled_scores(rows, scores, key, seen);
         best = larger(x, best);
@@ -224,7 +224,7 @@ void soften(Rows& rows, int row, int64_t seen, int64_t width) {
         total += weights;
         write_weights(scores, key, weights, BF16_PAIRS);  // narrow ones stay behind the reader
     }
-    rows.shrink[row] = exp2(splat<Vec>(rows.largest[row] - base))[0];
+    rows.shrink[row] = exp2(splat(rows.largest[row] - base))[0];
     rows.sum[row] = rows.sum[row] * rows.shrink[row] + sum(total);
     rows.largest[row] = top;
 }
@@ -279,7 +279,7 @@ void accumulate(Rows& rows, int row, const T* const* v, const T* const* ahead, i
         for (int w = 0; w < WIDE; ++w) value[w] = load_values<T, HALF_LEFT>(first + w * LANES, second + w * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < COUNT; ++r) {
-            const Vec weight = splat<Vec>(weights[r * TILE + word]);
+            const Vec weight = splat(weights[r * TILE + word]);
 #pragma GCC unroll 8
             for (int w = 0; w < WIDE; ++w) total[r][w] = multiply_add<in_pairs<T>>(weight, value[w], total[r][w]);
         }
@@ -389,7 +389,7 @@ void merge(Rows& rows, int row, const float* out, float largest, float sum) {
 double multiply_add_rounds(int64_t rounds) {
     constexpr int CHAINS = 12;
     Vec total[CHAINS] = {};
-    Vec factor = splat<Vec>(0.5f);
+    Vec factor = splat(0.5f);
     for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS; ++i) {

@@ -44,9 +44,6 @@ template <int N>
 using Ints = typename Types<N>::Ints;
 using Vec = Floats<LANES>;
 
-template <class V>
-constexpr int lanes_of = sizeof(V) / 4;
-
 struct BFloat16 {
     uint16_t bits;
 };
@@ -60,11 +57,10 @@ using Half = _Float16;
 #endif
 
 // By its bits: they may be something else than a float.
-template <class V>
-inline V splat(float value) {
+inline Vec splat(float value) {
     int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    return (V)(Ints<lanes_of<V>>{} + bits);
+    return (Vec)(Ints<LANES>{} + bits);
 }
 
 template <class V>
@@ -126,95 +122,89 @@ inline void store(Float16* at, float value) {
 
 // Half or all of the lanes, from two vectors: blocks of S lanes, by turns from `a` and from `b`, the first or the second
 // of each pair of blocks.
-template <int S, bool SECOND, class V, int... P>
-inline V pick(V a, V b, std::integer_sequence<int, P...>) {
-    constexpr int L = lanes_of<V>;
-    return __builtin_shufflevector(a, b, (P / (2 * S) * 2 * S + P % S + (SECOND ? S : 0) + (P / S % 2 ? L : 0))...);
+template <int S, bool SECOND, int... P>
+inline Vec pick(Vec a, Vec b, std::integer_sequence<int, P...>) {
+    return __builtin_shufflevector(a, b, (P / (2 * S) * 2 * S + P % S + (SECOND ? S : 0) + (P / S % 2 ? LANES : 0))...);
 }
 
-template <int S, bool SECOND, class V>
-inline V pick(V a, V b) {
-    return pick<S, SECOND>(a, b, std::make_integer_sequence<int, lanes_of<V>>{});
+template <int S, bool SECOND>
+inline Vec pick(Vec a, Vec b) {
+    return pick<S, SECOND>(a, b, std::make_integer_sequence<int, LANES>{});
 }
 
 // Lane i of the result is the sum over v[i].
-template <class V, int S = lanes_of<V> / 2>
-INLINE V sums(V* v) {
+template <int S = LANES / 2>
+INLINE Vec sums(Vec* v) {
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) v[i] = pick<S, false>(v[i], v[i + S]) + pick<S, true>(v[i], v[i + S]);
-    if constexpr (S > 1) return sums<V, S / 2>(v);
+    if constexpr (S > 1) return sums<S / 2>(v);
     return v[0];
 }
 
-template <class V, int S = lanes_of<V> / 2>
-INLINE void transpose(V* v) {
+template <int S = LANES / 2>
+INLINE void transpose(Vec* v) {
 #pragma GCC unroll 8
-    for (int group = 0; group < lanes_of<V>; group += 2 * S) {
+    for (int group = 0; group < LANES; group += 2 * S) {
 #pragma GCC unroll 8
         for (int i = group; i < group + S; ++i) {
-            const V first = pick<S, false>(v[i], v[i + S]), second = pick<S, true>(v[i], v[i + S]);
+            const Vec first = pick<S, false>(v[i], v[i + S]), second = pick<S, true>(v[i], v[i + S]);
             v[i] = first;
             v[i + S] = second;
         }
     }
-    if constexpr (S > 1) transpose<V, S / 2>(v);
+    if constexpr (S > 1) transpose<S / 2>(v);
 }
 
-template <class V>
-inline V larger(V a, V b) {
-    return a > b ? a : b;
-}
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 // The lanes moved round by S places.
-template <int S, class V, int... P>
-inline V turned(V v, std::integer_sequence<int, P...>) {
-    return __builtin_shufflevector(v, v, ((P + S) % lanes_of<V>)...);
+template <int S, int... P>
+inline Vec turned(Vec v, std::integer_sequence<int, P...>) {
+    return __builtin_shufflevector(v, v, ((P + S) % LANES)...);
 }
 
-template <class V, int S = lanes_of<V> / 2>
-inline float largest(V v) {
-    v = larger(v, turned<S>(v, std::make_integer_sequence<int, lanes_of<V>>{}));
-    if constexpr (S > 1) return largest<V, S / 2>(v);
+template <int S = LANES / 2>
+inline float largest(Vec v) {
+    v = larger(v, turned<S>(v, std::make_integer_sequence<int, LANES>{}));
+    if constexpr (S > 1) return largest<S / 2>(v);
     return v[0];
 }
 
-template <class V, int S = lanes_of<V> / 2>
-inline float sum(V v) {
-    v += turned<S>(v, std::make_integer_sequence<int, lanes_of<V>>{});
-    if constexpr (S > 1) return sum<V, S / 2>(v);
+template <int S = LANES / 2>
+inline float sum(Vec v) {
+    v += turned<S>(v, std::make_integer_sequence<int, LANES>{});
+    if constexpr (S > 1) return sum<S / 2>(v);
     return v[0];
 }
 
 // 2^x, within 2 units in the last place; 0 below -126, NaN for NaN. Coefficients: Cephes, exp2f.
-template <class V>
-inline V exp2(V x) {
+inline Vec exp2(Vec x) {
     constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const V bounded = larger(x, splat<V>(-126.0f));
-    const V rounded = bounded + SHIFT;
-    const V f = bounded - (rounded - SHIFT);
-    V p = splat<V>(1.535336188319500e-4f);
+    const Vec bounded = larger(x, splat(-126.0f));
+    const Vec rounded = bounded + SHIFT;
+    const Vec f = bounded - (rounded - SHIFT);
+    Vec p = splat(1.535336188319500e-4f);
     p = p * f + 1.339887440266574e-3f;
     p = p * f + 9.618437357674640e-3f;
     p = p * f + 5.550332471162809e-2f;
     p = p * f + 2.402264791363012e-1f;
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.0f;
-    using I = Ints<lanes_of<V>>;
-    const V scaled = (V)((I)p + ((I)rounded << 23));  // the integer sits in the low bits of `rounded`
-    return x >= -126.0f ? scaled : (x == x ? V{} : x);
+    using I = Ints<LANES>;
+    const Vec scaled = (Vec)((I)p + ((I)rounded << 23));  // the integer sits in the low bits of `rounded`
+    return x >= -126.0f ? scaled : (x == x ? Vec{} : x);
 }
 
 // Coefficients for small arguments: Cephes, tanhf.
-template <class V>
-inline V tanh(V x) {
-    const V square = x * x;
-    V p = splat<V>(-5.70498872745e-3f);
+inline Vec tanh(Vec x) {
+    const Vec square = x * x;
+    Vec p = splat(-5.70498872745e-3f);
     p = p * square + 2.06390887954e-2f;
     p = p * square - 5.37397155531e-2f;
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
-    const V size = x < 0.0f ? -x : x;
-    const V large = 1.0f - 2.0f / (exp2(2.8853900817779268f * (size < 10.0f ? size : splat<V>(10.0f))) + 1.0f);
+    const Vec size = x < 0.0f ? -x : x;
+    const Vec large = 1.0f - 2.0f / (exp2(2.8853900817779268f * (size < 10.0f ? size : splat(10.0f))) + 1.0f);
     return size < 0.625f ? x + x * square * p : (x < 0.0f ? -large : large);
 }
 
