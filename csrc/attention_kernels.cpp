@@ -2,66 +2,12 @@
 #include "attention_kernels.h"
 
 #include <cmath>
-#include <type_traits>
 
-#include "simd.h"
+#include "attention_scores.h"
 
 namespace mmbdhs {
 namespace MMBDHS_ISA {
 namespace {
-
-#if defined(__AVX512BF16__)
-constexpr bool PAIRS = true;  // there is an instruction for sums of two bfloat16 products
-#else
-constexpr bool PAIRS = false;
-#endif
-
-template <class T>
-constexpr bool in_pairs = PAIRS && std::is_same_v<T, BFloat16>;
-
-// Rows are words of 32 bits: floats, or pairs of bfloat16.
-template <class T>
-constexpr int64_t words(int64_t head_dim) {
-    return in_pairs<T> ? head_dim / 2 : head_dim;
-}
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <bool BF16_PAIRS>
-inline Vec multiply_add(Vec a, Vec b, Vec sum) {
-#if defined(__AVX512BF16__)
-    if constexpr (BF16_PAIRS) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#endif
-    return a * b + sum;
-}
-
-#if defined(__AVX512F__)
-// Half as many numbers as there are lanes, then zeros.
-template <class T>
-inline Vec load_half(const T* at) {
-    return __builtin_shufflevector(load<8>(at), Floats<8>{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
-}
-#endif
-
-// Up to LANES words of a row from word `at` on, zeros after its end.
-template <class T>
-inline Vec load_words(const T* row, int64_t at, int64_t end) {
-#if defined(__AVX512F__)
-    if (at + LANES > end) {
-        const auto mask = __mmask16((1u << (end - at)) - 1);
-        if constexpr (in_pairs<T>) return (Vec)_mm512_castsi512_ps(_mm512_maskz_loadu_epi32(mask, row + 2 * at));
-        if constexpr (std::is_same_v<T, float>) return (Vec)_mm512_maskz_loadu_ps(mask, row + at);
-        // Head sizes are multiples of 8, so here it is one half.
-        return load_half(row + at);
-    }
-#endif
-    (void)end;
-    if constexpr (in_pairs<T>) {
-        return read<Vec>(row + 2 * at);
-    } else {
-        return load<LANES>(row + at);
-    }
-}
 
 template <class T>
 void begin(Rows& rows, int count, const void* const* q) {
@@ -74,111 +20,6 @@ void begin(Rows& rows, int count, const void* const* q) {
         rows.sum[row] = 0;
     }
 }
-
-// ---- scores: a few rows, lanes along the head ------------------------------------------------------------------
-
-// COUNT rows against LANES / COUNT keys: as many sums as a vector has lanes.
-template <class T, int COUNT>
-void score_few(Rows& rows, int row, const T* const* k, const T* const* ahead, int64_t key) {
-    constexpr int KEYS = LANES / COUNT;
-    const int64_t end = words<T>(rows.head_dim);
-    Vec total[LANES] = {};
-    for (int64_t at = 0; at < end; at += LANES) {
-        Vec q[COUNT];
-#pragma GCC unroll 4
-        for (int r = 0; r < COUNT; ++r) q[r] = read<Vec>(rows.q[row + r] + at);
-#pragma GCC unroll 16
-        for (int j = 0; j < KEYS; ++j) {
-            const Vec words = load_words(k[key + j], at, end);
-            prefetch(ahead[key + j] + (in_pairs<T> ? 2 * at : at));
-#pragma GCC unroll 4
-            for (int r = 0; r < COUNT; ++r)
-                total[r * KEYS + j] = multiply_add<in_pairs<T>>(q[r], words, total[r * KEYS + j]);
-        }
-    }
-    const Vec scores = sums(total);
-    for (int r = 0; r < COUNT; ++r)
-        std::memcpy(rows.scores[row + r] + key, reinterpret_cast<const float*>(&scores) + r * KEYS, 4 * KEYS);
-}
-
-// ---- scores: many rows, lanes along the rows -------------------------------------------------------------------
-
-// Rows first … last as columns, a vector for each word.
-template <class T>
-void lay_columns(Rows& rows, int first, int last, float* columns) {
-    const int64_t end = words<T>(rows.head_dim);
-    for (int64_t at = 0; at < end; at += LANES) {
-        Vec block[LANES];
-        for (int r = 0; r < LANES; ++r) block[r] = read<Vec>(rows.q[first + r < last ? first + r : first] + at);
-        transpose(block);
-        for (int i = 0; i < LANES && at + i < end; ++i) write(columns + (at + i) * LANES, block[i]);
-    }
-}
-
-template <class T>
-void score_many(Rows& rows, int first, int last, const float* columns, const T* const* ahead, int64_t key) {
-    const int64_t words_left = words<T>(rows.head_dim), share = (words_left + KEY_BLOCK - 1) / KEY_BLOCK;
-    Vec total[KEY_BLOCK] = {};
-    for (int64_t at = 0, turn = 0; at < words_left; ++turn) {
-        if (ahead) prefetch(ahead[key + turn], rows.head_dim * int64_t(sizeof(T)));
-        for (const int64_t end = smaller(at + share, words_left); at < end; ++at) {
-            const Vec q = read<Vec>(columns + at * LANES);
-#pragma GCC unroll 16
-            for (int j = 0; j < KEY_BLOCK; ++j)
-                total[j] = multiply_add<in_pairs<T>>(q, splat(rows.keys[j][at]), total[j]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < KEY_BLOCK; j += LANES) {
-        transpose(total + j);
-#pragma GCC unroll 16
-        for (int r = 0; r < LANES; ++r) {
-            if (first + r < last) write(rows.scores[first + r] + key + j, total[j + r]);
-        }
-    }
-}
-
-constexpr int FEW = LANES / 2;  // rows up to here are faster with lanes along the head
-
-template <class T>
-struct Scorer {
-    Rows& rows;
-    int first, last;
-
-    Scorer(Rows& all, int begin, int end) : rows(all), first(begin), last(end) {
-        for (int row = first; last - row > FEW; row += LANES) lay_columns<T>(rows, row, last, columns(row));
-    }
-
-    float* columns(int row) const { return rows.q_columns + int64_t(row) * MAX_HEAD_DIM; }
-
-    // Scores of keys 0 … count, rounded up to a block; `ahead` are keys to bring near meanwhile.
-    void run(const T* const* k, int64_t count, const T* const* ahead) {
-        for (int64_t key = 0; key < count; key += KEY_BLOCK) {
-            int row = first;
-            if (last - row > FEW) pack_keys(k + key);
-            for (; last - row > FEW; row += LANES) {
-                const int end = int(smaller(last, row + LANES));
-                score_many<T>(rows, row, end, columns(row), row == first ? ahead : nullptr, key);
-            }
-            few<4>(row, k, ahead, key);
-        }
-    }
-
-    void pack_keys(const T* const* k) {
-        const int64_t end = words<T>(rows.head_dim);
-        for (int j = 0; j < KEY_BLOCK; ++j) {
-            for (int64_t at = 0; at < end; at += LANES) write(rows.keys[j] + at, load_words(k[j], at, end));
-        }
-    }
-
-    template <int COUNT>
-    void few(int row, const T* const* k, const T* const* ahead, int64_t key) {
-        for (; last - row >= COUNT; row += COUNT) {
-            for (int64_t j = key; j < key + KEY_BLOCK; j += LANES / COUNT) score_few<T, COUNT>(rows, row, k, ahead, j);
-        }
-        if constexpr (COUNT > 1) few<COUNT / 2>(row, k, ahead, key);
-    }
-};
 
 // ---- softmax ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +101,7 @@ inline Vec load_values(const T* first, const T* second) {
 
 // COUNT rows, WIDE vectors of the head from number `at` on.
 template <class T, int COUNT, int WIDE, bool HALF_LEFT>
-void accumulate(Rows& rows, int row, const T* const* v, const T* const* ahead, int64_t count, int64_t at) {
+void accumulate(Rows& rows, int row, const void* const* v, Ahead<T>* ahead, int64_t count, int64_t at) {
     constexpr int STEP = in_pairs<T> ? 2 : 1;
     float* out = rows.out[row] + at;
     const float* weights = rows.scores[row];
@@ -272,9 +113,9 @@ void accumulate(Rows& rows, int row, const T* const* v, const T* const* ahead, i
             total[r][w] = read<Vec>(out + r * MAX_HEAD_DIM + w * LANES) * rows.shrink[row + r];
     for (int64_t word = 0; word * STEP < count; ++word) {
         Vec value[WIDE];
-        const T *first = v[word * STEP] + at, *second = v[word * STEP + STEP - 1] + at;
-        for (int step = 0; step < STEP && ahead; ++step)
-            prefetch(ahead[word * STEP + step] + at, WIDE * LANES * int64_t(sizeof(T)));
+        const T* first = static_cast<const T*>(v[word * STEP]) + at;
+        const T* second = static_cast<const T*>(v[word * STEP + STEP - 1]) + at;
+        for (int step = 0; step < STEP && ahead; ++step) ahead->bring(WIDE * LANES);
 #pragma GCC unroll 8
         for (int w = 0; w < WIDE; ++w) value[w] = load_values<T, HALF_LEFT>(first + w * LANES, second + w * LANES);
 #pragma GCC unroll 8
@@ -301,7 +142,7 @@ constexpr int WIDE = LANES == 8 ? (COUNT == 1   ? 8
                                                 : 2);
 
 template <class T, int COUNT>
-void accumulate_head(Rows& rows, int row, const T* const* v, const T* const* ahead, int64_t count) {
+void accumulate_head(Rows& rows, int row, const void* const* v, Ahead<T>* ahead, int64_t count) {
     constexpr int MOST = WIDE<COUNT>;
     int64_t at = 0;
     const int64_t end = rows.head_dim;
@@ -313,7 +154,7 @@ void accumulate_head(Rows& rows, int row, const T* const* v, const T* const* ahe
 
 // COUNT rows, or as many fewer as there are.
 template <class T, int COUNT = BLOCK>
-void accumulate_rows(Rows& rows, int row, int count, const T* const* v, const T* const* ahead, int64_t keys) {
+void accumulate_rows(Rows& rows, int row, int count, const void* const* v, Ahead<T>* ahead, int64_t keys) {
     if (count >= COUNT) return accumulate_head<T, COUNT>(rows, row, v, ahead, keys);
     if constexpr (COUNT > 1) accumulate_rows<T, COUNT - 1>(rows, row, count, v, ahead, keys);
 }
@@ -323,8 +164,8 @@ void accumulate_rows(Rows& rows, int row, int count, const T* const* v, const T*
 // Where the rows of a tile lie; past the last key it stands still, so that blocks may be read whole.
 template <class T>
 struct Tile {
-    const T* k[TILE];
-    const T* v[TILE];
+    const void* k[TILE];
+    const void* v[TILE];
     int64_t count = 0, width = 0;  // the second rounded up to whole blocks
 
     void find(const Keys& keys, int64_t begin, int64_t end, int64_t least_width) {
@@ -362,8 +203,9 @@ void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* li
             const int64_t seen = limits[row] - begin;
             soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE), here.width);
         }
+        Ahead<T> values(ahead->v, rows.head_dim);
         for (int row = first; row < last; row += BLOCK)
-            accumulate_rows<T>(rows, row, last - row, here.v, row == first ? ahead->v : nullptr, here.count);
+            accumulate_rows<T>(rows, row, last - row, here.v, row == first ? &values : nullptr, here.count);
     }
 }
 

@@ -19,16 +19,16 @@ namespace MMBDHS_ISA {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
-constexpr int KEY_BLOCK = 16;  // keys whose scores stay in registers at once
+constexpr int SUMS = 16;  // that stay in registers at once, with what they are made of
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
-constexpr int KEY_BLOCK = 8;
+constexpr int SUMS = 8;
 #elif defined(__aarch64__)
 constexpr int LANES = 4;
-constexpr int KEY_BLOCK = 16;
+constexpr int SUMS = 16;
 #else
 constexpr int LANES = 4;
-constexpr int KEY_BLOCK = 8;
+constexpr int SUMS = 8;
 #endif
 
 template <int N>
@@ -132,27 +132,13 @@ inline Vec pick(Vec a, Vec b) {
     return pick<S, SECOND>(a, b, std::make_integer_sequence<int, LANES>{});
 }
 
-// Lane i of the result is the sum over v[i].
+// Of 2 S vectors: lane i of each block of 2 S lanes in the result is the sum over that block of v[i].
 template <int S = LANES / 2>
 INLINE Vec sums(Vec* v) {
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) v[i] = pick<S, false>(v[i], v[i + S]) + pick<S, true>(v[i], v[i + S]);
     if constexpr (S > 1) return sums<S / 2>(v);
     return v[0];
-}
-
-template <int S = LANES / 2>
-INLINE void transpose(Vec* v) {
-#pragma GCC unroll 8
-    for (int group = 0; group < LANES; group += 2 * S) {
-#pragma GCC unroll 8
-        for (int i = group; i < group + S; ++i) {
-            const Vec first = pick<S, false>(v[i], v[i + S]), second = pick<S, true>(v[i], v[i + S]);
-            v[i] = first;
-            v[i + S] = second;
-        }
-    }
-    if constexpr (S > 1) transpose<S / 2>(v);
 }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
