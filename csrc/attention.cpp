@@ -71,7 +71,7 @@ struct Partial {
         for (int row = 0; row < count; ++row, ++at) {
             std::copy_n(rows.out[row], rows.head_dim, &out[at * rows.head_dim]);
             largest[at] = rows.largest[row];
-            sum[at] = rows.sum[row];
+            sum[at] = std::accumulate(rows.sums[row], std::end(rows.sums[row]), 0.0f);
         }
     }
 };

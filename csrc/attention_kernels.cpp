@@ -16,8 +16,8 @@ void begin(Rows& rows, int count, const void* const* q) {
         for (int64_t at = 0; at < end; at += LANES)
             write(rows.q[row] + at, load_words(static_cast<const T*>(q[row]), at, end));
         for (int64_t d = 0; d < rows.head_dim; d += LANES) write(rows.out[row] + d, Vec{});
+        write(rows.sums[row], Vec{});
         rows.largest[row] = -INFINITY;
-        rows.sum[row] = 0;
     }
 }
 
@@ -47,27 +47,35 @@ inline void write_weights(float* scores, int64_t key, Vec weights, bool bf16_pai
     write(scores + key, weights);
 }
 
+// A new maximum for a row: what it has gathered so far shrinks.
+inline void raise(Rows& rows, int row, float top) {
+    rows.shrink[row] = exp2(splat(rows.largest[row] - top))[0];
+    rows.largest[row] = top;
+    write(rows.sums[row], read<Vec>(rows.sums[row]) * rows.shrink[row]);
+}
+
 // Turns the scores of a row's first `seen` keys into weights, those of the rest up to `width` into 0.
 template <bool BF16_PAIRS>
 void soften(Rows& rows, int row, int64_t seen, int64_t width) {
+    constexpr float SLACK = 8;  // weights up to 2^8 do no harm, and a maximum that stays saves the work of raising it
     float* scores = rows.scores[row];
-    Vec best = splat(rows.largest[row]);
+    Vec best = splat(-INFINITY);
     for (int64_t key = 0; key < seen; key += LANES) {
         const Vec x = scaled_scores(rows, scores, key, seen);
         best = larger(x, best);
         write(scores + key, x);
     }
     const float top = largest(best);
-    const float base = top == -INFINITY ? 0.0f : top;
-    Vec total{};
+    rows.shrink[row] = 1;
+    if (top > rows.largest[row] + SLACK) raise(rows, row, top);
+    const float base = rows.largest[row] == -INFINITY ? 0.0f : rows.largest[row];
+    Vec total = read<Vec>(rows.sums[row]);
     for (int64_t key = 0; key < width; key += LANES) {
         const Vec weights = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
         total += weights;
         write_weights(scores, key, weights, BF16_PAIRS);  // narrow ones stay behind the reader
     }
-    rows.shrink[row] = exp2(splat(rows.largest[row] - base))[0];
-    rows.sum[row] = rows.sum[row] * rows.shrink[row] + sum(total);
-    rows.largest[row] = top;
+    write(rows.sums[row], total);
 }
 
 // ---- weights times values --------------------------------------------------------------------------------------
@@ -212,10 +220,10 @@ void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* li
 template <class T>
 void finish(const Rows& rows, int count, void* const* out, float* const* lse) {
     for (int row = 0; row < count; ++row) {
-        const float sum = rows.sum[row], factor = sum == 0 ? 0.0f : 1 / sum;
+        const float total = sum(read<Vec>(rows.sums[row])), factor = total == 0 ? 0.0f : 1 / total;
         T* to = static_cast<T*>(out[row]);
         for (int64_t d = 0; d < rows.head_dim; ++d) store(to + d, rows.out[row][d] * factor);
-        *lse[row] = sum == 0 ? -INFINITY : (rows.largest[row] + std::log2(sum)) * 0.6931471805599453f;
+        *lse[row] = total == 0 ? -INFINITY : (rows.largest[row] + std::log2(total)) * 0.6931471805599453f;
     }
 }
 
@@ -224,7 +232,8 @@ void merge(Rows& rows, int row, const float* out, float largest, float sum) {
     if (sum == 0) return;
     const float own = std::exp2(rows.largest[row] - top), other = std::exp2(largest - top);
     for (int64_t d = 0; d < rows.head_dim; ++d) rows.out[row][d] = rows.out[row][d] * own + out[d] * other;
-    rows.sum[row] = rows.sum[row] * own + sum * other;
+    write(rows.sums[row], read<Vec>(rows.sums[row]) * own);
+    rows.sums[row][0] += sum * other;
     rows.largest[row] = top;
 }
 

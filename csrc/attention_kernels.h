@@ -18,14 +18,15 @@ struct Keys {
     int64_t count;
 };
 
-// Query rows on their way through the keys: output, maximum and sum of an online softmax in base 2.
+// Query rows on their way through the keys: output, about the maximum, and the sum of an online softmax in base 2.
 struct alignas(64) Rows {
     float q[MAX_ROWS][MAX_HEAD_DIM];          // as floats, or as pairs of bfloat16 where the kernels multiply those
     float q_beside[MAX_ROWS * MAX_HEAD_DIM];  // the same, four words of a few rows side by side
     float out[MAX_ROWS][MAX_HEAD_DIM];
     float scores[MAX_ROWS][TILE];
     float keys[16][MAX_HEAD_DIM + 8];  // a block of keys; the offset spreads its rows over the cache's sets
-    float largest[MAX_ROWS], sum[MAX_ROWS], shrink[MAX_ROWS];
+    float sums[MAX_ROWS][16];          // in as many parts as the kernels' vectors have lanes, then zeros
+    float largest[MAX_ROWS], shrink[MAX_ROWS];
     int64_t head_dim;
     float scale, softcap;
 };
