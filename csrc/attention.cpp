@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <numeric>
@@ -84,6 +85,12 @@ struct Unit {
     int64_t prefix_begin;  // of the example's keys
 };
 
+// The rows of a unit over a part of their keys in one key head.
+struct Job {
+    const Unit& unit;
+    int64_t head, part;
+};
+
 class SharedPrefixRun {
   public:
     SharedPrefixRun(const SharedPrefix& arguments, double scale, double softcap, int threads)
@@ -92,25 +99,15 @@ class SharedPrefixRun {
     }
 
     void run() {
-        const int64_t tasks = int64_t(units_.size()) * a.kv_heads;
-        if (tasks == 0) return;
-        const int64_t parts = std::clamp<int64_t>(longest_ / (2 * TILE), 1, (threads_ + tasks - 1) / tasks);
-        if (parts == 1) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (tasks > 1)
-            for (int64_t task = 0; task < tasks; ++task) {
-                Rows& rows = pass(task, 0, 1);
-                finish(rows, task);
-            }
+        if (parts_ == 1) {
+            each_job([&](int64_t job, Rows& rows) { finish(rows, job); });
             return;
         }
-        // Fewer tasks than threads: each takes a part of the keys, and the parts are merged.
-        Partial partial(parts * tasks * MAX_ROWS, a.head_dim);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_)
-        for (int64_t job = 0; job < tasks * parts; ++job) {
-            const Rows& rows = pass(job / parts, job % parts, parts);
-            partial.take(rows, int(unit(job / parts).count), job * MAX_ROWS);
-        }
-        for (int64_t task = 0; task < tasks; ++task) merge(partial, task, parts);
+        // Fewer heads than threads: each takes a part of the keys, and the parts are merged.
+        Partial partial(jobs_ * MAX_ROWS, a.head_dim);
+        each_job(
+            [&](int64_t job, const Rows& rows) { partial.take(rows, int(this->job(job).unit.count), job * MAX_ROWS); });
+        for (int64_t first = 0; first < jobs_; first += parts_) merge(partial, first);
     }
 
   private:
@@ -126,96 +123,130 @@ class SharedPrefixRun {
                 units_.push_back({row, std::min<int64_t>(MAX_ROWS, end * group_ - row),
                                   a.prefix_offsets ? a.prefix_offsets[here] : 0});
         }
+        int64_t longest = 0;
         for (int64_t b = 0; b < a.branches; ++b)
-            longest_ = std::max<int64_t>(longest_, int64_t{a.prefix_count[b]} + a.suffix_length[b]);
+            longest = std::max<int64_t>(longest, int64_t{a.prefix_count[b]} + a.suffix_length[b]);
+        const int64_t passes = std::max<int64_t>(1, int64_t(units_.size()) * a.kv_heads);
+        parts_ = std::clamp<int64_t>(longest / (2 * TILE), 1, (threads_ + passes - 1) / passes);
+        jobs_ = int64_t(units_.size()) * a.kv_heads * parts_;
     }
 
-    const Unit& unit(int64_t task) const { return units_[task / a.kv_heads]; }
-    int64_t branch(const Unit& unit, int64_t row) const { return order_[(unit.first + row) / group_]; }
-    int64_t query_head(const Unit& unit, int64_t task, int64_t row) const {
-        return task % a.kv_heads * group_ + (unit.first + row) % group_;
+    template <class Done>
+    void each_job(const Done& done) {
+#pragma omp parallel num_threads(threads_) if (jobs_ > 1)
+        for (int64_t job = claimed_++; job < jobs_; job = claimed_++) done(job, pass(this->job(job)));
     }
 
-    // The rows of a task over the given part of their keys.
-    Rows& pass(int64_t task, int64_t part, int64_t parts) const {
-        const Unit& unit = this->unit(task);
+    Job job(int64_t number) const {
+        const int64_t pass = number / parts_;
+        return {units_[pass / a.kv_heads], pass % a.kv_heads, number % parts_};
+    }
+    int64_t branch(const Job& job, int64_t row) const { return order_[(job.unit.first + row) / group_]; }
+    int64_t query_head(const Job& job, int64_t row) const {
+        return job.head * group_ + (job.unit.first + row) % group_;
+    }
+
+    Rows& pass(const Job& job) const {
         Rows& rows = thread_rows();
         start(rows, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
-        for (int64_t row = 0; row < unit.count; ++row)
-            q[row] = element(a.q, a.dtype, branch(unit, row) * a.q_branch + query_head(unit, task, row) * a.q_head);
-        kernels_.begin[a.dtype](rows, int(unit.count), q);
-        prefix(rows, unit, task % a.kv_heads, part, parts);
-        suffixes(rows, unit, task % a.kv_heads, part, parts);
+        for (int64_t row = 0; row < job.unit.count; ++row)
+            q[row] = element(a.q, a.dtype, branch(job, row) * a.q_branch + query_head(job, row) * a.q_head);
+        kernels_.begin[a.dtype](rows, int(job.unit.count), q);
+        extend_prefix(rows, job);
+        for (int64_t row = 0; row < job.unit.count; row = next_branch(job, row)) extend_suffix(rows, job, row);
         return rows;
     }
 
-    void prefix(Rows& rows, const Unit& unit, int64_t head, int64_t part, int64_t parts) const {
-        int64_t limits[MAX_ROWS], most = 0;
-        for (int64_t row = 0; row < unit.count; ++row)
-            most = std::max(most, limits[row] = a.prefix_count[branch(unit, row)]);
-        const int64_t begin = most * part / parts, end = most * (part + 1) / parts;
-        for (int64_t row = 0; row < unit.count; ++row)
-            limits[row] = std::clamp<int64_t>(limits[row] - begin, 0, end - begin);
-        const int64_t from = unit.prefix_begin + begin, row = a.visible ? 0 : from;
-        const Keys keys = {element(a.k_prefix, a.dtype, head * a.kp_head + row * a.kp_row),
-                           element(a.v_prefix, a.dtype, head * a.vp_head + row * a.vp_row),
-                           a.kp_row,
-                           a.vp_row,
-                           a.visible ? a.visible + from : nullptr,
-                           end - begin};
-        const Keys next = suffix(branch(unit, 0), head, part, parts);
-        kernels_.extend[a.dtype](rows, 0, int(unit.count), keys, limits, &next);
+    void extend_prefix(Rows& rows, const Job& job) const {
+        const Keys keys = prefix(job), next = after(job, 0);
+        const int64_t begin = part_of(most_prefix(job.unit), job.part);
+        int64_t limits[MAX_ROWS];
+        for (int64_t row = 0; row < job.unit.count; ++row)
+            limits[row] = std::clamp<int64_t>(a.prefix_count[branch(job, row)] - begin, 0, keys.count);
+        kernels_.extend[a.dtype](rows, 0, int(job.unit.count), keys, limits, &next);
     }
 
-    void suffixes(Rows& rows, const Unit& unit, int64_t head, int64_t part, int64_t parts) const {
-        for (int64_t row = 0, last; row < unit.count; row = last) {
-            last = std::min(unit.count, row + group_ - (unit.first + row) % group_);
-            const Keys keys = suffix(branch(unit, row), head, part, parts);
-            const Keys next = last < unit.count ? suffix(branch(unit, last), head, part, parts) : Keys{};
-            int64_t limits[MAX_ROWS];
-            std::fill(limits + row, limits + last, keys.count);
-            kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
+    // The rows of one branch, from `row` on.
+    void extend_suffix(Rows& rows, const Job& job, int64_t row) const {
+        const int64_t last = next_branch(job, row);
+        const Keys keys = suffix(job, row), next = after(job, last);
+        int64_t limits[MAX_ROWS];
+        std::fill(limits + row, limits + last, keys.count);
+        kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
+    }
+
+    // The keys to be read once those before the suffix of `row` are: after a job, most likely those of the next unclaimed.
+    Keys after(const Job& job, int64_t row) const {
+        for (; row < job.unit.count; row = next_branch(job, row)) {
+            if (const Keys keys = suffix(job, row); keys.count > 0) return keys;
         }
+        const int64_t next = claimed_;
+        return next < jobs_ ? prefix(this->job(next)) : Keys{};
     }
 
-    Keys suffix(int64_t branch, int64_t head, int64_t part, int64_t parts) const {
-        const int64_t length = a.suffix_length[branch];
-        const int64_t begin = length * part / parts, end = length * (part + 1) / parts;
-        return {element(a.k_suffix, a.dtype, branch * a.ks_branch + head * a.ks_head + begin * a.ks_row),
-                element(a.v_suffix, a.dtype, branch * a.vs_branch + head * a.vs_head + begin * a.vs_row),
+    int64_t next_branch(const Job& job, int64_t row) const {
+        return std::min(job.unit.count, row + group_ - (job.unit.first + row) % group_);
+    }
+
+    int64_t part_of(int64_t keys, int64_t part) const { return keys * part / parts_; }
+
+    int64_t most_prefix(const Unit& unit) const {
+        int64_t most = 0;
+        for (int64_t at = unit.first / group_; at * group_ < unit.first + unit.count; ++at)
+            most = std::max<int64_t>(most, a.prefix_count[order_[at]]);
+        return most;
+    }
+
+    Keys prefix(const Job& job) const {
+        const int64_t most = most_prefix(job.unit), begin = part_of(most, job.part);
+        const int64_t from = job.unit.prefix_begin + begin, row = a.visible ? 0 : from;
+        return {element(a.k_prefix, a.dtype, job.head * a.kp_head + row * a.kp_row),
+                element(a.v_prefix, a.dtype, job.head * a.vp_head + row * a.vp_row),
+                a.kp_row,
+                a.vp_row,
+                a.visible ? a.visible + from : nullptr,
+                part_of(most, job.part + 1) - begin};
+    }
+
+    Keys suffix(const Job& job, int64_t row) const {
+        const int64_t branch = this->branch(job, row), length = a.suffix_length[branch];
+        const int64_t begin = part_of(length, job.part), end = part_of(length, job.part + 1);
+        return {element(a.k_suffix, a.dtype, branch * a.ks_branch + job.head * a.ks_head + begin * a.ks_row),
+                element(a.v_suffix, a.dtype, branch * a.vs_branch + job.head * a.vs_head + begin * a.vs_row),
                 a.ks_row,
                 a.vs_row,
                 nullptr,
                 end - begin};
     }
 
-    void finish(const Rows& rows, int64_t task) const {
-        const Unit& unit = this->unit(task);
+    void finish(const Rows& rows, int64_t number) const {
+        const Job job = this->job(number);
         void* out[MAX_ROWS];
         float* lse[MAX_ROWS];
-        for (int64_t row = 0; row < unit.count; ++row) {
-            const int64_t at = branch(unit, row) * a.q_heads + query_head(unit, task, row);
+        for (int64_t row = 0; row < job.unit.count; ++row) {
+            const int64_t at = branch(job, row) * a.q_heads + query_head(job, row);
             out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
             lse[row] = a.lse + at;
         }
-        kernels_.finish[a.dtype](rows, int(unit.count), out, lse);
+        kernels_.finish[a.dtype](rows, int(job.unit.count), out, lse);
     }
 
-    void merge(const Partial& partial, int64_t task, int64_t parts) const {
-        const int count = int(unit(task).count);
+    // The parts of one pass, of which `first` is the first.
+    void merge(const Partial& partial, int64_t first) const {
+        const int count = int(job(first).unit.count);
         Rows& rows = thread_rows();
         start(rows, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
         std::fill_n(q, count, a.q);
         kernels_.begin[a.dtype](rows, count, q);  // clears the outputs
-        for (int64_t part = 0; part < parts; ++part) {
+        for (int64_t part = first; part < first + parts_; ++part) {
             for (int row = 0; row < count; ++row) {
-                const int64_t at = (task * parts + part) * MAX_ROWS + row;
+                const int64_t at = part * MAX_ROWS + row;
                 kernels_.merge(rows, row, &partial.out[at * a.head_dim], partial.largest[at], partial.sum[at]);
             }
         }
-        finish(rows, task);
+        finish(rows, first);
     }
 
     const SharedPrefix& a;
@@ -225,7 +256,8 @@ class SharedPrefixRun {
     const Kernels& kernels_ = live_kernels();
     std::vector<int64_t> order_;
     std::vector<Unit> units_;
-    int64_t longest_ = 0;
+    int64_t parts_ = 1, jobs_ = 0;  // parts of the keys of each pass; passes times parts
+    std::atomic<int64_t> claimed_{0};
 };
 
 // ---- masked ----------------------------------------------------------------------------------------------------
