@@ -81,8 +81,13 @@ struct Partial {
 
 // Query rows of one key head that share a pass: branches of one example, each with the heads of its group.
 struct Unit {
-    int64_t first, count;  // rows; row r is query head r % group of the branch order[r / group]
+    int64_t first, count;  // rows
     int64_t prefix_begin;  // of the example's keys
+};
+
+// A query row of one key head: a branch, and which query head of the group.
+struct Row {
+    int64_t branch, head;
 };
 
 // The rows of a unit over a part of their keys in one key head.
@@ -112,17 +117,19 @@ class SharedPrefixRun {
 
   private:
     void plan() {
-        order_.resize(a.branches);
-        std::iota(order_.begin(), order_.end(), 0);
+        std::vector<int64_t> order(a.branches);
+        std::iota(order.begin(), order.end(), 0);
         const auto example = [&](int64_t branch) { return a.example ? a.example[branch] : 0; };
-        std::stable_sort(order_.begin(), order_.end(), [&](auto x, auto y) { return example(x) < example(y); });
+        std::stable_sort(order.begin(), order.end(), [&](auto x, auto y) { return example(x) < example(y); });
         for (int64_t begin = 0, end; begin < a.branches; begin = end) {
-            const int32_t here = example(order_[begin]);
-            for (end = begin; end < a.branches && example(order_[end]) == here;) ++end;
+            const int32_t here = example(order[begin]);
+            for (end = begin; end < a.branches && example(order[end]) == here;) ++end;
             for (int64_t row = begin * group_; row < end * group_; row += MAX_ROWS)
                 units_.push_back({row, std::min<int64_t>(MAX_ROWS, end * group_ - row),
                                   a.prefix_offsets ? a.prefix_offsets[here] : 0});
         }
+        for (int64_t branch : order)
+            for (int64_t head = 0; head < group_; ++head) rows_.push_back({branch, head});
         int64_t longest = 0;
         for (int64_t b = 0; b < a.branches; ++b)
             longest = std::max<int64_t>(longest, int64_t{a.prefix_count[b]} + a.suffix_length[b]);
@@ -141,9 +148,9 @@ class SharedPrefixRun {
         const int64_t pass = number / parts_;
         return {units_[pass / a.kv_heads], pass % a.kv_heads, number % parts_};
     }
-    int64_t branch(const Job& job, int64_t row) const { return order_[(job.unit.first + row) / group_]; }
+    int64_t branch(const Job& job, int64_t row) const { return rows_[job.unit.first + row].branch; }
     int64_t query_head(const Job& job, int64_t row) const {
-        return job.head * group_ + (job.unit.first + row) % group_;
+        return job.head * group_ + rows_[job.unit.first + row].head;
     }
 
     Rows& pass(const Job& job) const {
@@ -176,7 +183,7 @@ class SharedPrefixRun {
         kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
     }
 
-    // The keys to be read once those before the suffix of `row` are: after a job, most likely those of the next unclaimed.
+    // Keys of suffixes from `row` on; after the last, those of the job that this thread will most likely do next.
     Keys after(const Job& job, int64_t row) const {
         for (; row < job.unit.count; row = next_branch(job, row)) {
             if (const Keys keys = suffix(job, row); keys.count > 0) return keys;
@@ -186,15 +193,18 @@ class SharedPrefixRun {
     }
 
     int64_t next_branch(const Job& job, int64_t row) const {
-        return std::min(job.unit.count, row + group_ - (job.unit.first + row) % group_);
+        return std::min(job.unit.count, row + group_ - rows_[job.unit.first + row].head);
     }
 
-    int64_t part_of(int64_t keys, int64_t part) const { return keys * part / parts_; }
+    // Where a part begins. Most often there is but one, and nothing to divide.
+    int64_t part_of(int64_t keys, int64_t part) const {
+        return part == parts_ ? keys : part ? keys * part / parts_ : 0;
+    }
 
     int64_t most_prefix(const Unit& unit) const {
         int64_t most = 0;
-        for (int64_t at = unit.first / group_; at * group_ < unit.first + unit.count; ++at)
-            most = std::max<int64_t>(most, a.prefix_count[order_[at]]);
+        for (int64_t row = unit.first; row < unit.first + unit.count; row += group_ - rows_[row].head)
+            most = std::max<int64_t>(most, a.prefix_count[rows_[row].branch]);
         return most;
     }
 
@@ -254,7 +264,7 @@ class SharedPrefixRun {
     const int threads_;
     const int64_t group_;
     const Kernels& kernels_ = live_kernels();
-    std::vector<int64_t> order_;
+    std::vector<Row> rows_;  // the rows of all units
     std::vector<Unit> units_;
     int64_t parts_ = 1, jobs_ = 0;  // parts of the keys of each pass; passes times parts
     std::atomic<int64_t> claimed_{0};
