@@ -1,5 +1,6 @@
 """The attention ops against float64, on both twins, every instruction set of this machine, threads and gradients."""
 
+import math
 import os
 import subprocess
 import sys
@@ -123,6 +124,18 @@ def test_nan_scores_give_nan(twin):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", [-20, -2, 0.5, 4, 7.9, 8.1, 20])
+def test_scores_that_rise_or_fall(twin, dtype, slope):
+    """Scores drift by `slope` powers of two in 64 keys: a row's maximum is passed by little, by much, or never."""
+    arguments = truth.random_shared_prefix(3, (4, 2), 64, 150, 70, dtype)
+    arguments["q"][..., 0] = 8.0  # with a scale of 1 / 8, the first number of a key adds to its score as it is
+    drift = slope * math.log(2) / 64 * torch.arange(220)
+    arguments["k_prefix"][..., 0], arguments["k_suffix"][..., 0] = drift[:150].to(dtype), drift[150:].to(dtype)
+    # Larger scores are rounded more coarsely.
+    truth.assert_close(run(twin, arguments), truth.shared_prefix(arguments), slack=10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_share_the_keys(dtype):
     """One key head on several threads: each takes a part of the keys, and the parts are merged."""
     threads = torch.get_num_threads()
@@ -137,7 +150,7 @@ def test_threads_share_the_keys(dtype):
         torch.set_num_threads(threads)
 
 
-_VALUES = "sizes or views or stride or test_masked or nothing or broken or nan or threads"
+_VALUES = "sizes or rise or views or stride or test_masked or nothing or broken or nan or threads"
 
 
 @pytest.mark.parametrize("instruction_set", ["base", "avx2", "avx512", "avx512_bf16"])
