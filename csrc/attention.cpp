@@ -177,7 +177,9 @@ class SharedPrefixRun {
     // The rows of one branch, from `row` on.
     void extend_suffix(Rows& rows, const Job& job, int64_t row) const {
         const int64_t last = next_branch(job, row);
-        const Keys keys = suffix(job, row), next = after(job, last);
+        const Keys keys = suffix(job, row);
+        if (keys.count == 0) return;
+        const Keys next = after(job, last);
         int64_t limits[MAX_ROWS];
         std::fill(limits + row, limits + last, keys.count);
         kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
