@@ -33,10 +33,7 @@ inline Vec scaled_scores(const Rows& rows, const float* scores, int64_t key, int
         x = x * (rows.scale * LOG2_E);
     }
     if (key + LANES <= seen) return x;
-    alignas(64) float masked[LANES];
-    write(masked, x);
-    for (int64_t lane = seen - key; lane < LANES; ++lane) masked[lane] = -INFINITY;
-    return read<Vec>(masked);
+    return numbered() < int32_t(seen - key) ? x : splat(-INFINITY);
 }
 
 inline void write_weights(float* scores, int64_t key, Vec weights, bool bf16_pairs) {
@@ -54,26 +51,26 @@ inline void raise(Rows& rows, int row, float top) {
     write(rows.sums[row], read<Vec>(rows.sums[row]) * rows.shrink[row]);
 }
 
-// Turns the scores of a row's first `seen` keys into weights, those of the rest up to `width` into 0.
-template <bool BF16_PAIRS>
-void soften(Rows& rows, int row, int64_t seen, int64_t width) {
+// Turns the scores of a row's first `seen` keys out of STEP into weights, the rest into 0.
+template <bool BF16_PAIRS, int STEP>
+void soften(Rows& rows, int row, int64_t seen) {
     constexpr float SLACK = 8;  // weights up to 2^8 do no harm, and a maximum that stays saves the work of raising it
-    float* scores = rows.scores[row];
-    Vec best = splat(-INFINITY);
-    for (int64_t key = 0; key < seen; key += LANES) {
-        const Vec x = scaled_scores(rows, scores, key, seen);
-        best = larger(x, best);
-        write(scores + key, x);
+    constexpr int PARTS = STEP < LANES ? 1 : STEP / LANES;
+    Vec x[PARTS], best = splat(-INFINITY);
+#pragma GCC unroll 16
+    for (int i = 0; i < PARTS; ++i) {
+        x[i] = scaled_scores(rows, rows.scores[row], i * LANES, seen);
+        best = larger(x[i], best);
     }
-    const float top = largest(best);
     rows.shrink[row] = 1;
-    if (top > rows.largest[row] + SLACK) raise(rows, row, top);
+    if (any_larger(best, splat(rows.largest[row] + SLACK))) raise(rows, row, largest(best));
     const float base = rows.largest[row] == -INFINITY ? 0.0f : rows.largest[row];
     Vec total = read<Vec>(rows.sums[row]);
-    for (int64_t key = 0; key < width; key += LANES) {
-        const Vec weights = key < seen ? exp2(read<Vec>(scores + key) - base) : Vec{};
+#pragma GCC unroll 16
+    for (int i = 0; i < PARTS; ++i) {
+        const Vec weights = exp2(x[i] - base);
         total += weights;
-        write_weights(scores, key, weights, BF16_PAIRS);  // narrow ones stay behind the reader
+        write_weights(rows.scores[row], i * LANES, weights, BF16_PAIRS);
     }
     write(rows.sums[row], total);
 }
@@ -145,7 +142,7 @@ template <int COUNT>
 constexpr int WIDE = LANES == 8 ? (COUNT == 1   ? 8
                                    : COUNT == 2 ? 4
                                                 : 2)
-                                : (COUNT == 1   ? 8
+                                : (COUNT <= 2   ? 8
                                    : COUNT <= 4 ? 4
                                                 : 2);
 
@@ -169,48 +166,43 @@ void accumulate_rows(Rows& rows, int row, int count, const void* const* v, Ahead
 
 // ---- passes over the keys --------------------------------------------------------------------------------------
 
-// Where the rows of a tile lie; past the last key it stands still, so that blocks may be read whole.
-template <class T>
+// Where the rows of up to TILE keys lie; past the last key it stands still, so that blocks may be read whole.
 struct Tile {
     const void* k[TILE];
     const void* v[TILE];
-    int64_t count = 0, width = 0;  // the second rounded up to whole blocks
+    int64_t count = 0;
 
-    void find(const Keys& keys, int64_t begin, int64_t end, int64_t least_width) {
-        count = smaller(end - begin, TILE);
-        width = (count + 15) / 16 * 16;
-        for (int64_t i = 0; i < width || i < least_width; ++i) {
-            const int64_t key = begin + smaller(i, count - 1);
-            const int64_t row = keys.index ? keys.index[key] : key;
+    template <class T>
+    void find(const Keys& keys, int64_t begin, int64_t end, int64_t width) {
+        count = smaller(end - begin, width);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t row = keys.index ? keys.index[begin + i] : begin + i;
             k[i] = static_cast<const T*>(keys.k) + row * keys.k_row;
             v[i] = static_cast<const T*>(keys.v) + row * keys.v_row;
         }
+        for (int64_t i = count; i < width; ++i) k[i] = k[count - 1], v[i] = v[count - 1];
     }
 };
 
-template <class T>
-void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* limits, const Keys* next) {
-    int64_t end = 0;
-    for (int row = first; row < last; ++row) end = limits[row] > end ? limits[row] : end;
-    if (end == 0) return;
+// STEP keys at a time, bringing near those of the next step meanwhile.
+template <class T, int STEP>
+void pass(Rows& rows, int first, int last, int64_t end, const Keys& keys, const int64_t* limits, const Keys* next) {
     Scorer<T> scorer(rows, first, last);
-    Tile<T> tiles[2];
-    tiles[0].find(keys, 0, end, 0);
-    for (int64_t begin = 0, turn = 0; begin < end; begin += TILE, turn ^= 1) {
-        const Tile<T>& here = tiles[turn];
-        Tile<T>* ahead = &tiles[turn ^ 1];
-        if (begin + TILE < end) {
-            ahead->find(keys, begin + TILE, end, here.width);
+    Tile tiles[2];
+    tiles[0].find<T>(keys, 0, end, STEP);
+    for (int64_t begin = 0, turn = 0; begin < end; begin += STEP, turn ^= 1) {
+        const Tile& here = tiles[turn];
+        Tile* ahead = &tiles[turn ^ 1];
+        if (begin + STEP < end) {
+            ahead->find<T>(keys, begin + STEP, end, STEP);
         } else if (next && next->count > 0) {
-            ahead->find(*next, 0, next->count, here.width);
+            ahead->find<T>(*next, 0, next->count, STEP);
         } else {
             ahead = &tiles[turn];
         }
-        scorer.run(here.k, here.count, ahead->k);
-        for (int row = first; row < last; ++row) {
-            const int64_t seen = limits[row] - begin;
-            soften<in_pairs<T>>(rows, row, seen < 0 ? 0 : smaller(seen, TILE), here.width);
-        }
+        scorer.run(here.k, here.count, {ahead->k, rows.head_dim});
+        for (int row = first; row < last; ++row)
+            soften<in_pairs<T>, STEP>(rows, row, smaller(limits[row] - begin, STEP));
         Ahead<T> values(ahead->v, rows.head_dim);
         for (int row = first; row < last; row += BLOCK)
             accumulate_rows<T>(rows, row, last - row, here.v, row == first ? &values : nullptr, here.count);
@@ -218,11 +210,21 @@ void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* li
 }
 
 template <class T>
+void extend(Rows& rows, int first, int last, const Keys& keys, const int64_t* limits, const Keys* next) {
+    int64_t end = 0;
+    for (int row = first; row < last; ++row) end = limits[row] > end ? limits[row] : end;
+    if (end == 0) return;
+    const auto pass_by = last - first <= FEW ? pass<T, FEW_KEYS<T>> : pass<T, TILE>;
+    pass_by(rows, first, last, end, keys, limits, next);
+}
+
+template <class T>
 void finish(const Rows& rows, int count, void* const* out, float* const* lse) {
+    T rounded[MAX_HEAD_DIM];
     for (int row = 0; row < count; ++row) {
         const float total = sum(read<Vec>(rows.sums[row])), factor = total == 0 ? 0.0f : 1 / total;
-        T* to = static_cast<T*>(out[row]);
-        for (int64_t d = 0; d < rows.head_dim; ++d) store(to + d, rows.out[row][d] * factor);
+        for (int64_t d = 0; d < rows.head_dim; d += LANES) store(rounded + d, read<Vec>(rows.out[row] + d) * factor);
+        std::memcpy(out[row], rounded, rows.head_dim * sizeof(T));
         *lse[row] = total == 0 ? -INFINITY : (rows.largest[row] + std::log2(total)) * 0.6931471805599453f;
     }
 }

@@ -23,7 +23,7 @@ struct alignas(64) Rows {
     float q[MAX_ROWS][MAX_HEAD_DIM];          // as floats, or as pairs of bfloat16 where the kernels multiply those
     float q_beside[MAX_ROWS * MAX_HEAD_DIM];  // the same, four words of a few rows side by side
     float out[MAX_ROWS][MAX_HEAD_DIM];
-    float scores[MAX_ROWS][TILE];
+    float scores[MAX_ROWS + 3][TILE];  // the last three are overwritten by vectors of rows that are not full
     float keys[16][MAX_HEAD_DIM + 8];  // a block of keys; the offset spreads its rows over the cache's sets
     float sums[MAX_ROWS][16];          // in as many parts as the kernels' vectors have lanes, then zeros
     float largest[MAX_ROWS], shrink[MAX_ROWS];

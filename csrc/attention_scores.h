@@ -89,56 +89,73 @@ constexpr int KEY_BLOCK = 16;
 constexpr int FEW = 2;           // rows up to here are faster with all lanes along the head
 constexpr int SIDE = LANES / 4;  // of more rows, this many lie side by side in a vector, four words of each
 
+// Few rows wait for memory. Keys and values are read as they lie, by turns and some 4 KiB of each, which is what the
+// machine's own look-ahead is fastest at.
+template <class T>
+constexpr int FEW_KEYS = 32 / sizeof(T);
+
 // Keys whose scores against P vectors of rows stay in registers.
 template <int P>
 constexpr int KEYS = SUMS / P / 4 * 4;
 
-// W words of a key, as often as a vector has room for them.
-template <class T, int W>
-inline Vec repeat_words(const void* key, int64_t at, int64_t end) {
-    if constexpr (W == LANES) return load_words(static_cast<const T*>(key), at, end);
+// Four words, as often as a vector has room for them.
+inline Vec repeat_words(const float* words) {
 #if defined(__AVX512F__)
-    return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(static_cast<const float*>(key) + at));
+    return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(words));
 #elif defined(__AVX2__)
-    return (Vec)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(static_cast<const float*>(key) + at));
+    return (Vec)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(words));
+#else
+    return read<Vec>(words);
 #endif
 }
 
-// P vectors, each with W words of LANES / W rows, times KEYS<P> keys: sums that are yet in W parts.
-template <class Read, int W, int P, class T>
-INLINE void multiply(const float* q, const void* const* k, int64_t end, Ahead<T>* ahead, Vec* total) {
-    constexpr int NUMBERS = in_pairs<Read> ? 2 * W : W;
-    for (int64_t at = 0; at < end; at += W) {
+// P rows times COUNT keys, one key after another as they lie in memory: sums that are yet in LANES parts.
+template <class T, int P, int COUNT>
+INLINE void multiply_along(const float* q, const void* const* k, int64_t head_dim, Ahead<T>& ahead, Vec* total) {
+#pragma GCC unroll 16
+    for (int j = 0; j < COUNT; ++j) {
+        ahead.bring(head_dim);
+        for (int64_t at = 0; at < words<T>(head_dim); at += LANES) {
+            const Vec key = load_words(static_cast<const T*>(k[j]), at, words<T>(head_dim));
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p)
+                total[p * KEYS<P> + j] =
+                    multiply_add<in_pairs<T>>(read<Vec>(q + p * MAX_HEAD_DIM + at), key, total[p * KEYS<P> + j]);
+        }
+    }
+}
+
+// P vectors, each with four words of SIDE rows, times KEYS<P> keys: sums that are yet in four parts.
+template <class Read, int P, class T>
+INLINE void multiply_beside(const float* q, const void* const* k, int64_t end, Ahead<T>* ahead, Vec* total) {
+    constexpr int NUMBERS = (in_pairs<Read> ? 8 : 4) * KEYS<P>;
+    for (int64_t at = 0; at < end; at += 4) {
         Vec part[P];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) part[p] = read<Vec>(q + (p * MAX_HEAD_DIM + at) * (LANES / W));
+        for (int p = 0; p < P; ++p) part[p] = read<Vec>(q + (p * MAX_HEAD_DIM + at) * SIDE);
 #pragma GCC unroll 16
         for (int j = 0; j < KEYS<P>; ++j) {
-            const Vec key = repeat_words<Read, W>(k[j], at, end);
-            if (W > 4 && ahead) ahead->bring(NUMBERS);
+            const Vec key = repeat_words(static_cast<const float*>(k[j]) + at);
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p)
                 total[p * KEYS<P> + j] = multiply_add<in_pairs<Read>>(part[p], key, total[p * KEYS<P> + j]);
         }
-        if (W == 4 && ahead) ahead->bring(NUMBERS * KEYS<P>);
+        if (ahead) ahead->bring(NUMBERS);
     }
 }
 
-// Scores of the rows in `q`, which are `row` … up to `last`, and KEYS<P> keys, of which `key` is the first.
-template <class Read, int W, int P, class T>
-void score(Rows& rows, int row, int last, const float* q, const void* const* k, Ahead<T>* ahead, int64_t key) {
+// Adds up what is yet in W parts: scores of P · LANES / W rows from `row` on and KEYS<P> keys from `key` on. Those of
+// rows that nobody asked for overwrite scores that nobody needs.
+template <int W, int P>
+INLINE void write_scores(Rows& rows, int row, int64_t key, Vec* total) {
     constexpr int PIECE = W < KEYS<P> ? W : KEYS<P>;  // scores of one row that come out together
-    Vec total[P * KEYS<P>] = {};
-    multiply<Read, W, P>(q, k, words<Read>(rows.head_dim), ahead, total);
 #pragma GCC unroll 4
     for (int from = 0; from < P * KEYS<P>; from += W) {
         const Vec scores = sums<W / 2>(total + from);
 #pragma GCC unroll 8
         for (int lane = 0; lane < LANES; lane += PIECE) {
             const int i = from + lane % W, to = row + i / KEYS<P> * (LANES / W) + lane / W;
-            if (to < last)
-                std::memcpy(rows.scores[to] + key + i % KEYS<P>, reinterpret_cast<const float*>(&scores) + lane,
-                            4 * PIECE);
+            std::memcpy(rows.scores[to] + key + i % KEYS<P>, reinterpret_cast<const float*>(&scores) + lane, 4 * PIECE);
         }
     }
 }
@@ -152,18 +169,12 @@ class Scorer {
         for (int j = 0; j < KEY_BLOCK; ++j) packed_[j] = rows.keys[j];
     }
 
-    // Scores of keys 0 … count, rounded up to a block; `next` are keys to bring near meanwhile.
-    void run(const void* const* k, int64_t count, const void* const* next) {
-        Ahead<T> ahead(next, rows_.head_dim);
-        for (int64_t key = 0; key < count; key += KEY_BLOCK) {
-            if (last_ - first_ == 1) {
-                few<1>(k + key, ahead, key);
-            } else if (last_ - first_ == 2) {
-                few<2>(k + key, ahead, key);
-            } else {
-                many<MOST>(first_, PACKED ? pack(k + key) : k + key, &ahead, key);
-            }
-        }
+    // Scores of keys 0 … count, rounded up to a block.
+    void run(const void* const* k, int64_t count, Ahead<T> ahead) {
+        if (last_ - first_ == 1) return few<1>(k, ahead);
+        if (last_ - first_ == 2) return few<2>(k, ahead);
+        for (int64_t key = 0; key < count; key += KEY_BLOCK)
+            many<MOST>(first_, PACKED ? pack(k + key) : k + key, &ahead, key);
     }
 
   private:
@@ -194,15 +205,23 @@ class Scorer {
     void many(int row, const void* const* k, Ahead<T>* ahead, int64_t key) {
         for (; last_ - row > (P - 1) * SIDE; row += P * SIDE, ahead = nullptr) {
             const float* q = rows_.q_beside + (row - first_) * MAX_HEAD_DIM;
-            for (int j = 0; j < KEY_BLOCK; j += KEYS<P>) score<Read, 4, P>(rows_, row, last_, q, k + j, ahead, key + j);
+            for (int j = 0; j < KEY_BLOCK; j += KEYS<P>) {
+                Vec total[P * KEYS<P>] = {};
+                multiply_beside<Read, P>(q, k + j, words<Read>(rows_.head_dim), ahead, total);
+                write_scores<4, P>(rows_, row, key + j, total);
+            }
         }
         if constexpr (P > 1) many<P - 1>(row, k, ahead, key);
     }
 
     template <int COUNT>
-    void few(const void* const* k, Ahead<T>& ahead, int64_t key) {
-        for (int j = 0; j < KEY_BLOCK; j += KEYS<COUNT>)
-            score<T, LANES, COUNT>(rows_, first_, last_, rows_.q[first_], k + j, &ahead, key + j);
+    void few(const void* const* k, Ahead<T>& ahead) {
+        constexpr int AT_ONCE = KEYS<COUNT> < FEW_KEYS<T> ? KEYS<COUNT> : FEW_KEYS<T>;
+        for (int j = 0; j < FEW_KEYS<T>; j += AT_ONCE) {
+            Vec total[COUNT * KEYS<COUNT>] = {};
+            multiply_along<T, COUNT, AT_ONCE>(rows_.q[first_], k + j, rows_.head_dim, ahead, total);
+            write_scores<LANES, COUNT>(rows_, first_, j, total);
+        }
     }
 
     Rows& rows_;

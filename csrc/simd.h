@@ -106,18 +106,27 @@ inline Floats<N> load(const Float16* at) {
 #endif
 }
 
-inline void store(float* at, float value) { *at = value; }
+// LANES floats as numbers of the type, rounded to nearest, ties to even.
+inline void store(float* at, Vec values) { write(at, values); }
 
-inline void store(BFloat16* at, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-    at->bits = nan ? 0x7FC0 : uint16_t((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+inline void store(BFloat16* at, Vec values) {
+    using Words = typename Types<LANES>::Words;
+    const Words bits = (Words)values;
+    const Words rounded = values == values ? (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16 : Words{} + 0x7FC0u;
+    write(at, __builtin_convertvector(rounded, typename Types<LANES>::Halves));
 }
 
-inline void store(Float16* at, float value) {
-    const Half half = Half(value);
-    std::memcpy(&at->bits, &half, sizeof half);
+inline void store(Float16* at, Vec values) {
+#if defined(__AVX512F__)
+    write(at, _mm512_maskz_cvtps_ph(0xFFFF, (__m512)values, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    write(at, _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int lane = 0; lane < LANES; ++lane) {
+        const Half half = Half(values[lane]);
+        std::memcpy(&at[lane].bits, &half, sizeof half);
+    }
+#endif
 }
 
 // Half or all of the lanes, from two vectors: blocks of S lanes, by turns from `a` and from `b`, the first or the second
@@ -141,7 +150,27 @@ INLINE Vec sums(Vec* v) {
     return v[0];
 }
 
+// 0, 1, 2, …
+template <int... P>
+inline Ints<LANES> numbered(std::integer_sequence<int, P...>) {
+    return Ints<LANES>{P...};
+}
+inline Ints<LANES> numbered() { return numbered(std::make_integer_sequence<int, LANES>{}); }
+
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// Is any lane of `a` larger than that of `b`?
+inline bool any_larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)(a > b));
+#else
+    bool any = false;
+    for (int lane = 0; lane < LANES; ++lane) any |= a[lane] > b[lane];
+    return any;
+#endif
+}
 
 // The lanes moved round by S places.
 template <int S, int... P>
@@ -165,10 +194,15 @@ inline float sum(Vec v) {
 
 // 2^x, within 2 units in the last place; 0 below -126, NaN for NaN. Coefficients: Cephes, exp2f.
 inline Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+    const Vec rounded = (Vec)_mm512_maskz_roundscale_ps(0xFFFF, (__m512)x, 0);
+    const Vec f = x - rounded;
+#else
     constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const Vec bounded = larger(x, splat(-126.0f));
     const Vec rounded = bounded + SHIFT;
     const Vec f = bounded - (rounded - SHIFT);
+#endif
     Vec p = splat(1.535336188319500e-4f);
     p = p * f + 1.339887440266574e-3f;
     p = p * f + 9.618437357674640e-3f;
@@ -176,9 +210,14 @@ inline Vec exp2(Vec x) {
     p = p * f + 2.402264791363012e-1f;
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    const __mmask16 large = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return (Vec)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)rounded);
+#else
     using I = Ints<LANES>;
     const Vec scaled = (Vec)((I)p + ((I)rounded << 23));  // the integer sits in the low bits of `rounded`
     return x >= -126.0f ? scaled : (x == x ? Vec{} : x);
+#endif
 }
 
 // Coefficients for small arguments: Cephes, tanhf.
@@ -195,7 +234,7 @@ inline Vec tanh(Vec x) {
 }
 
 // Into the second-level cache: the first is full with the keys at hand.
-inline void prefetch(const void* from, int64_t bytes = 1) {
+inline void prefetch(const void* from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
 }
 
