@@ -9,31 +9,29 @@
 namespace mmbdhs {
 namespace {
 
+#define INLINE __attribute__((always_inline)) inline
+
 // The first `size` bytes, in steps of STEP while the source goes on for so long: what is too much is overwritten.
 template <int64_t STEP>
-inline uint8_t* append(const char* from, int64_t size, const char* source_end, uint8_t* end) {
+INLINE uint8_t* append(const char* from, int64_t size, const char* source_end, uint8_t* end) {
     if (__builtin_expect(source_end - from < size + STEP, 0)) return std::copy(from, from + size, end);
     std::memcpy(end, from, STEP);
     for (int64_t at = STEP; at < size; at += STEP) std::memcpy(end + at, from + at, STEP);
     return end + size;
 }
 
-struct Word {
-    char letters[4];
-    int64_t size;
-};
+constexpr uint32_t letters(char a, char b, char c) { return uint32_t(a) | uint32_t(b) << 8 | uint32_t(c) << 16; }
 
-// What a yes or no is swapped for, in its case; nothing for any other word. Without branches: answers are random.
-inline Word counterpart(const char* word, int64_t size) {
-    if (size < 2 || size > 3) return {};
-    constexpr char CASE = 'a' ^ 'A';
-    const char first = word[0] | CASE, last = word[size - 1];
-    const bool no = (size == 2) & (first == 'n') & (last == 'o');
-    const bool yes = (size == 3) & (first == 'y') & (word[1] == 'e') & (last == 's');
-    Word other = {{}, no ? 3 : (yes ? 2 : 0)};
-    std::memcpy(other.letters, no ? "yes" : "no\0", sizeof other.letters);
-    other.letters[0] ^= first ^ word[0];
-    return other;
+// Writes what a yes or no of two or three letters is swapped for, in its case, and returns its length: 0 for any other
+// word. There is room for three bytes. Without branches: answers are random.
+INLINE int64_t write_counterpart(const char* word, int64_t size, uint8_t* to) {
+    constexpr uint32_t CASE = 'a' ^ 'A';
+    const uint32_t found = letters(word[0], word[1], word[size - 1]);
+    const bool no = (size == 2) & ((found | CASE) == letters('n', 'o', 'o'));
+    const bool yes = (size == 3) & ((found | CASE) == letters('y', 'e', 's'));
+    const uint32_t other = (no ? letters('y', 'e', 's') : letters('n', 'o', 0)) ^ (~found & CASE);
+    for (int i = 0; i < 3; ++i) to[i] = uint8_t(other >> 8 * i);
+    return 3 * no + 2 * yes;
 }
 
 // A row of the table of split_sentences, and where the sentence begins.
@@ -42,20 +40,20 @@ struct Sentence {
 };
 
 // The first `kept` bytes of a sentence of the text at `bytes`; nullptr if it does not hold so many.
-inline uint8_t* append_written(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+INLINE uint8_t* append_written(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
     if (kept > s.content_end - s.begin) return nullptr;
     return append<COPY_SLACK>(bytes + s.begin, kept, text_end, end);
 }
 
 // The same of a sentence with its yes or no swapped; nullptr too if it has none.
-inline uint8_t* append_swapped(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
-    if (s.word_begin < s.begin || s.word_end < s.word_begin || s.content_end < s.word_end) return nullptr;
-    const Word other = counterpart(bytes + s.word_begin, s.word_end - s.word_begin);
+INLINE uint8_t* append_swapped(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+    const int64_t word = s.word_end - s.word_begin;
+    if (s.word_begin < s.begin || word < 2 || word > 3 || s.content_end < s.word_end) return nullptr;
     const int64_t before = std::min(kept, s.word_begin - s.begin);
-    const int64_t of_word = std::min(kept - before, other.size), after = kept - before - of_word;
-    if (other.size == 0 || after > s.content_end - s.word_end) return nullptr;
-    end = append<COPY_SLACK>(bytes + s.begin, before, text_end, end);
-    std::memcpy(end, other.letters, sizeof other.letters);
+    if (before > 0) end = append<COPY_SLACK>(bytes + s.begin, before, text_end, end);
+    const int64_t size = write_counterpart(bytes + s.word_begin, word, end);
+    const int64_t of_word = std::min(kept - before, size), after = kept - before - of_word;
+    if (size == 0 || after > s.content_end - s.word_end) return nullptr;
     return append<COPY_SLACK>(bytes + s.word_end, after, text_end, end + of_word);
 }
 
@@ -88,31 +86,7 @@ void draw_words(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t it
         words[row] = draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
 }
 
-}  // namespace
-
-bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
-                  const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_low,
-                  const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice) {
-    constexpr int64_t BLOCK = 256;
-    uint32_t coins[BLOCK], cuts[BLOCK];
-    int32_t signs = 0;
-    for (int64_t begin = 0; begin < rows; begin += BLOCK) {
-        const int64_t count = std::min(BLOCK, rows - begin);
-        draw_words(seed, keys + begin, SWAP, iteration, sentences + begin, count, coins);
-        draw_words(seed, keys + begin, CUT, iteration, sentences + begin, count, cuts);
-        for (int64_t i = 0, row = begin; i < count; ++i, ++row) {  // no branches: they would go either way
-            const int32_t low = swapped_low[row], end = choices[row], swapped_end = swapped_choices[row];
-            signs |= low | end | swapped_end | sentences[row] | (int32_t(SENTENCE_LIMIT) - 1 - sentences[row]);
-            const bool swap = swappable[row] & (coins[i] >> 31);
-            const int32_t from = swap ? low : 0, to = swap ? swapped_end : end;
-            swapped[row] = swap;
-            choice[row] = from + int32_t(below(cuts[i], uint32_t(std::max(to - from, 0))));
-        }
-    }
-    return signs >= 0;
-}
-
-int64_t join_splices(const Splices& a) {
+INLINE int64_t join(const Splices& a) {
     const auto *texts = reinterpret_cast<const char*>(a.text), *text_end = texts + a.text_size;
     const auto *endings = reinterpret_cast<const char*>(a.completions), *endings_end = endings + a.completions_size;
     if (a.offsets[0] || a.sentence_offsets[0] || a.completion_offsets[0]) return -1;
@@ -143,6 +117,42 @@ int64_t join_splices(const Splices& a) {
     }
     const bool whole = a.offsets[row] == a.text_size && s == a.sentences && ending == a.completions_size;
     return whole ? end - a.joined : -1;
+}
+
+#if defined(__x86_64__)
+// The same with wider copies.
+MMBDHS_AVX2 int64_t join_avx2(const Splices& a) { return join(a); }
+#endif
+
+}  // namespace
+
+bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
+                  const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_low,
+                  const int32_t* swapped_choices, int64_t rows, uint8_t* swapped, int32_t* choice) {
+    constexpr int64_t BLOCK = 256;
+    uint32_t coins[BLOCK], cuts[BLOCK];
+    int32_t signs = 0;
+    for (int64_t begin = 0; begin < rows; begin += BLOCK) {
+        const int64_t count = std::min(BLOCK, rows - begin);
+        draw_words(seed, keys + begin, SWAP, iteration, sentences + begin, count, coins);
+        draw_words(seed, keys + begin, CUT, iteration, sentences + begin, count, cuts);
+        for (int64_t i = 0, row = begin; i < count; ++i, ++row) {  // no branches: they would go either way
+            const int32_t low = swapped_low[row], end = choices[row], swapped_end = swapped_choices[row];
+            signs |= low | end | swapped_end | sentences[row] | (int32_t(SENTENCE_LIMIT) - 1 - sentences[row]);
+            const bool swap = swappable[row] & (coins[i] >> 31);
+            const int32_t from = swap ? low : 0, to = swap ? swapped_end : end;
+            swapped[row] = swap;
+            choice[row] = from + int32_t(below(cuts[i], uint32_t(std::max(to - from, 0))));
+        }
+    }
+    return signs >= 0;
+}
+
+int64_t join_splices(const Splices& a) {
+#if defined(__x86_64__)
+    if (has_avx2()) return join_avx2(a);
+#endif
+    return join(a);
 }
 
 }  // namespace mmbdhs

@@ -5,7 +5,7 @@
 
 namespace mmbdhs {
 
-constexpr int64_t COPY_SLACK = 64;
+constexpr int64_t COPY_SLACK = 128;  // bytes that are copied at once: few pieces are longer, and none need a branch
 
 // [rows] each. swapped = swappable and the coin falls; choice is uniform on 0 … choices - 1, for a swapped sentence on
 // swapped_low … swapped_choices - 1; an empty range gives its lower end. Returns false if the number of a sentence or a
