@@ -146,6 +146,11 @@ def test_threads_share_the_keys(dtype):
                 arguments = truth.random_shared_prefix(3, (4, 1), 64, 1134, 300, dtype, examples=examples)
                 arguments["prefix_count"][0] = arguments["suffix_length"][0] = 0
                 truth.assert_close(run(binding, arguments), truth.shared_prefix(arguments))
+            for queries, causal, share in ((1, False, 0.5), (40, True, 0.3), (5, True, 0.0)):
+                q, k, v = (torch.randn(1, heads, n, 64).to(dtype) for heads, n in ((4, queries), (1, 1134), (1, 1134)))
+                visible = torch.rand(1, 1134) < share
+                got = binding.masked_attention(q, k, v, visible, causal, 0.125, 0.0)
+                truth.assert_close(got, truth.masked(q, k, v, visible, causal))
     finally:
         torch.set_num_threads(threads)
 
