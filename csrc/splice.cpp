@@ -9,11 +9,9 @@
 namespace mmbdhs {
 namespace {
 
-#define INLINE __attribute__((always_inline)) inline
-
 // The first `size` bytes, in steps of STEP while the source goes on for so long: what is too much is overwritten.
 template <int64_t STEP>
-INLINE uint8_t* append(const char* from, int64_t size, const char* source_end, uint8_t* end) {
+[[gnu::always_inline]] inline uint8_t* append(const char* from, int64_t size, const char* source_end, uint8_t* end) {
     if (__builtin_expect(source_end - from < size + STEP, 0)) return std::copy(from, from + size, end);
     std::memcpy(end, from, STEP);
     for (int64_t at = STEP; at < size; at += STEP) std::memcpy(end + at, from + at, STEP);
@@ -24,7 +22,7 @@ constexpr uint32_t letters(char a, char b, char c) { return uint32_t(a) | uint32
 
 // Writes what a yes or no of two or three letters is swapped for, in its case, and returns its length: 0 for any other
 // word. There is room for three bytes. Without branches: answers are random.
-INLINE int64_t write_counterpart(const char* word, int64_t size, uint8_t* to) {
+[[gnu::always_inline]] inline int64_t write_counterpart(const char* word, int64_t size, uint8_t* to) {
     constexpr uint32_t CASE = 'a' ^ 'A';
     const uint32_t found = letters(word[0], word[1], word[size - 1]);
     const bool no = (size == 2) & ((found | CASE) == letters('n', 'o', 'o'));
@@ -40,13 +38,15 @@ struct Sentence {
 };
 
 // The first `kept` bytes of a sentence of the text at `bytes`; nullptr if it does not hold so many.
-INLINE uint8_t* append_written(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+[[gnu::always_inline]] inline uint8_t* append_written(const char* bytes, const Sentence& s, int64_t kept,
+                                                      const char* text_end, uint8_t* end) {
     if (kept > s.content_end - s.begin) return nullptr;
     return append<COPY_SLACK>(bytes + s.begin, kept, text_end, end);
 }
 
 // The same of a sentence with its yes or no swapped; nullptr too if it has none.
-INLINE uint8_t* append_swapped(const char* bytes, const Sentence& s, int64_t kept, const char* text_end, uint8_t* end) {
+[[gnu::always_inline]] inline uint8_t* append_swapped(const char* bytes, const Sentence& s, int64_t kept,
+                                                      const char* text_end, uint8_t* end) {
     const int64_t word = s.word_end - s.word_begin;
     if (s.word_begin < s.begin || word < 2 || word > 3 || s.content_end < s.word_end) return nullptr;
     const int64_t before = std::min(kept, s.word_begin - s.begin);
@@ -86,7 +86,7 @@ void draw_words(uint64_t seed, const int64_t* keys, Purpose purpose, uint32_t it
         words[row] = draw_block(address(seed, keys[row], purpose, iteration, uint32_t(sentences[row])), 0).lane[0];
 }
 
-INLINE int64_t join(const Splices& a) {
+[[gnu::always_inline]] inline int64_t join(const Splices& a) {
     const auto *texts = reinterpret_cast<const char*>(a.text), *text_end = texts + a.text_size;
     const auto *endings = reinterpret_cast<const char*>(a.completions), *endings_end = endings + a.completions_size;
     if (a.offsets[0] || a.sentence_offsets[0] || a.completion_offsets[0]) return -1;
