@@ -95,6 +95,8 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
 
 def _obstacle(shape: _Shape) -> str:
     """Why the op cannot take this shape; empty if it can."""
+    if shape.device.type not in ("cpu", "cuda"):
+        return f"the op has no kernels for {shape.device.type}"
     if shape.key_size != shape.value_size or len(set(shape.dtypes)) > 1:
         return "the op needs queries, keys and values of one head size and dtype"
     try:

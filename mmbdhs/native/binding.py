@@ -23,8 +23,8 @@ def sample_visible(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
     """Native `ops.sample_visible`; None where a number of tokens is negative."""
-    if keys.is_cuda:
-        return _sample_visible_cuda(seed, keys, iteration, tokens, threshold)
+    if not keys.is_cpu:
+        return _sample_visible_on_device(seed, keys, iteration, tokens, threshold)
     examples, visible_from = len(keys), reference.visible_from(threshold)
     total = _extension.total_tokens(tokens.data_ptr(), examples)
     if total < 0:
@@ -36,10 +36,10 @@ def sample_visible(
     return indices[:count].clone(), offsets
 
 
-def _sample_visible_cuda(
+def _sample_visible_on_device(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
-    if not hasattr(_extension, "count_visible_cuda"):
+    if not (keys.is_cuda and hasattr(_extension, "count_visible_cuda")):
         drawn = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
         return drawn and tuple(part.to(keys.device) for part in drawn)
     if (tokens < 0).any():
@@ -129,13 +129,13 @@ def join_splices(
     return None if size < 0 else (joined[:size], joined_offsets)
 
 
-def _plain_without_cuda(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`op`, or its plain twin if q is on a CUDA device and the extension was built without CUDA."""
+def _plain_elsewhere(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`op`, or its plain twin if q is on a device that the extension has no kernels for."""
 
     @functools.wraps(op)
     def run(q: Tensor, *rest: object, **named: object) -> tuple[Tensor, Tensor]:
-        if q.is_cuda and not hasattr(_extension, f"{op.__name__}_cuda"):
-            _announce_plain_attention()
+        if not q.is_cpu and not (q.is_cuda and hasattr(_extension, f"{op.__name__}_cuda")):
+            _announce_plain_attention("CUDA" if q.is_cuda else q.device.type)
             return getattr(reference, op.__name__)(q, *rest, **named)
         return op(q, *rest, **named)
 
@@ -143,8 +143,8 @@ def _plain_without_cuda(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..
 
 
 @functools.cache
-def _announce_plain_attention() -> None:
-    _LOG.warning("the extension was built without CUDA: attention of CUDA tensors runs in plain PyTorch, slowly")
+def _announce_plain_attention(device: str) -> None:
+    _LOG.warning("the extension was built without %s: attention there runs in plain PyTorch, slowly", device)
 
 
 def lengths_fit(
@@ -157,8 +157,8 @@ def lengths_fit(
     suffix_rows: int,
 ) -> bool:
     """Whether `checks.lengths` would pass. While a CUDA graph is captured the kernels have to look themselves."""
-    if prefix_count.is_cuda:
-        return torch.cuda.is_current_stream_capturing()
+    if not prefix_count.is_cpu:
+        return prefix_count.is_cuda and torch.cuda.is_current_stream_capturing()
     return _extension.lengths_fit(
         prefix_count.data_ptr(),
         suffix_length.data_ptr(),
@@ -173,7 +173,7 @@ def lengths_fit(
     )
 
 
-@_plain_without_cuda
+@_plain_elsewhere
 def shared_prefix_attention(
     q: Tensor,
     k_prefix: Tensor,
@@ -207,7 +207,7 @@ def shared_prefix_attention(
     return out, lse
 
 
-@_plain_without_cuda
+@_plain_elsewhere
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:

@@ -114,22 +114,28 @@ def test_compute_sanitizer(tool):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-class OnDevice(torch.Tensor):
+class OnCuda(torch.Tensor):
     """Claims to be on a CUDA device."""
 
-    is_cuda = True
+    is_cpu, is_cuda = False, True
 
 
-def test_plain_twin_without_cuda(monkeypatch, caplog):
-    """A CPU build serves CUDA tensors by the plain twin, and says so once."""
+class OnMps(torch.Tensor):
+    """Claims to be on an Apple GPU."""
+
+    is_cpu, device = False, torch.device("mps")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
+def test_plain_twin_elsewhere(kind, name, monkeypatch, caplog):
+    """Tensors on devices that the extension has no kernels for are served by the plain twin, which is said once."""
     monkeypatch.setattr(binding, "_extension", object())
+    monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))
     binding._announce_plain_attention.cache_clear()
-    arguments, _ = masked(torch.float32, (1, (4, 2), 9, 31, 64), share=1.0)
-    plain = reference.masked_attention(**arguments)
-    arguments["q"] = arguments["q"].as_subclass(OnDevice)
+    q = torch.zeros(1).as_subclass(kind)
     with caplog.at_level(logging.WARNING, logger="mmbdhs"):
-        for _ in range(2):
-            assert torch.equal(binding.masked_attention(**arguments)[0], plain[0])
+        assert [binding.masked_attention(q) for _ in range(2)] == [kind, kind]
     assert [record.message for record in caplog.records] == [
-        "the extension was built without CUDA: attention of CUDA tensors runs in plain PyTorch, slowly"
+        f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
     ]
+    assert not binding.lengths_fit(torch.zeros(1).as_subclass(OnMps), *[None] * 6)
