@@ -41,7 +41,8 @@ def shared_prefix_attention(
     visible: int32 [V], the rows of the prefix that are its keys, in this order; all P rows without it.
     example, prefix_offsets: int32 [B] and int32 [E + 1], given together: the prefixes of E examples lie one after the
     other, that of example e at the keys prefix_offsets[e] … prefix_offsets[e + 1], and branch b belongs to example[b].
-    Returns (out [B, Hq, D]; lse float32 [B, Hq], the natural log of the sum of exp(scores)).
+    Returns (out [B, Hq, D]; lse float32 [B, Hq], the natural log of the sum of exp(scores)), without gradients: a
+    backward pass through them raises NotImplementedError.
     """
     return torch.ops.mmbdhs.shared_prefix_attention(
         q,
@@ -216,6 +217,10 @@ def _fake_masked_attention_backward(_grad_out, _grad_lse, *operands):
     return tuple(x.new_empty(x.shape) for x in operands[:3])
 
 
+def _no_backward(ctx, *_grads):
+    raise NotImplementedError("shared_prefix_attention has no gradients: it is for decoding (masked_attention has some)")
+
+
 def _save(ctx, inputs, output) -> None:
     q, k, v, visible, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, visible, *output)
@@ -226,13 +231,14 @@ def _backward(ctx, grad_out: Tensor, grad_lse: Tensor):
     return (*grads, None, None, None, None)
 
 
-register(
+_shared_prefix = register(
     "shared_prefix_attention(Tensor q, Tensor k_prefix, Tensor v_prefix, Tensor prefix_count, Tensor k_suffix, "
     "Tensor v_suffix, Tensor suffix_length, Tensor? visible, Tensor? example, Tensor? prefix_offsets, float? scale, "
     "float softcap) -> (Tensor, Tensor)",
     _shared_prefix_attention,
     _fake_shared_prefix_attention,
 )
+torch.library.register_autograd(_shared_prefix, _no_backward, lib=LIBRARY)
 register(
     "masked_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor visible, "
     "Tensor out, Tensor lse, bool causal, float? scale, float softcap) -> (Tensor, Tensor, Tensor)",

@@ -222,6 +222,14 @@ def test_gradients(monkeypatch, causal, softcap, scores_at_once):
         torch.testing.assert_close(gradient, true.nan_to_num(0), rtol=1e-5, atol=1e-5)
 
 
+def test_decoding_has_no_gradients():
+    arguments = truth.random_shared_prefix(3, (4, 2), 64, 31, 9, torch.float32)
+    arguments["q"].requires_grad_()
+    out, _ = attention.shared_prefix_attention(**arguments)
+    with pytest.raises(NotImplementedError, match="shared_prefix_attention has no gradients"):
+        out.sum().backward()
+
+
 def test_gradients_keep_the_dtype():
     arguments = masked_arguments(torch.bfloat16)
     arguments["q"].requires_grad_()
