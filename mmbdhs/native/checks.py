@@ -21,7 +21,7 @@ def tensor(
     name: str, value: Tensor, dtype: torch.dtype, *, rows: int | None = None, device: torch.device = CPU
 ) -> Tensor:
     """`value`, contiguous, if it has this dtype, one dimension, this device and (if given) number of rows."""
-    _present(name, value)
+    present(name, value)
     if value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if value.dim() != 1:
@@ -33,8 +33,8 @@ def tensor(
     return value.contiguous()
 
 
-def _present(name: str, value: Tensor | None) -> None:
-    # The dispatcher lets None through as a tensor that is not defined.
+def present(name: str, value: Tensor | None) -> None:
+    """`value` is there: the dispatcher lets None through as a tensor that is not defined."""
     if value is None:
         raise TypeError(f"{name} must be a tensor, got None")
 
@@ -166,7 +166,7 @@ def heads(
     name: str, value: Tensor, dims: int, *, like: Tensor, shape: tuple[int | None, ...] | None = None
 ) -> tuple[int, ...]:
     """The shape of an attention operand: floating, with `dims` dimensions, in the dtype and on the device of `like`."""
-    _present(name, value)
+    present(name, value)
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name} must have dtype float32, bfloat16 or float16, got {value.dtype}")
     if value.dtype != like.dtype:
@@ -210,7 +210,7 @@ def softcap(value: float) -> float:
 
 def key_mask(visible: Tensor, batch: int, keys: int, device: torch.device) -> Tensor:
     """`visible`, contiguous, if it is a bool mask of each row's keys."""
-    _present("visible", visible)
+    present("visible", visible)
     if visible.dtype != torch.bool:
         raise TypeError(f"visible must have dtype torch.bool, got {visible.dtype}")
     if visible.shape != (batch, keys):

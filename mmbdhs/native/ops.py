@@ -133,6 +133,7 @@ def _signed(seed: int) -> int:
 
 
 def _sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    checks.present("keys", keys)
     keys = checks.tensor("keys", keys, torch.int64, device=keys.device)
     tokens = checks.tensor("tokens", tokens, torch.int32, rows=len(keys), device=keys.device)
     checks.number("iteration", iteration, ADDRESS_LAYOUT["iteration_limit"])
@@ -201,6 +202,7 @@ def _join_splices(
     completions: Tensor,
     completion_offsets: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    checks.present("table", table)
     if table.dim() != 2 or table.shape[1] != 4:
         raise ValueError(f"table must have shape [S, 4], got {tuple(table.shape)}")
     sentences = len(table)

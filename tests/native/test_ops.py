@@ -179,6 +179,14 @@ def test_wrong_tables(column, row, value, message):
         call("join_splices", table=table)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_tensors(name):
+    for argument, value in arguments()[name].items():
+        if isinstance(value, torch.Tensor):
+            with pytest.raises(TypeError, match=f"^{argument} must be a tensor, got None"):
+                call(name, **{argument: None})
+
+
 def test_seed_must_be_an_integer():
     with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
         call("sample_visible", seed=1.5)
