@@ -52,7 +52,10 @@ def live() -> Backend:
     if wanted:
         reason = f"{_VARIABLE}={wanted}"
     chosen = Backend("native" if binary else "reference", reason)
-    _LOG.info("native ops run on the %s path: %s", chosen.name, chosen.reason)
+    fallback = not (wanted or binary)
+    _LOG.log(
+        logging.WARNING if fallback else logging.INFO, "native ops run on the %s path: %s", chosen.name, chosen.reason
+    )
     return chosen
 
 
