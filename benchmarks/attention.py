@@ -4,6 +4,9 @@ Of 3,000 prefix tokens the share ρ is hidden. Every contestant gets its keys in
 outside of the timing, and query heads that share a key head stand side by side as rows of it. All results are compared
 with float64 before they are timed. "hot": the same call again and again. "cold": its operands come from memory; before
 each call the caches are flushed, and the same work on other operands brings the code back, which is not what is cold.
+
+The memory's own rate is that of a sum over a large tensor, which takes turns with the contestants: where others use the
+machine's memory too, it is slow when they are.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from measure import (
     Side,
     cache_flush,
     captured,
+    copy_bandwidth,
     cuda_seconds,
     fma_peak,
+    large,
     last_level_cache,
     median_of,
-    read_bandwidth,
     repeats,
     thread_counts,
     wall_seconds,
@@ -84,14 +88,16 @@ COLUMNS = {
     **{"dtype": "<8", "heads": ">5", "rho": ">4", "branches": ">2", "suffix": ">3", "threads": ">1", "caches": "<4"},
     **{"ours": ">7.3f", "ours_steps": ">7.3f", "ours_index": ">7.3f"},
     **{name: ">8.3f" for name in contestants.OTHERS},
-    **{"packed÷": ">5.1f", "dense÷": ">5.1f", "best÷": ">5.2f", "floor": ">7.3f", "bound": "<6", "share": ">4.0%"},
+    **{"packed÷": ">5.1f", "dense÷": ">5.1f", "best÷": ">5.2f"},
+    **{"read_gbs": ">5.1f", "floor": ">7.3f", "bound": "<6", "share": ">4.0%"},
 }
 
 
 @torch.no_grad()
 def main(options: Options) -> None:
     print("\nms; ours_steps: suffixes stored step by step, ours_index: prefix keys picked by index;", end=" ")
-    print("packed÷, dense÷, best÷: they or the fastest other ÷ ours; floor: of memory or multiply-adds alone")
+    print("packed÷, dense÷, best÷: they or the fastest other ÷ ours; read_gbs: GB/s of reading alone;", end=" ")
+    print("floor: of reading at that rate or of multiply-adds alone")
     columns = COLUMNS if options.device.type == "cuda" else {k: v for k, v in COLUMNS.items() if k != "flash_rows"}
     with Table("attention", columns, options) as table:
         for threads in thread_counts(options.device)[: 1 if options.quick else None]:
@@ -104,16 +110,19 @@ def main(options: Options) -> None:
 
 def measure(shape: Shape, options: Options, table: Table) -> None:
     """Add the rows of one shape, hot and cold."""
-    sides, left_out = checked_sides(Operands(shape, options.device), options)
-    others = Operands(shape, options.device, seed=1)
+    device = options.device
+    sides, left_out = checked_sides(Operands(shape, device), options)
+    others = Operands(shape, device, seed=1)
     spares = contestants.ours(others) | {
         name: contestants.OTHERS[name](others) for name in sides if name in contestants.OTHERS
     }
-    if options.device.type == "cuda":
-        sides, spares = ({name: captured(call) for name, call in calls.items()} for calls in (sides, spares))
+    sides["read"] = spares["read"] = large(device).sum
+    if device.type == "cuda":
+        capture(sides, spares, left_out)
     runs = 3 if options.quick else repeats(list(sides.values()), budget=2.0)
-    for caches, clock in clocks(sides, spares, options.device).items():
+    for caches, clock in clocks(sides, spares, device).items():
         seconds = dict(zip(sides, median_of(runs, *sides.values(), seconds=clock), strict=True))
+        reading = large(device).nbytes / seconds.pop("read")
         ours = min(seconds["ours"], seconds["ours_steps"])
         ratios = {name: value / ours for name, value in seconds.items() if not name.startswith("ours")}
         table.add(
@@ -122,9 +131,19 @@ def measure(shape: Shape, options: Options, table: Table) -> None:
             caches=caches,
             **{name: 1e3 * value for name, value in seconds.items()},
             **{"packed÷": ratios["packed"], "dense÷": ratios.get("dense"), "best÷": min(ratios.values())},
-            **floor(shape, caches, ours, options.device),
+            **floor(shape, caches, ours, reading, device),
             left_out=left_out,
         )
+
+
+def capture(sides: dict[str, Side], spares: dict[str, Side], left_out: dict[str, str]) -> None:
+    """Turn the sides and their spares into CUDA graphs, and leave out what cannot be one."""
+    for name in list(sides):
+        try:
+            sides[name], spares[name] = captured(sides[name]), captured(spares[name])
+        except RuntimeError as error:
+            del sides[name], spares[name]
+            left_out[name] = f"cannot be captured: {str(error).splitlines()[0][:200]}"
 
 
 def clocks(sides: dict[str, Side], spares: dict[str, Side], device: torch.device) -> dict[str, Callable]:
@@ -143,19 +162,18 @@ def heads(shape: Shape) -> str:
     return f"{shape.q_heads}/{shape.kv_heads}"
 
 
-def floor(shape: Shape, caches: str, seconds: float, device: torch.device) -> dict[str, Any]:
+def floor(shape: Shape, caches: str, seconds: float, reading: float, device: torch.device) -> dict[str, Any]:
     """The time below which no kernel gets, what sets it, and how much of it `seconds` reaches.
 
-    Keys that stayed in the cache need no memory.
+    reading: bytes a second that were read meanwhile. Keys that stayed in the cache need no memory.
     """
     from_memory = caches == "cold" or shape.bytes > last_level_cache(device)
-    limits = {
-        "memory": shape.bytes / read_bandwidth(device) if from_memory else 0.0,
-        "fma": shape.flops / fma_peak(device, shape.dtype),
-    }
+    copying, multiplying = copy_bandwidth(device), fma_peak(device, shape.dtype)
+    limits = {"memory": shape.bytes / reading if from_memory else 0.0, "fma": shape.flops / multiplying}
     bound = max(limits, key=limits.get)
     shares = {f"{name}_share": limit / seconds for name, limit in limits.items()}
-    return {"floor": 1e3 * limits[bound], "bound": bound, "share": shares[f"{bound}_share"], **shares}
+    rates = {"read_gbs": reading / 1e9, "copy_gbs": copying / 1e9, "fma_gflops": multiplying / 1e9}
+    return rates | {"floor": 1e3 * limits[bound], "bound": bound, "share": shares[f"{bound}_share"], **shares}
 
 
 def checked_sides(operands: Operands, options: Options) -> tuple[dict[str, Side], dict[str, str]]:

@@ -105,14 +105,15 @@ def cache_flush(device: torch.device) -> Side:
     return torch.ones(5 * last_level_cache(device) // 8, device=device).sum  # 4-byte numbers: 2.5 times its size
 
 
+@functools.cache
+def large(device: torch.device) -> torch.Tensor:
+    """What no cache holds: 128 MiB, on a GPU 2 GiB."""
+    return torch.ones((128 << 20 if device.type == "cpu" else 2 << 30) // 4, device=device)
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of a large copy with the present number of threads."""
     return _copy_bandwidth(device, torch.get_num_threads())
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a sum over a large tensor reads with the present number of threads."""
-    return _read_bandwidth(device, torch.get_num_threads())
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -140,15 +141,9 @@ def _multiply_add_rate() -> float:
 
 @functools.cache
 def _copy_bandwidth(device: torch.device, _threads: int) -> float:
-    source = _large(device)
+    source = large(device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _fastest(lambda: target.copy_(source))
-
-
-@functools.cache
-def _read_bandwidth(device: torch.device, _threads: int) -> float:
-    source = _large(device)
-    return source.nbytes / _fastest(source.sum)
 
 
 @functools.cache
@@ -161,10 +156,6 @@ def _gemm_rate(device: torch.device, dtype: torch.dtype, _threads: int) -> float
 def _fastest(call: Side) -> float:
     """Seconds of the best run: a limit is what the machine can do undisturbed."""
     return min(wall_seconds(call, lambda: None) for _ in range(9))
-
-
-def _large(device: torch.device) -> torch.Tensor:
-    return torch.ones((128 << 20 if device.type == "cpu" else 2 << 30) // 4, device=device)
 
 
 def peak_memory(call: Side, device: torch.device) -> float:
