@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tools import lacking
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = ("80", "90", "100")
@@ -22,12 +23,10 @@ REPORT = re.compile(
 
 @pytest.fixture(scope="module")
 def nvcc() -> str:
-    found = shutil.which("nvcc")
-    if found is None:
-        pytest.skip("needs nvcc")
+    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc") or lacking("nvcc", "nvcc")
     known = subprocess.run([found, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     if missing := [arch for arch in ARCHITECTURES if f"sm_{arch}" not in known]:
-        pytest.skip(f"needs an nvcc that knows sm_{', sm_'.join(missing)}")
+        lacking("nvcc", f"an nvcc that knows sm_{', sm_'.join(missing)}")
     return found
 
 
