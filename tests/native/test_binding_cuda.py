@@ -1,0 +1,106 @@
+"""What `binding` hands to the CUDA functions of the extension, on tensors that claim to be on a device."""
+
+import ctypes
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attention_truth import random_shared_prefix
+from ragged import int32, random_keys
+from torch.overrides import TorchFunctionMode
+
+from mmbdhs.native import binding
+
+STREAM, WORKSPACE = 0x5EA, 96
+
+
+class OnCuda(torch.Tensor):
+    """Claims to be on the second CUDA device."""
+
+    is_cpu, is_cuda, device = False, True, torch.device("cuda:1")
+
+
+class Allocations(TorchFunctionMode):
+    """Makes on the CPU what is asked for on the device, and keeps the last."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (kwargs or {}).get("device") != OnCuda.device:
+            return func(*args, **kwargs or {})
+        self.last = func(*args, **{**kwargs, "device": "cpu"})
+        return self.last
+
+
+@pytest.fixture
+def allocations(monkeypatch):
+    """The device has a stream of its own, which is current only inside `torch.cuda.device`."""
+    entered = [None]
+
+    @contextmanager
+    def device(chosen):
+        entered.append(chosen)
+        yield
+        entered.pop()
+
+    def current_stream():
+        return SimpleNamespace(cuda_stream=STREAM if entered[-1] == OnCuda.device else 0)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    with Allocations() as mode:
+        yield mode
+
+
+def test_visible_tokens(allocations, monkeypatch):
+    keys, tokens = random_keys(3).as_subclass(OnCuda), int32(5, 0, 9)
+    inputs = (2**64 - 1, keys.data_ptr(), 7, tokens.data_ptr(), 3, 1 << 31)
+
+    def count(*arguments):
+        assert arguments[:6] == inputs and arguments[7:] == (STREAM,)
+        (ctypes.c_int64 * 3).from_address(arguments[6])[:] = 2, 0, 3
+
+    def write(*arguments):
+        assert arguments[:6] == inputs and arguments[8:] == (STREAM,)
+        assert list((ctypes.c_int64 * 4).from_address(arguments[6])) == [0, 2, 2, 5]
+        (ctypes.c_int32 * 5).from_address(arguments[7])[:] = 1, 4, 0, 3, 8
+
+    extension = SimpleNamespace(count_visible_cuda=count, write_visible_cuda=write)
+    monkeypatch.setattr(binding, "_extension", extension)
+    indices, offsets = binding.sample_visible(-1, keys, 7, tokens, 0.5)
+    assert indices.tolist() == [1, 4, 0, 3, 8] and offsets.tolist() == [0, 2, 2, 5]
+    assert (indices.dtype, offsets.dtype) == (torch.int32, torch.int64)
+    assert binding.sample_visible(-1, keys, 7, int32(5, -1, 9), 0.5) is None
+
+
+NUMBERS = {"scale": 0.5, "softcap": 3.0}
+PREFIX = {**random_shared_prefix(3, (4, 2), 32, 9, 5, examples=2, gather=True), **NUMBERS}
+Q, K, VISIBLE = torch.zeros(2, 4, 3, 32), torch.zeros(2, 2, 5, 32), torch.ones(2, 5, dtype=torch.bool)
+MASKED = {"q": Q, "k": K, "v": K, "visible": VISIBLE, "causal": True, **NUMBERS}
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "results"),
+    [("shared_prefix_attention", PREFIX, [5, 6]), ("masked_attention", MASKED, [3, 4])],
+)
+def test_attention(allocations, monkeypatch, op, arguments, results):
+    """The same fields as on the CPU, but for the results, and as much room as the extension asks for."""
+    seen = {}
+
+    def launch(fields, scale, softcap, room, stream):
+        assert allocations.last.data_ptr() == room and allocations.last.nbytes == WORKSPACE
+        seen["cuda"] = fields, scale, softcap, stream
+
+    functions = {
+        op: lambda fields, *numbers: seen.update(cpu=(fields, *numbers[:2])),
+        f"{op}_workspace": lambda fields: seen.update(workspace=fields) or WORKSPACE,
+        f"{op}_cuda": launch,
+    }
+    monkeypatch.setattr(binding, "_extension", SimpleNamespace(**functions))
+    run = getattr(binding, op)
+    on_cpu = run(**arguments)
+    out, lse = run(**{**arguments, "q": arguments["q"].as_subclass(OnCuda)})
+    assert (out.shape, lse.shape) == tuple(result.shape for result in on_cpu)
+    fields = seen["workspace"]
+    assert seen["cuda"] == (fields, 0.5, 3.0, STREAM) and seen["cpu"][1:] == (0.5, 3.0)
+    assert [fields[i] for i in results] == [out.data_ptr(), lse.data_ptr()]
+    assert [i for i in range(len(fields)) if fields[i] != seen["cpu"][0][i]] == results
