@@ -109,6 +109,7 @@ def test_compute_sanitizer(tool):
     if sanitizer is None:
         pytest.skip("needs compute-sanitizer")
     values = [f"{Path(__file__)}::{name}" for name in ("test_shared_prefix", "test_masked")]
+    values.append(f"{Path(__file__).with_name('test_image_mask.py')}::test_cuda_agrees")
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", *values]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
