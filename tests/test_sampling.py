@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from plain import masked_logits, picture, prompt_inputs
 from scipy import stats
 
 from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs_samples, povid_sample
+from mmbdhs.corruption import noisy_images
+from mmbdhs.prompts import key_address
 from mmbdhs.tokens import TokenChooser, vision_token_ids
 
 FALSE_ALARM = 1e-6  # of each statistical test
@@ -49,9 +51,7 @@ def sample(config: BDHSConfig = CONFIG, similarity: Any = unlike, order: list[in
 
 
 def test_samples_do_not_depend_on_max_branches() -> None:
-    first, *others = (
-        sample(BDHSConfig(**{**vars(CONFIG), "max_branches": branches}), alike) for branches in (64, 5, 1)
-    )
+    first, *others = (sample(replace(CONFIG, max_branches=branches), alike) for branches in (64, 5, 1))
     assert others == [first, first]
 
 
@@ -65,7 +65,7 @@ def test_seed_and_key_address_the_draws() -> None:
     assert sample(keys=[1, 2, 3, 4]) == sample(keys=[1, 2, 3, 4])
     one, other = sample(keys=[1, 2, 3, 4]), sample(keys=[5, 6, 7, 8])
     assert all(a.visible_image_tokens != b.visible_image_tokens for a, b in zip(one, other, strict=True))
-    reseeded = sample(BDHSConfig(**{**vars(CONFIG), "seed": 12}))
+    reseeded = sample(replace(CONFIG, seed=12))
     assert all(a.visible_image_tokens != b.visible_image_tokens for a, b in zip(sample(), reseeded, strict=True))
     assert [s.key for s in sample(keys=["a", "b", 3, -4])] == ["a", "b", 3, -4]
 
@@ -77,10 +77,10 @@ def test_iterations_draw_afresh_and_the_last_is_unguided() -> None:
         seen.append(list(first))
         return alike(first, second)
 
-    result = sample(BDHSConfig(**{**vars(CONFIG), "max_iterations": 3}), watch, order=[0])[0]
+    result = sample(replace(CONFIG, max_iterations=3), watch, order=[0])[0]
     assert (result.iterations, result.guided, result.sentences) == (3, False, ())
     assert result.response_ids and len(set(map(tuple, seen))) == 3
-    guided = sample(BDHSConfig(**{**vars(CONFIG), "max_iterations": 1}), alike, order=[0])[0]
+    guided = sample(replace(CONFIG, max_iterations=1), alike, order=[0])[0]
     assert (guided.iterations, guided.guided, guided.response_ids) == (1, True, None)
 
 
@@ -94,7 +94,7 @@ def test_only_pairs_still_too_similar_go_on() -> None:
 
 
 def test_ablation_without_guidance() -> None:
-    results = sample(BDHSConfig(**{**vars(CONFIG), "guided": False}))
+    results = sample(replace(CONFIG, guided=False))
     assert all(not r.guided and r.iterations == 1 and len(r.response_ids) <= 12 for r in results)
 
 
@@ -187,7 +187,7 @@ def test_streaming_is_lazy_and_complete() -> None:
             yield PROMPTS[number % 4]
 
     images, references = (iter([column[n % 4] for n in range(40)]) for column in (IMAGES, REFERENCES))
-    config = BDHSConfig(**{**vars(CONFIG), "max_branches": 4, "max_iterations": 1})
+    config = replace(CONFIG, max_branches=4, max_iterations=1)
     stream = iter_bdhs_samples(model, processor, images, prompts(), references, config, unlike)
     first = next(stream)
     assert len(taken) < 40
@@ -208,9 +208,6 @@ def test_model_modes_are_restored() -> None:
 def test_povid_predicts_each_token_in_one_pass() -> None:
     model, processor = tiny_models.llava()
     results = povid_sample(model, processor, IMAGES, PROMPTS, REFERENCES, noise_steps=500, seed=1)
-    from mmbdhs.corruption import noisy_images
-    from mmbdhs.prompts import key_address
-
     for result, image, prompt, reference in zip(results, IMAGES, PROMPTS, REFERENCES, strict=True):
         noisy = noisy_images([image], 500, 1, key_address(result.key), 1)
         ids = processor.tokenizer(" " + reference)["input_ids"]
@@ -220,8 +217,8 @@ def test_povid_predicts_each_token_in_one_pass() -> None:
 
 
 def test_noise_shows_every_token_of_a_noisy_image() -> None:
-    config = BDHSConfig(**{**vars(CONFIG), "noise_steps": 500})
-    clean = sample(BDHSConfig(**{**vars(CONFIG), "mask_threshold": 0.0}))
+    config = replace(CONFIG, noise_steps=500)
+    clean = sample(replace(CONFIG, mask_threshold=0.0))
     noisy = sample(config)
     assert all(len(r.visible_image_tokens) == 36 for r in noisy)
     assert [r.rejected for r in noisy] != [r.rejected for r in clean]
@@ -266,9 +263,9 @@ def test_images_may_be_paths_and_bytes(tmp_path: Any) -> None:
     model, processor = tiny_models.llava()
     path = tmp_path / "image.png"
     IMAGES[0].save(path)
-    stored = io.BytesIO(path.read_bytes()).getvalue()
     arguments = PROMPTS[:1], REFERENCES[:1], CONFIG, unlike
-    results = [bdhs_sample(model, processor, [image], *arguments) for image in (IMAGES[0], path, str(path), stored)]
+    forms = (IMAGES[0], path, str(path), path.read_bytes())
+    results = [bdhs_sample(model, processor, [image], *arguments) for image in forms]
     assert results == [results[0]] * 4
 
 
@@ -276,7 +273,7 @@ def test_images_may_be_paths_and_bytes(tmp_path: Any) -> None:
 def spoiled() -> Any:
     """Lets a hook spoil a module's output for the length of a test."""
     handles = []
-    yield lambda module, hook: handles.append(module.register_forward_hook(hook))
+    yield lambda module, hook, **options: handles.append(module.register_forward_hook(hook, **options))
     for handle in handles:
         handle.remove()
 
@@ -289,10 +286,9 @@ def test_nan_in_one_image_spoils_no_other_example(spoiled: Any) -> None:
         if kwargs.get("pixel_values", args[0] if args else None).mean() > 1.5:
             output.hidden_states[-2].fill_(torch.nan)
 
-    handle = model.model.vision_tower.register_forward_hook(spoil, with_kwargs=True)
+    spoiled(model.model.vision_tower, spoil, with_kwargs=True)
     images = [*IMAGES[:2], Image.new("RGB", (60, 40), "white"), IMAGES[3]]
     results = bdhs_sample(model, processor, images, PROMPTS, REFERENCES, CONFIG, unlike, on_error="skip")
-    handle.remove()
     assert isinstance(results[2], BDHSFailure) and "NaN" in results[2].reason
     assert [results[0], results[1], results[3]] == clean
 
@@ -351,18 +347,17 @@ def test_bad_calls_are_named() -> None:
     with pytest.raises(ValueError, match=r"lists of equal length, got \{'images': 4, 'prompts': 3, 'references': 4\}"):
         bdhs_sample(model, processor, IMAGES, PROMPTS[:3], REFERENCES, CONFIG, unlike)
     with pytest.raises(ValueError, match="on_error"):
-        bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, unlike, on_error="ignore")
+        sample(on_error="ignore")
     with pytest.raises(ValueError, match=r"similarity: needs \d numbers"):
-        bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, lambda a, b: [1.0])
+        sample(similarity=lambda a, b: [1.0])
     with pytest.raises(TypeError, match="similarity: needs a SentenceTransformer"):
-        bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, 3)
+        sample(similarity=3)
 
 
 def test_a_processor_without_chat_template_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = tiny_models.llava()
-    monkeypatch.setattr(processor, "chat_template", None)
+    monkeypatch.setattr(tiny_models.llava()[1], "chat_template", None)
     with pytest.raises(ExampleError, match="example 0: processor: needs a chat template"):
-        bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG, unlike)
+        sample()
 
 
 def test_a_missing_similarity_model_says_how_to_pass_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,9 +365,8 @@ def test_a_missing_similarity_model_says_how_to_pass_another(monkeypatch: pytest
         raise OSError(f"cannot reach {name}")
 
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", unreachable)
-    model, processor = tiny_models.llava()
     with pytest.raises(OSError, match=r"all-mpnet-base-v2.*Pass similarity="):
-        bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, CONFIG)
+        bdhs_sample(*tiny_models.llava(), IMAGES, PROMPTS, REFERENCES, CONFIG)
 
 
 def _chi_square(counts: Counter, probabilities: torch.Tensor) -> None:
