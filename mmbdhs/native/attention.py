@@ -218,7 +218,7 @@ def _fake_masked_attention_backward(_grad_out, _grad_lse, *operands):
 
 
 def _no_backward(ctx, *_grads):
-    raise NotImplementedError("shared_prefix_attention has no gradients: it is for decoding (masked_attention has some)")
+    raise NotImplementedError("shared_prefix_attention has no gradients: it is for decoding; masked_attention has some")
 
 
 def _save(ctx, inputs, output) -> None:
