@@ -24,7 +24,13 @@ struct VisibleKeys {
     }
 };
 
-// Tasks are blocks of up to MAX_ROWS (query, head of the group) pairs over one key head of one batch row.
+// Up to MAX_ROWS (query, head of the group) pairs over one key head of one batch row.
+struct Task {
+    int64_t batch_row, head;
+    int64_t query[MAX_ROWS], query_head[MAX_ROWS];
+    int count;
+};
+
 class MaskedRun {
   public:
     MaskedRun(const Masked& arguments, double scale, double softcap, int threads)
@@ -34,7 +40,8 @@ class MaskedRun {
 
     void run() {
         if (parts_ == 1) {
-            each(tasks_, [&](int64_t task, Rows& rows) {
+            each(tasks_, [&](int64_t number, Rows& rows) {
+                const Task task = this->task(number);
                 pass(rows, task, 0);
                 finish(rows, task);
             });
@@ -42,12 +49,14 @@ class MaskedRun {
         }
         Partial partial(tasks_ * parts_ * MAX_ROWS, a.head_dim);
         each(tasks_ * parts_, [&](int64_t job, Rows& rows) {
-            pass(rows, job / parts_, job % parts_);
-            partial.take(rows, count(job / parts_), job * MAX_ROWS);
+            const Task task = this->task(job / parts_);
+            pass(rows, task, job % parts_);
+            partial.take(rows, task.count, job * MAX_ROWS);
         });
-        each(tasks_, [&](int64_t task, Rows& rows) {
+        each(tasks_, [&](int64_t number, Rows& rows) {
+            const Task task = this->task(number);
             begin(rows, task);
-            merge_parts(kernels_, partial, task * parts_, parts_, rows, count(task));
+            merge_parts(kernels_, partial, number * parts_, parts_, rows, task.count);
             finish(rows, task);
         });
     }
@@ -59,63 +68,64 @@ class MaskedRun {
         for (int64_t job = 0; job < jobs; ++job) run_one(job, thread_rows());
     }
 
-    int64_t batch_row(int64_t task) const { return task / blocks_ / a.kv_heads; }
-    int64_t key_head(int64_t task) const { return task / blocks_ % a.kv_heads; }
     // The last queries of a causal row have the most keys: they go first, so that no thread is left with one.
-    int64_t first_row(int64_t task) const { return (blocks_ - 1 - task % blocks_) * MAX_ROWS; }
-    int count(int64_t task) const { return int(std::min<int64_t>(MAX_ROWS, a.queries * group_ - first_row(task))); }
-    int64_t query(int64_t task, int row) const { return (first_row(task) + row) / group_; }
-    int64_t query_head(int64_t task, int row) const {
-        return key_head(task) * group_ + (first_row(task) + row) % group_;
+    Task task(int64_t number) const {
+        const int64_t first = (blocks_ - 1 - number % blocks_) * MAX_ROWS, group = a.q_heads / a.kv_heads;
+        Task task;
+        task.batch_row = number / blocks_ / a.kv_heads;
+        task.head = number / blocks_ % a.kv_heads;
+        task.count = int(std::min<int64_t>(MAX_ROWS, a.queries * group - first));
+        for (int row = 0; row < task.count; ++row) {
+            task.query[row] = (first + row) / group;
+            task.query_head[row] = task.head * group + (first + row) % group;
+        }
+        return task;
     }
 
-    void begin(Rows& rows, int64_t task) const {
+    void begin(Rows& rows, const Task& task) const {
         start(rows, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
-        for (int row = 0; row < count(task); ++row)
-            q[row] =
-                element(a.q, a.dtype,
-                        batch_row(task) * a.q_batch + query_head(task, row) * a.q_head + query(task, row) * a.q_row);
-        kernels_.begin[a.dtype](rows, count(task), q);
+        for (int row = 0; row < task.count; ++row) {
+            const int64_t head = task.batch_row * a.q_batch + task.query_head[row] * a.q_head;
+            q[row] = element(a.q, a.dtype, head + task.query[row] * a.q_row);
+        }
+        kernels_.begin[a.dtype](rows, task.count, q);
     }
 
-    void pass(Rows& rows, int64_t task, int64_t part) const {
+    void pass(Rows& rows, const Task& task, int64_t part) const {
         begin(rows, task);
-        const int64_t n = batch_row(task), head = key_head(task);
-        const int64_t* before = &seen_.before[n * (a.keys + 1)];
-        const int64_t from = part_begin(before[a.keys], part, parts_),
-                      to = part_begin(before[a.keys], part + 1, parts_);
+        const int64_t n = task.batch_row, *before = &seen_.before[n * (a.keys + 1)], most = before[a.keys];
+        const int64_t from = part_begin(most, part, parts_), to = part_begin(most, part + 1, parts_);
         int64_t limits[MAX_ROWS];
-        for (int row = 0; row < count(task); ++row) {
-            const int64_t keys = a.causal ? a.keys - a.queries + query(task, row) + 1 : a.keys;
+        for (int row = 0; row < task.count; ++row) {
+            const int64_t keys = a.causal ? a.keys - a.queries + task.query[row] + 1 : a.keys;
             limits[row] = std::clamp<int64_t>(before[keys] - from, 0, to - from);
         }
-        const Keys keys = {element(a.k, a.dtype, n * a.k_batch + head * a.k_head),
-                           element(a.v, a.dtype, n * a.v_batch + head * a.v_head),
+        const Keys keys = {element(a.k, a.dtype, n * a.k_batch + task.head * a.k_head),
+                           element(a.v, a.dtype, n * a.v_batch + task.head * a.v_head),
                            a.k_row,
                            a.v_row,
                            seen_.index.data() + n * a.keys + from,
                            to - from};
-        kernels_.extend[a.dtype](rows, 0, count(task), keys, limits, nullptr);
+        kernels_.extend[a.dtype](rows, 0, task.count, keys, limits, nullptr);
     }
 
-    void finish(const Rows& rows, int64_t task) const {
+    void finish(const Rows& rows, const Task& task) const {
         void* out[MAX_ROWS];
         float* lse[MAX_ROWS];
-        for (int row = 0; row < count(task); ++row) {
-            const int64_t head = batch_row(task) * a.q_heads + query_head(task, row);
-            const int64_t at = head * a.queries + query(task, row);
+        for (int row = 0; row < task.count; ++row) {
+            const int64_t head = task.batch_row * a.q_heads + task.query_head[row];
+            const int64_t at = head * a.queries + task.query[row];
             out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
             lse[row] = a.lse + at;
         }
-        kernels_.finish[a.dtype](rows, count(task), out, lse);
+        kernels_.finish[a.dtype](rows, task.count, out, lse);
     }
 
     const Masked& a;
     const double scale_, softcap_;
     const int threads_;
-    const int64_t group_ = a.q_heads / a.kv_heads;
-    const int64_t blocks_ = (a.queries * group_ + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t blocks_ = (a.queries * (a.q_heads / a.kv_heads) + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t tasks_ = a.batch * a.kv_heads * blocks_;
     const Kernels& kernels_ = live_kernels();
     const VisibleKeys seen_{a};

@@ -82,13 +82,19 @@ class SharedPrefixRun {
         return job.head * group_ + rows_[job.unit.first + row].head;
     }
 
-    Rows& pass(const Job& job) const {
+    // This thread's rows with the queries of a job, which have seen nothing yet.
+    Rows& begin(const Job& job) const {
         Rows& rows = thread_rows();
         start(rows, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
         for (int64_t row = 0; row < job.unit.count; ++row)
             q[row] = element(a.q, a.dtype, branch(job, row) * a.q_branch + query_head(job, row) * a.q_head);
         kernels_.begin[a.dtype](rows, int(job.unit.count), q);
+        return rows;
+    }
+
+    Rows& pass(const Job& job) const {
+        Rows& rows = begin(job);
         extend_prefix(rows, job);
         for (int64_t row = 0; row < job.unit.count; row = next_branch(job, row)) extend_suffix(rows, job, row);
         return rows;
@@ -172,13 +178,9 @@ class SharedPrefixRun {
 
     // The parts of one pass, of which `first` is the first.
     void merge(const Partial& partial, int64_t first) const {
-        const int count = int(job(first).unit.count);
-        Rows& rows = thread_rows();
-        start(rows, a.head_dim, scale_, softcap_);
-        const void* q[MAX_ROWS];
-        std::fill_n(q, count, a.q);
-        kernels_.begin[a.dtype](rows, count, q);  // clears the outputs
-        merge_parts(kernels_, partial, first, parts_, rows, count);
+        const Job job = this->job(first);
+        Rows& rows = begin(job);
+        merge_parts(kernels_, partial, first, parts_, rows, int(job.unit.count));
         finish(rows, first);
     }
 
