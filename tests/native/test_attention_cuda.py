@@ -1,7 +1,6 @@
-"""The attention ops on a device; without one, what they fall back on."""
+"""The attention ops on a device."""
 
 import inspect
-import logging
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
 from attention_truth import TOLERANCES, assert_close
 from ragged import int32
 
-from mmbdhs.native import attention, binding, reference
+from mmbdhs.native import attention
 
 
 def on_device(arguments: dict, device: str = "cuda") -> dict:
@@ -113,30 +112,3 @@ def test_compute_sanitizer(tool):
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", *values]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-
-
-class OnCuda(torch.Tensor):
-    """Claims to be on a CUDA device."""
-
-    is_cpu, is_cuda = False, True
-
-
-class OnMps(torch.Tensor):
-    """Claims to be on an Apple GPU."""
-
-    is_cpu, device = False, torch.device("mps")
-
-
-@pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
-def test_plain_twin_elsewhere(kind, name, monkeypatch, caplog):
-    """Tensors on devices that the extension has no kernels for are served by the plain twin, which is said once."""
-    monkeypatch.setattr(binding, "_extension", object())
-    monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))
-    binding._announce_plain_attention.cache_clear()
-    q = torch.zeros(1).as_subclass(kind)
-    with caplog.at_level(logging.WARNING, logger="mmbdhs"):
-        assert [binding.masked_attention(q) for _ in range(2)] == [kind, kind]
-    assert [record.message for record in caplog.records] == [
-        f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
-    ]
-    assert not binding.lengths_fit(torch.zeros(1).as_subclass(OnMps), *[None] * 6)

@@ -1,6 +1,7 @@
 """What `binding` hands to the CUDA functions of the extension, on tensors that claim to be on a device."""
 
 import ctypes
+import logging
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from attention_truth import random_shared_prefix
 from ragged import int32, random_keys
 from torch.overrides import TorchFunctionMode
 
-from mmbdhs.native import binding
+from mmbdhs.native import binding, reference
 
 STREAM, WORKSPACE = 0x5EA, 96
 
@@ -19,6 +20,12 @@ class OnCuda(torch.Tensor):
     """Claims to be on the second CUDA device."""
 
     is_cpu, is_cuda, device = False, True, torch.device("cuda:1")
+
+
+class OnMps(torch.Tensor):
+    """Claims to be on an Apple GPU."""
+
+    is_cpu, device = False, torch.device("mps")
 
 
 class Allocations(TorchFunctionMode):
@@ -104,3 +111,18 @@ def test_attention(allocations, monkeypatch, op, arguments, results):
     assert seen["cuda"] == (fields, 0.5, 3.0, STREAM) and seen["cpu"][1:] == (0.5, 3.0)
     assert [fields[i] for i in results] == [out.data_ptr(), lse.data_ptr()]
     assert [i for i in range(len(fields)) if fields[i] != seen["cpu"][0][i]] == results
+
+
+@pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
+def test_plain_twin_elsewhere(kind, name, monkeypatch, caplog):
+    """Tensors on devices that the extension has no kernels for are served by the plain twin, which is said once."""
+    monkeypatch.setattr(binding, "_extension", object())
+    monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))
+    binding._announce_plain_attention.cache_clear()
+    q = torch.zeros(1).as_subclass(kind)
+    with caplog.at_level(logging.WARNING, logger="mmbdhs"):
+        assert [binding.masked_attention(q) for _ in range(2)] == [kind, kind]
+    assert [record.message for record in caplog.records] == [
+        f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
+    ]
+    assert not binding.lengths_fit(torch.zeros(1).as_subclass(OnMps), *[None] * 6)
