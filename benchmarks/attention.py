@@ -143,7 +143,11 @@ def capture(sides: dict[str, Side], spares: dict[str, Side], left_out: dict[str,
             sides[name], spares[name] = captured(sides[name]), captured(spares[name])
         except RuntimeError as error:
             del sides[name], spares[name]
-            left_out[name] = f"cannot be captured: {str(error).splitlines()[0][:200]}"
+            left_out[name] = f"cannot be captured: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
 
 
 def clocks(sides: dict[str, Side], spares: dict[str, Side], device: torch.device) -> dict[str, Callable]:
@@ -191,7 +195,7 @@ def checked_sides(operands: Operands, options: Options) -> tuple[dict[str, Side]
                 sides[name]()
             except RuntimeError as error:
                 sides.pop(name, None)
-                left_out[name] = str(error).splitlines()[0][:200]
+                left_out[name] = first_line(error)
     truth = operands.truth()
     for name, side in sides.items():
         error = (side().double() - truth).abs().max().item()
