@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 ARGS ?=
-BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
-CPP := $(wildcard csrc/*.* tests/native/*.h tests/native/*.cpp tests/native/*/*.h)
+BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+CPP := $(shell find csrc tests/helpers/emulator -type f)
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:

@@ -10,11 +10,11 @@ from alignment_world import same_claims, truthful
 from torch import Tensor
 
 from mmbdhs import BDHSConfig, bdhs_sample
-from mmbdhs.annotator import LikelihoodAnnotator
+from mmbdhs.logprobs.responses import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, slic_loss
-from mmbdhs.objectives import Objective, pairwise, supervised
-from mmbdhs.pair_sources import Distorted, Mixed, OnlineBDHS, OnlinePairs, PairSource, Stored, Supervised
-from mmbdhs.responses import ResponseLogps
+from mmbdhs.training.annotators import LikelihoodAnnotator
+from mmbdhs.training.objectives import Objective, pairwise, supervised
+from mmbdhs.training.pair_sources import Distorted, Mixed, OnlineBDHS, OnlinePairs, PairSource, Stored, Supervised
 
 Records = list[dict[str, Any]]
 

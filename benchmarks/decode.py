@@ -19,10 +19,10 @@ from table import Options, Table
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from mmbdhs.branches import Branch, BranchPool
-from mmbdhs.decoder_inputs import DecoderInputs, decoder_arguments
-from mmbdhs.text_decoder import text_decoder
-from mmbdhs.tokens import TokenChooser
+from mmbdhs.decoding.branch_pool import Branch, BranchPool
+from mmbdhs.decoding.token_sampling import TokenChooser
+from mmbdhs.vlm.decoder_inputs import DecoderInputs, decoder_arguments
+from mmbdhs.vlm.text_decoder import text_decoder
 
 TEXT_TOKENS = 120
 STEPS = 8  # in one timed call: on a GPU the pool runs several between two looks at what was chosen

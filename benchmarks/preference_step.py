@@ -28,8 +28,8 @@ from sampling import REFERENCE
 from table import Options, Table
 from torch import Tensor
 
+from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.losses import dpo_loss
-from mmbdhs.packed import response_logps
 
 PROMPT = "USER: <image>\nDescribe the image in detail. ASSISTANT:"
 RESPONSE_TOKENS = 80

@@ -20,13 +20,14 @@ from PIL import Image
 from table import Options, Table
 from transformers import DynamicCache
 
-from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, examples
-from mmbdhs.branches import BranchPool
-from mmbdhs.examples import ExampleReader
-from mmbdhs.probe import _SOUND
-from mmbdhs.scheduling import Sampler
-from mmbdhs.splicing import Reference
-from mmbdhs.tokens import vision_token_ids
+from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample
+from mmbdhs.decoding.branch_pool import BranchPool
+from mmbdhs.decoding.token_sampling import vision_token_ids
+from mmbdhs.sampling import examples
+from mmbdhs.sampling.examples import ExampleReader
+from mmbdhs.sampling.sampler import Sampler
+from mmbdhs.sampling.splicing import Reference
+from mmbdhs.vlm.exactness import _SOUND
 
 PROMPT = "Describe the image in detail."
 REFERENCE = (

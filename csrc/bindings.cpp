@@ -9,11 +9,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "attention.h"
-#include "image_mask.h"
-#include "philox.h"
-#include "sentences.h"
-#include "splice.h"
+#include "attention/attention.h"
+#include "image_mask/image_mask.h"
+#include "random/philox.h"
+#include "text/sentences.h"
+#include "text/splice.h"
 
 namespace py = pybind11;
 using namespace mmbdhs;

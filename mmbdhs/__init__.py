@@ -7,31 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmbdhs.native.attention import masked_attention, shared_prefix_attention
-    from mmbdhs.samples import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
-    from mmbdhs.sampling import bdhs_sample, iter_bdhs_samples, povid_sample
-    from mmbdhs.splicing import SentenceSplice
-    from mmbdhs.text_decoder import UnsupportedModelError
-    from mmbdhs.train_config import TrainConfig
-    from mmbdhs.trainer import train
+    from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples, povid_sample
+    from mmbdhs.sampling.results import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
+    from mmbdhs.sampling.splicing import SentenceSplice
+    from mmbdhs.training.config import TrainConfig
+    from mmbdhs.training.trainer import train
+    from mmbdhs.vlm.text_decoder import UnsupportedModelError
 
 __version__ = "0.1.0"
 
 # Resolved at first use, so that `import mmbdhs` brings in neither transformers nor sentence-transformers.
 _HOMES = {
-    "BDHSConfig": "samples",
-    "BDHSFailure": "samples",
-    "BDHSSample": "samples",
-    "ExampleError": "samples",
-    "POVIDSample": "samples",
-    "SentenceSplice": "splicing",
-    "TrainConfig": "train_config",
-    "UnsupportedModelError": "text_decoder",
-    "bdhs_sample": "sampling",
-    "iter_bdhs_samples": "sampling",
+    "BDHSConfig": "sampling.results",
+    "BDHSFailure": "sampling.results",
+    "BDHSSample": "sampling.results",
+    "ExampleError": "sampling.results",
+    "POVIDSample": "sampling.results",
+    "SentenceSplice": "sampling.splicing",
+    "TrainConfig": "training.config",
+    "UnsupportedModelError": "vlm.text_decoder",
+    "bdhs_sample": "sampling.bdhs",
+    "iter_bdhs_samples": "sampling.bdhs",
     "masked_attention": "native.attention",
-    "povid_sample": "sampling",
+    "povid_sample": "sampling.bdhs",
     "shared_prefix_attention": "native.attention",
-    "train": "trainer",
+    "train": "training.trainer",
 }
 
 __all__ = [

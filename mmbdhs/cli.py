@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbdhs import train_command
 from mmbdhs.native import backend
+from mmbdhs.training import command as train_command
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -22,7 +22,7 @@ def _doctor(_: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from mmbdhs import demo
+    from mmbdhs.miniature import demo
 
     logging.disable_progress_bar()
     if arguments.stats:

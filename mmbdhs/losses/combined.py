@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmbdhs.losses import checks
+from mmbdhs import checks
 from mmbdhs.losses.pairs import PreferenceLoss
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmbdhs.losses import checks
+from mmbdhs import checks
 from mmbdhs.losses.pairs import PreferenceLoss, logistic, per_token, preference
 
 

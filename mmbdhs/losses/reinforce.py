@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmbdhs.losses import checks
+from mmbdhs import checks
 
 # e^20 is 5e8. Beyond it exp is continued along its tangent: no ratio overflows, and every gradient keeps its sign.
 LARGEST_EXPONENT = 20.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmbdhs.losses import checks
+from mmbdhs import checks
 
 
 class UnpairedLoss(NamedTuple):

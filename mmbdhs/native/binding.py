@@ -15,7 +15,7 @@ from mmbdhs.native import _extension, reference
 
 _LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention.h
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention/attention.h
 _BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
 
 

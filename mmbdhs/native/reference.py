@@ -22,7 +22,7 @@ from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED  # noqa: F401
 # What a random draw is for; a part of its address, so that no two uses ever share a draw.
 IMAGE_MASK, SWAP, CUT, TOKEN, NOISE = 1, 2, 3, 4, 5
 
-# Mirror of the constants in csrc/philox.h, where the layout is described; a test compares the two.
+# Mirror of the constants in csrc/random/philox.h, where the layout is described; a test compares the two.
 ADDRESS_LAYOUT = {
     "lanes": 4,
     "sentence_limit": 1 << 16,

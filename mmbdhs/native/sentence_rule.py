@@ -1,4 +1,4 @@
-"""Where a sentence ends: the Python twin of csrc/sentences.cpp.
+"""Where a sentence ends: the Python twin of csrc/text/sentences.cpp.
 
 Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. From the start of a sentence, white space
 that leads it is passed over, and then the sentence ends at the first of these places:

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 
-import attention_truth as truth
 import pytest
 import torch
-from ragged import int32
+from helpers import attention_truth as truth
+from helpers.ragged import int32
 
 from mmbdhs.native import attention, binding, reference
 

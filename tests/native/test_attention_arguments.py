@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import attention_truth as truth
 import pytest
 import torch
+from helpers import attention_truth as truth
+from helpers.ragged import int32
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import int32
 
 from mmbdhs.native import attention
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import attention_truth as truth
 import pytest
 import torch
-from attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
-from attention_truth import TOLERANCES, assert_close
-from ragged import int32
+from helpers import attention_truth as truth
+from helpers.attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from helpers.attention_truth import TOLERANCES, assert_close
+from helpers.ragged import int32
 
 from mmbdhs.native import attention
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attention_truth import random_shared_prefix
-from ragged import int32, random_keys
+from helpers.attention_truth import random_shared_prefix
+from helpers.ragged import int32, random_keys
 from torch.overrides import TorchFunctionMode
 
 from mmbdhs.native import binding, reference

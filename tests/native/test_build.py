@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pybind11
 import pytest
-from tools import lacking
+from helpers.tools import lacking
 
 ROOT = Path(__file__).parents[2]
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "cmake"
@@ -55,9 +55,9 @@ def test_unknown_switch(tmp_path, value):
 def test_arm(tmp_path):
     """The CPU attention compiles for NEON, and is right under an emulator."""
     compiler = shutil.which("aarch64-linux-gnu-g++") or lacking("aarch64", "aarch64-linux-gnu-g++")
-    program, sources = tmp_path / "check", (ROOT / "csrc").glob("*attention*.cpp")
+    program, sources = tmp_path / "check", (ROOT / "csrc/attention/cpu").glob("*.cpp")
     options = ("-std=c++17", "-O3", "-ffp-contract=fast", "-static", "-fopenmp", "-DMMBDHS_ISA=base", f"-I{ROOT}/csrc")
-    command = [compiler, *options, Path(__file__).with_name("attention_check.cpp"), *sources, "-o", program]
+    command = [compiler, *options, ROOT / "tests/helpers/emulator/attention_check.cpp", *sources, "-o", program]
     subprocess.run(command, check=True)
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static") or lacking("aarch64", "qemu-aarch64")
     subprocess.run([emulator, program], check=True)

@@ -6,13 +6,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tools import lacking
+from helpers.tools import lacking
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = ("80", "90", "100")
 KERNELS = {  # how often each is compiled: for element types and head sizes
-    "attention": {"shared_prefix_kernel": 9, "masked_kernel": 9, "combine_kernel": 3, "list_visible_kernel": 1},
-    "image_mask": {"visible_kernel": 1},
+    "attention/cuda/attention.cu": {
+        "shared_prefix_kernel": 9,
+        "masked_kernel": 9,
+        "combine_kernel": 3,
+        "list_visible_kernel": 1,
+    },
+    "image_mask/image_mask.cu": {"visible_kernel": 1},
 }
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?"
@@ -36,7 +41,7 @@ def compiled(nvcc, request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("nvcc")
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     options = ["-std=c++17", "-Xptxas", "-v", "--keep", "--keep-dir", folder, "-o", folder / "object.o"]
-    command = [nvcc, *targets, *options, "-c", SOURCES / f"{request.param}.cu"]
+    command = [nvcc, *targets, *options, "-c", f"-I{SOURCES}", SOURCES / request.param]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr, folder

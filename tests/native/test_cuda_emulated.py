@@ -3,13 +3,13 @@
 import ctypes
 import re
 
-import attention_truth as truth
 import pytest
 import torch
-from attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
-from attention_truth import TOLERANCES, assert_close
-from emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
-from ragged import int32, random_keys
+from helpers import attention_truth as truth
+from helpers.attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from helpers.attention_truth import TOLERANCES, assert_close
+from helpers.emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
+from helpers.ragged import int32, random_keys
 
 from mmbdhs.native import binding, reference
 

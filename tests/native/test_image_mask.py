@@ -1,6 +1,6 @@
 import pytest
 import torch
-from ragged import int32, random_keys, rows
+from helpers.ragged import int32, random_keys, rows
 from scipy import stats
 
 from mmbdhs.native import binding, ops, reference

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from ragged import arange32, flat, int32, random_keys
+from helpers.ragged import arange32, flat, int32, random_keys
 
 from mmbdhs.native import backend, binding, checks, ops, reference
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from ragged import arange32, int32, random_keys
+from helpers.ragged import arange32, int32, random_keys
 from scipy import stats
 
 from mmbdhs.native import _extension, binding, reference

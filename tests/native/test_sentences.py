@@ -3,9 +3,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers.ragged import flat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ragged import flat
 
 from mmbdhs.native import binding, reference
 from mmbdhs.native.sentence_rule import NO_STOP, SPACES, UNDECIDED

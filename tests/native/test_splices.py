@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.ragged import arange32, flat, int32, random_keys, texts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import arange32, flat, int32, random_keys, texts_of
 from scipy import stats
 
 from mmbdhs.native import binding, checks, ops, reference

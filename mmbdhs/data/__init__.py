@@ -1,0 +1,1 @@
+"""What the user has: preference pairs and their files."""

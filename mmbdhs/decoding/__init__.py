@@ -1,0 +1,1 @@
+"""Many continuations over shared prefixes, decoded together."""

@@ -1,0 +1,71 @@
+"""Which token comes next: what may be sampled, how it is drawn, and what ends a response."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from mmbdhs.sampling.results import BDHSConfig
+
+_VISION_ID_ATTRIBUTE = re.compile(r"(image|video|vision|boi|eoi).*(token_id|token_index)$")
+_VISION_TOKEN = re.compile(r"image|img|video|vision|patch", re.IGNORECASE)
+
+
+def vision_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Every id that stands for vision input rather than text and must never be sampled, and the rows of the output
+    head beyond the tokenizer's vocabulary, which no text contains."""
+    size = model.get_output_embeddings().weight.shape[0]
+    values = model.config.to_dict().items()
+    ids = {value for name, value in values if _VISION_ID_ATTRIBUTE.search(name) and isinstance(value, int)}
+    ids |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special and _VISION_TOKEN.search(t.content)}
+    return sorted({i for i in ids if 0 <= i < size} | set(range(len(tokenizer), size)))
+
+
+def end_token_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+    """The ids that end a response."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, (list, tuple)) else [configured]
+    return {i for i in (*ends, tokenizer.eos_token_id) if i is not None}
+
+
+class TokenChooser:
+    """Chooses the next token of each row: the arg-max, or the inverse of the distribution's CDF at an addressed draw.
+
+    suppressed: ids that are never chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole.
+    """
+
+    def __init__(self, suppressed: list[int], temperature: float, top_k: int, top_p: float) -> None:
+        self._suppressed = torch.tensor(suppressed, dtype=torch.int64)
+        self._warpers = []
+        if temperature not in (0.0, 1.0):
+            self._warpers.append(TemperatureLogitsWarper(float(temperature)))
+        if top_k:
+            self._warpers.append(TopKLogitsWarper(top_k))
+        if top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(top_p))
+
+    def __call__(self, logits: Tensor, draws: Tensor | None) -> Tensor:
+        """logits: [n, V]; draws: uniforms float32 [n] in [0, 1), or None for the arg-max. Returns int64 [n], -1 where
+        the logits are not finite."""
+        self._suppressed = self._suppressed.to(logits.device)
+        scores = logits.float().index_fill(1, self._suppressed, -torch.inf)
+        if draws is None:
+            best, token = scores.max(dim=-1)  # NaN wins every maximum
+            return torch.where(best.isfinite(), token, -1)
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        target = draws[:, None] * total
+        # Rounded up to the total, a draw would fall behind the last token.
+        target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+        token = torch.searchsorted(cumulative, target, right=True)
+        return torch.where(total.isfinite(), token, -1)[:, 0]
+
+
+def token_chooser(model: nn.Module, tokenizer: Any, config: BDHSConfig) -> TokenChooser:
+    return TokenChooser(vision_token_ids(model, tokenizer), config.temperature, config.top_k, config.top_p)

@@ -1,0 +1,1 @@
+"""Log-probabilities of many responses to one prompt, packed into one row."""

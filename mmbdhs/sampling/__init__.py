@@ -1,0 +1,1 @@
+"""Algorithm 1 and the other ways to a rejected response."""

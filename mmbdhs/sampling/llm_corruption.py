@@ -1,0 +1,162 @@
+"""Language models behind OpenAI-compatible endpoints, and the corruption strategy of appendix C.1 that needs one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mmbdhs.sampling.results import check_on_error
+from mmbdhs.vlm.chat_processor import Messages, load_images, message_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LOG = logging.getLogger("mmbdhs")
+_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
+
+CORRUPTION = """\
+Here are a question about an image and a good response to it. Rewrite the response so that it says a few false things \
+about the image: change or add objects, attributes, numbers, places, actions or relations. Every false claim must be \
+realistic. Someone who cannot see the image must find it plausible and be unable to tell it from the true ones. Keep \
+style, structure and length, keep word for word what you do not change, do not contradict yourself, and give no hint \
+that anything was changed.
+
+Question: {question}
+
+Response: {response}
+
+Write the rewritten response and nothing else."""
+_REMINDER = "\n\nAt least one claim must change: do not repeat the response as it is."
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that gave no usable answer."""
+
+
+class ChatEndpoint:
+    """A model behind an OpenAI-compatible endpoint.
+
+    client: an `openai.OpenAI`, whose `max_retries` and `timeout` hold, or a base URL, for which one is made; the key is
+        then that of OPENAI_API_KEY, if any.
+    settings: of each request, such as temperature.
+
+    Raises ImportError where the package openai is missing.
+    """
+
+    def __init__(self, client: Any, model_name: str, settings: Mapping[str, Any] | None = None) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError("client: needs the package openai, pip install 'mmbdhs[annotate]'") from error
+        if isinstance(client, str):
+            client = openai.OpenAI(base_url=client, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+        self._client, self._errors, self._settings = client, openai.OpenAIError, dict(settings or {})
+        self.model_name = model_name
+
+    def ask(self, text: str, images: Sequence[Image] = ()) -> str:
+        """The answer to one user message, the images before the text. Raises EndpointError."""
+        content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+        message = {"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text}
+        try:
+            completion = self._client.chat.completions.create(
+                model=self.model_name, messages=[message], **self._settings
+            )
+        except self._errors as error:
+            raise EndpointError(f"{self.model_name}: {error}") from error
+        choices = getattr(completion, "choices", None)  # a wrong address may answer with any text
+        if not choices or not choices[0].message.content:
+            raise EndpointError(f"{self.model_name}: needs an answer with text, got {str(completion)[:200]!r}")
+        return choices[0].message.content
+
+
+def data_url(image: Image) -> str:
+    """The image as a PNG inside a URL."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def ask_each(
+    task: Callable[[_Item], _Answer], items: Mapping[str, _Item], workers: int, on_error: str
+) -> list[_Answer | EndpointError]:
+    """task(item) for every item, `workers` at a time, in the items' order.
+
+    items: by the names that they have in errors.
+    on_error: "raise" the first EndpointError, with the item's name, or "skip": it takes the answer's place.
+    """
+
+    def attempt(name: str, item: _Item) -> _Answer | EndpointError:
+        try:
+            return task(item)
+        except EndpointError as error:
+            named = EndpointError(f"{name}: {error}")
+            if on_error == "raise":
+                raise named from error
+            _LOG.warning("skipped %s", named)
+            return named
+
+    with ThreadPoolExecutor(workers) as pool:
+        answers = [pool.submit(attempt, name, item) for name, item in items.items()]
+        try:
+            return [answer.result() for answer in answers]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def conversation_text(prompt: str | Messages) -> str:
+    """A prompt as text: that of its one message, or its turns with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [(message["role"].capitalize(), message_text(message)) for message in prompt]
+    return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+
+
+def corrupt_responses(
+    client: Any,
+    model_name: str,
+    prompts: Sequence[str | Messages],
+    responses: Sequence[str],
+    images: Sequence[Any] | None = None,
+    *,
+    instruction: str = CORRUPTION,
+    settings: Mapping[str, Any] | None = None,
+    workers: int = 8,
+    on_error: str = "raise",
+) -> list[str | None]:
+    """Rejected responses by the corruption strategy (C.1): a strong language model rewrites each response with
+    hallucinations that cannot be told without the image.
+
+    client, model_name, settings: as ChatEndpoint takes them.
+    prompts, responses: what the chosen responses answer, and they.
+    images: for each prompt an image or a list of them for the model to see; None: it works from the text.
+    instruction: holds {question} and {response}.
+    workers: requests at a time.
+    on_error: "raise" an EndpointError that names the row, or "skip": None takes the response's place. A response that
+        comes back unchanged twice is an error too.
+    """
+    check_on_error(on_error)
+    pictures = [None] * len(prompts) if images is None else images
+    lengths = {"prompts": len(prompts), "responses": len(responses), "images": len(pictures)}
+    if isinstance(prompts, str) or isinstance(responses, str) or len(set(lengths.values())) > 1:
+        raise ValueError(f"prompts, responses, images: need lists of equal length, got {lengths}")
+    endpoint = ChatEndpoint(client, model_name, settings)
+
+    def rewritten(item: tuple[str | Messages, str, Any]) -> str:
+        prompt, response, image = item
+        seen = [] if image is None else load_images(image)
+        text = instruction.format(question=conversation_text(prompt), response=response)
+        for request in (text, text + _REMINDER):
+            answer = endpoint.ask(request, seen).strip()
+            if answer.split() != response.split():
+                return answer
+        raise EndpointError(f"{model_name}: needs a response that differs, got the same twice")
+
+    rows = {f"row {n}": item for n, item in enumerate(zip(prompts, responses, pictures, strict=True))}
+    answers = ask_each(rewritten, rows, workers, on_error)
+    return [None if isinstance(answer, EndpointError) else answer for answer in answers]

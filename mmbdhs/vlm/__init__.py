@@ -1,0 +1,1 @@
+"""The door to any vision-language model of `transformers`."""

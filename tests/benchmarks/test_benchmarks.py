@@ -1,0 +1,50 @@
+"""The benchmarks run, and their contestants agree (asserted inside)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = {
+    "attention": {
+        "ours",
+        "ours_steps",
+        "ours_index",
+        "packed",
+        "two_level",
+        "two_flash",
+        "compacted",
+        "dense",
+        "share",
+    },
+    "prefill": {"ours", "dense", "compacted", "dropped", "share"},
+    "mask": {"ours", "numpy", "torch_rand"},
+    "splice": {"work", "ours", "python"},
+    "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
+    "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
+    "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
+    "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
+    "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_benchmark_runs(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    command = [sys.executable, "benchmarks/run.py", name, "--quick", "--device", "cpu", "--rows", str(file)]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows and f"\n{name}: " in shown
+    for row in rows:
+        assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "versions", "threads", "date"}
+
+
+def test_unknown_benchmark_is_refused() -> None:
+    command = [sys.executable, "benchmarks/run.py", "speed"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "unknown benchmark 'speed'" in refused.stderr

@@ -1,0 +1,86 @@
+"""Records in TRL's vision preference layout, and files that are whole or absent."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from mmbdhs.data.jsonl import write_jsonl
+from mmbdhs.data.records import preference_record, read_records
+from mmbdhs.sampling.splicing import SentenceSplice
+
+SAMPLE = SimpleNamespace(
+    key="a",
+    rejected="The cat is red.",
+    similarity=0.5,
+    iterations=2,
+    guided=True,
+    visible_image_tokens=(3, 17),
+    sentences=(SentenceSplice("The cat is black.", False, 3, "The cat is", " red.", (5, 6, 7), (8, 9)),),
+)
+
+
+def test_record_is_trl_vision_preference():
+    record = preference_record(["x.png"], "What is it?", "The cat is black.", SAMPLE, seed=4)
+    assert record["images"] == ["x.png"]
+    assert record["prompt"] == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    ]
+    assert record["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "The cat is black."}]}]
+    assert record["rejected"] == [{"role": "assistant", "content": [{"type": "text", "text": "The cat is red."}]}]
+    traced = {k: record[k] for k in ("key", "seed", "similarity", "iterations", "guided", "visible_image_tokens")}
+    assert traced == {
+        "key": "a",
+        "seed": 4,
+        "similarity": 0.5,
+        "iterations": 2,
+        "guided": True,
+        "visible_image_tokens": [3, 17],
+    }
+    assert record["sentences"][0]["completion"] == " red."
+
+
+def test_messages_are_taken_as_they_are():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}]}]
+    assert preference_record(["x.png"], chat, "A cat.", SAMPLE, seed=0)["prompt"] is chat
+
+
+def test_image_places_must_equal_images():
+    with pytest.raises(ValueError, match="prompt: needs one image place per image, 2, got 0"):
+        preference_record(["x.png", "y.png"], [{"role": "user", "content": "Hi"}], "A cat.", SAMPLE, seed=0)
+
+
+def test_lines_read_back(tmp_path):
+    records = [preference_record(["é.png"], "日本?", 'a\n"b"', SAMPLE, seed=n) for n in range(3)]
+    target = tmp_path / "new" / "pairs.jsonl"
+    assert write_jsonl(target, iter(records)) == 3
+    lines = target.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
+    assert "日本" in lines[0]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "pairs.jsonl"
+    write_jsonl(target, [{"n": 1}])
+
+    def failing():
+        yield {"n": 2}
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_jsonl(target, failing())
+    assert target.read_text() == '{"n": 1}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_images_are_found_beside_their_file(tmp_path):
+    target = tmp_path / "pairs.jsonl"
+    write_jsonl(target, [{"images": ["a/x.png", "/y.png"], "n": 1}, {"n": 2}])
+    assert read_records(target) == [{"images": [str(tmp_path / "a/x.png"), "/y.png"], "n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]"])
+def test_a_line_that_is_no_object_is_named(line, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(f'{{"n": 1}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=r"pairs.jsonl: needs one JSON object a line, .*line 3"):
+        read_records(tmp_path / "pairs.jsonl")

@@ -1,0 +1,81 @@
+"""Cases for the CUDA kernels: sizes around their tiles, rows at odd distances, NaN wherever nothing may be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers import attention_truth as truth
+from torch import Tensor
+
+# branches, (query heads, key heads), head size, prefix rows, suffix rows; options
+SHARED_PREFIX = [
+    ((1, (1, 1), 32, 1, 1), {}),
+    ((3, (8, 2), 64, 129, 0), {"spare": 8}),
+    ((5, (7, 1), 72, 31, 129), {"spare": 1, "softcap": 2.0}),
+    ((9, (8, 1), 256, 129, 5), {"gather": True}),
+    ((8, (2, 2), 128, 1134, 31), {"spare": 8, "gather": True, "examples": 3}),
+    ((6, (16, 4), 40, 600, 31), {"examples": 5, "softcap": 30.0}),
+    ((2, (80, 2), 96, 31, 33), {}),
+    ((2, (2, 1), 128, 0, 9), {}),
+    ((3, (2, 2), 64, 0, 0), {}),
+]
+
+# batch, (query heads, key heads), queries, keys, head size; options
+MASKED = [
+    ((1, (1, 1), 1, 1, 32), {"share": 1.0}),
+    ((2, (8, 2), 31, 129, 64), {"causal": True, "spare": 8}),
+    ((2, (7, 1), 9, 31, 72), {"spare": 1, "softcap": 2.0}),
+    ((1, (4, 4), 33, 1134, 128), {"causal": True, "share": 0.1}),
+    ((3, (8, 1), 5, 2047, 256), {"share": 0.01}),
+    ((2, (2, 2), 40, 40, 256), {"causal": True, "softcap": 30.0}),
+    ((2, (2, 1), 3, 129, 96), {"share": 0.0}),
+    ((1, (2, 2), 3, 0, 64), {}),
+]
+
+
+def spaced(x: Tensor, spare: int) -> Tensor:
+    """`x` in the same order in memory, with `spare` elements after each row."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    laid_out = x.permute(order)
+    rows = torch.full((*laid_out.shape[:-1], x.shape[-1] + spare), torch.nan, dtype=x.dtype)[..., : x.shape[-1]]
+    return rows.copy_(laid_out).permute([order.index(dim) for dim in range(x.dim())])
+
+
+def shared_prefix(
+    dtype: torch.dtype, shape: tuple, spare: int = 0, softcap: float = 0.0, **options: Any
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """All arguments of `shared_prefix_attention`, in order, and what it should give."""
+    found = truth.random_shared_prefix(*shape, dtype, step_major=True, **options)
+    beyond = torch.arange(found["k_suffix"].shape[2]) >= found["suffix_length"][:, None]
+    unlisted = torch.ones(found["k_prefix"].shape[1], dtype=torch.bool)
+    unlisted[slice(None) if found["visible"] is None else found["visible"].long()] = False
+    for part, hidden in (("suffix", beyond[:, None, :, None]), ("prefix", unlisted[:, None])):
+        for name in (f"k_{part}", f"v_{part}"):
+            found[name] = spaced(found[name].masked_fill(hidden, torch.nan), spare)
+    found["q"] = spaced(found["q"], spare)
+    found |= {name: found.get(name) for name in ("example", "prefix_offsets")}
+    found |= {"scale": shape[2] ** -0.5, "softcap": softcap}
+    return found, truth.shared_prefix(found)
+
+
+def masked(
+    dtype: torch.dtype,
+    shape: tuple,
+    share: float = 0.5,
+    causal: bool = False,
+    spare: int = 0,
+    softcap: float = 0.0,
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """All arguments of `masked_attention`, in order, and what it should give; `share` of the keys are visible."""
+    batch, heads, queries, keys, head_dim = shape
+    chance = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(batch, length, count, head_dim, generator=chance).to(dtype).transpose(1, 2)
+        for length, count in ((queries, heads[0]), (keys, heads[1]), (keys, heads[1]))
+    )
+    visible = torch.rand(batch, keys, generator=chance) < share
+    expected = truth.masked(q, k, v, visible, causal, softcap)
+    k, v = (x.masked_fill(~visible[:, None, :, None], torch.nan) for x in (k, v))
+    found = {name: spaced(x, spare) for name, x in {"q": q, "k": k, "v": v}.items()}
+    return {**found, "visible": visible, "causal": causal, "scale": head_dim**-0.5, "softcap": softcap}, expected

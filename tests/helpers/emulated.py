@@ -1,0 +1,87 @@
+"""The CUDA sources under `cuda_emulator.h`, in the place of the compiled extension."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent / "emulator"
+SOURCES = Path(__file__).parents[2] / "csrc"
+SCHEDULES = {"ascending": 0, "descending": 1, "random": 2}
+_STREAM = 0x5EA
+_GUARD = 1 << 14  # bytes around a buffer, that a wrong kernel may hit and a right one leaves as they are
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """Compile csrc/*.cu with a C++ compiler."""
+    library = folder / "emulated_kernels.so"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")))
+    options = ["-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    folders = [f"-I{HERE / 'fake_cuda_runtime'}", f"-I{SOURCES}"]
+    command = [*compiler.split(), *options, *folders, "-o", library, HERE / "emulated_kernels.cpp"]
+    subprocess.run(command, check=True, timeout=300)
+    loaded = ctypes.CDLL(str(library))
+    loaded.last_stream.restype = ctypes.c_void_p
+    for op in ("shared_prefix", "masked"):
+        getattr(loaded, f"{op}_workspace").restype = ctypes.c_int64
+    launchers = ("shared_prefix_attention", "masked_attention", "count_visible", "write_visible")
+    for name in (*launchers, "run_leaves_early", "run_parts_ways", "run_overruns", "run_slips"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    return loaded
+
+
+class Extension:
+    """Has the attention functions of the compiled extension, with the CUDA launchers behind them."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self.schedule("ascending")
+        self.remove_barrier("")
+
+    def schedule(self, name: str) -> None:
+        """Which thread goes on when one has to wait."""
+        self._library.set_schedule(SCHEDULES[name])
+
+    def remove_barrier(self, place: str) -> None:
+        """Skip the barrier at "file:line", or none."""
+        self._library.remove_barrier(place.encode())
+
+    def launch(self, name: str, *arguments: object) -> None:
+        """Call a launcher on a stream. Raises RuntimeError with its message if it fails."""
+        error = getattr(self._library, name)(*arguments, ctypes.c_void_p(_STREAM))
+        if error:
+            raise RuntimeError(error.decode())
+        assert self._library.last_stream() == _STREAM
+
+    def shared_prefix_attention(self, fields: tuple[int, ...], scale: float, softcap: float, _threads: int) -> None:
+        self._attend("shared_prefix", fields, scale, softcap)
+
+    def masked_attention(self, fields: tuple[int, ...], scale: float, softcap: float, _threads: int) -> None:
+        self._attend("masked", fields, scale, softcap)
+
+    def _attend(self, op: str, fields: tuple[int, ...], scale: float, softcap: float) -> None:
+        packed = (ctypes.c_int64 * len(fields))(*fields)
+        size = getattr(self._library, f"{op}_workspace")(packed)
+        with guarded(size) as workspace:
+            numbers = (ctypes.c_double(scale), ctypes.c_double(softcap))
+            self.launch(f"{op}_attention", packed, *numbers, pointer(workspace))
+
+
+@contextmanager
+def guarded(size: int) -> Iterator[Tensor]:
+    """uint8 [size] of 0xFF (NaN in every float), in the middle of more of it that must not change."""
+    buffer = torch.full((size + 2 * _GUARD,), 0xFF, dtype=torch.uint8)
+    yield buffer[_GUARD : _GUARD + size]
+    assert bool((buffer[:_GUARD] == 0xFF).all() and (buffer[_GUARD + size :] == 0xFF).all()), "wrote outside"
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

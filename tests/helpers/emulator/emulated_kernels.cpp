@@ -1,0 +1,86 @@
+// The CUDA sources with their launches, on the emulator; results are error messages, or null.
+#include <exception>
+
+#include "attention/cuda/attention.cu"
+#include "image_mask/image_mask.cu"
+
+using namespace mmbdhs;
+
+namespace {
+
+std::string failure;
+
+template <class Run>
+const char* reported(const Run& run) {
+    try {
+        run();
+        return nullptr;
+    } catch (const std::exception& error) {
+        failure = error.what();
+        return failure.c_str();
+    }
+}
+
+// What the emulator must notice.
+__global__ void leaves_early() {
+    if (threadIdx.x == 5) return;
+    __syncthreads();
+}
+
+__global__ void parts_ways() {
+    if (threadIdx.x < WARP) {
+        __syncthreads();
+    } else {
+        __syncthreads();
+    }
+}
+
+__global__ void overruns() { shared_memory[4 + threadIdx.x] = 1; }
+
+__global__ void slips() { load<4>(shared_memory + 2); }
+
+}  // namespace
+
+extern "C" {
+
+const char* run_leaves_early(void* stream) {
+    return reported([=] { launch("leaves_early", 2, 0, stream, leaves_early); });
+}
+const char* run_parts_ways(void* stream) {
+    return reported([=] { launch("parts_ways", 2, 0, stream, parts_ways); });
+}
+const char* run_overruns(void* stream) {
+    return reported([=] { launch("overruns", 2, THREADS, stream, overruns); });
+}
+const char* run_slips(void* stream) {
+    return reported([=] { launch("slips", 2, THREADS, stream, slips); });
+}
+
+void set_schedule(int schedule) { emulator::device.schedule = schedule; }
+void remove_barrier(const char* place) { emulator::device.removed = place; }
+void* last_stream() { return emulator::device.stream; }
+
+const char* count_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
+                          int64_t examples, uint64_t visible_from, int64_t* counts, void* stream) {
+    return reported([=] { count_visible_cuda(seed, keys, iteration, tokens, examples, visible_from, counts, stream); });
+}
+
+const char* write_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens,
+                          int64_t examples, uint64_t visible_from, const int64_t* offsets, int32_t* indices,
+                          void* stream) {
+    return reported(
+        [=] { write_visible_cuda(seed, keys, iteration, tokens, examples, visible_from, offsets, indices, stream); });
+}
+
+int64_t shared_prefix_workspace(const SharedPrefix* arguments) { return shared_prefix_attention_workspace(*arguments); }
+int64_t masked_workspace(const Masked* arguments) { return masked_attention_workspace(*arguments); }
+
+const char* shared_prefix_attention(const SharedPrefix* arguments, double scale, double softcap, void* workspace,
+                                    void* stream) {
+    return reported([=] { shared_prefix_attention_cuda(*arguments, scale, softcap, workspace, stream); });
+}
+
+const char* masked_attention(const Masked* arguments, double scale, double softcap, void* workspace, void* stream) {
+    return reported([=] { masked_attention_cuda(*arguments, scale, softcap, workspace, stream); });
+}
+}

@@ -1,0 +1,104 @@
+"""The plain way: one masked forward of the whole model for each token. The truth that the sampler is held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmbdhs.decoding.token_sampling import end_token_ids, vision_token_ids
+from mmbdhs.native import reference as twin
+from mmbdhs.vlm.text_decoder import image_token_id
+
+
+def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def prompt_inputs(processor: Any, images: list[Image.Image], prompt: str) -> dict[str, Any]:
+    """What the chat template and the processor make of the prompt alone."""
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    return dict(inputs)
+
+
+@torch.no_grad()
+def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], response: list[int]) -> torch.Tensor:
+    """Logits [len(response) + 1, V] after the prompt and after each response token, by a masked forward of the whole
+    model: a 2-D mask with zeros at hidden image tokens, and the positions that an unmasked forward would have."""
+    inputs = dict(inputs)
+    prompt = inputs.pop("input_ids")
+    inputs.pop("attention_mask")
+    ids = torch.cat([prompt, torch.tensor([response], dtype=torch.int64)], dim=1)
+    image = (ids[0] == image_token_id(model)).nonzero().flatten()
+    mask = torch.ones_like(ids)
+    mask[0, image] = 0
+    mask[0, image[list(visible)]] = 1
+    for name in (name for name, value in inputs.items() if value.shape == prompt.shape):  # kinds of tokens: 0 for text
+        kind = int(model.config.model_type == "paligemma")  # but here 0 is the prompt, and 1 the response
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(response)), value=kind)
+    positions = torch.arange(ids.shape[1])[None]
+    if "image_grid_thw" in inputs:
+        arguments = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+        positions, _ = model.model.get_rope_index(ids, **arguments)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **inputs).logits
+    return logits[0, prompt.shape[1] - 1 :]
+
+
+def greedy_ids(
+    model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, before: str, limit: int
+) -> list[int]:
+    """The completion of a sentence, token by token, with the sentence rule's plain twin as the only stop."""
+    suppressed = vision_token_ids(model, processor.tokenizer)
+    ends = end_token_ids(model, processor.tokenizer)
+    head = before + splice.kept
+    ids: list[int] = []
+    while True:
+        logits = masked_logits(model, inputs, visible, [*splice.prefix_ids, *ids])[-1]
+        logits[suppressed] = -torch.inf
+        token = int(logits.argmax())
+        final = token in ends or len(ids) + 1 == limit
+        if token not in ends:
+            ids.append(token)
+        text = _text(processor, splice.prefix_ids, ids)
+        end = _end(head + text, len(before.encode()), final)
+        if end >= 0:
+            added = len((head + text).encode()[:end].decode()) - len(head)
+            return _shortest(processor, splice.prefix_ids, ids, added)
+
+
+def assert_replays(model: Any, processor: Any, images: list[Image.Image], prompt: str, sample: Any, limit: int) -> None:
+    """Each sentence of a greedy sample is what the plain way makes of its beginning."""
+    inputs, before = prompt_inputs(processor, images, prompt), ""
+    for splice in sample.sentences:
+        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, limit)
+        assert list(splice.completion_ids) == plain
+        before += splice.reference
+
+
+def _shortest(processor: Any, prefix: tuple[int, ...], ids: list[int], length: int) -> list[int]:
+    """As few of `ids` as hold the first `length` characters."""
+    for count in range(len(ids) + 1):
+        if len(_text(processor, prefix, ids[:count])) >= length:
+            return ids[:count]
+    raise AssertionError("the text is shorter than its sentence")
+
+
+def _text(processor: Any, prefix: tuple[int, ...], ids: list[int]) -> str:
+    decode = processor.tokenizer.decode
+    return decode([*prefix, *ids], skip_special_tokens=True)[len(decode(list(prefix), skip_special_tokens=True)) :]
+
+
+def _end(text: str, begin: int, final: bool) -> int:
+    raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    offsets = torch.tensor([0, len(raw)])
+    return int(twin.sentence_ends(raw, offsets, torch.tensor([begin]), torch.tensor([final])))

@@ -1,0 +1,117 @@
+"""Sharded training against training with the whole model. Run as a program, in several processes, it is the former."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.preference_records import apart, fresh_miniature, scene_records
+from safetensors.torch import load_file
+
+from mmbdhs import BDHSConfig, TrainConfig, miniature, train
+from mmbdhs.losses import dpo_loss
+from mmbdhs.training.objectives import pairwise
+from mmbdhs.training.pair_sources import Candidates, OnlineBDHS, Visit
+from mmbdhs.vlm.text_decoder import unwrapped
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+
+DPO = pairwise(dpo_loss, beta=0.1)
+FULL = {"micro_batch_size": 1, "batch_size": 6, "epochs": 2, "save_steps": 1, "keep_checkpoints": 9}
+ADAPTERS = {"lora_rank": 4, "batch_size": 4, "micro_batch_size": 2, "gradient_checkpointing": True, "eval_steps": 1}
+
+
+def uneven(model: Any, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
+    """Two of five are undecided, one has a third response: processes have different numbers of passes."""
+
+    def candidates(visit: Visit) -> Candidates | None:
+        kind, texts = int(visit.key.split("-")[1]) % 5, (visit.record["chosen"], visit.record["rejected"])
+        return None if kind < 2 else Candidates((*texts, *["The bed is red."] * (kind == 2)))
+
+    return [candidates(visit) for visit in visits]
+
+
+def train_full(output: Path, **settings: Any) -> Any:
+    config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    return train(*fresh_miniature(), scene_records(9), uneven, DPO, config)
+
+
+def train_adapters(output: Path, **settings: Any) -> Any:
+    def weights(model: Any, step: int) -> dict[str, float]:
+        return {"size": sum(parameter.numel() for parameter in unwrapped(model).parameters())}
+
+    source = OnlineBDHS(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
+    config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)
+    objective = pairwise(dpo_loss, weights=(0.5, 0.5), beta=0.1)
+    return train(*fresh_miniature(), scene_records(5), source, objective, config, evaluate=weights)
+
+
+def main(output: Path) -> None:
+    """In each of the processes."""
+    result = train_full(output / "full", shard=True)
+    parameters = list(result.model.parameters())
+    held, whole = sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)
+    assert held < 0.51 * whole, f"{held} of {whole}"
+    assert all(p.grad is None for p in parameters)
+    train_full(output / "cut", shard=True, max_steps=2)
+    train_full(output / "cut", shard=True, resume=True)
+    train_adapters(output / "adapters", shard=True)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # Processes that wait for each other would do so for half an hour.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([*launcher, __file__, str(folder)], check=True, env=environment, timeout=300)
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [row[name] for row in lines for name in ("loss", "margin", "grad_norm") if name in row]
+
+
+def test_a_sharded_model_trains_as_a_whole_one(sharded: Path, tmp_path: Path) -> None:
+    train_full(tmp_path / "full")
+    found, expected = (load_file(folder / "full/final/model.safetensors") for folder in (sharded, tmp_path))
+    start = load_file(miniature.path() / "model.safetensors")
+    assert apart(found, expected, start) < 1e-3
+    assert losses(sharded / "full") == pytest.approx(losses(tmp_path / "full"), rel=1e-4)
+
+
+def test_a_sharded_run_goes_on_sharded_to_the_bit_or_whole(sharded: Path, tmp_path: Path) -> None:
+    expected = load_file(sharded / "full/final/model.safetensors")
+    found = load_file(sharded / "cut/final/model.safetensors")
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    shutil.copytree(sharded / "full/checkpoint-000002", tmp_path / "checkpoint-000002")
+    train_full(tmp_path, resume=True)
+    start = load_file(tmp_path / "checkpoint-000002/model.safetensors")
+    assert apart(load_file(tmp_path / "final/model.safetensors"), expected, start) < 1e-3
+
+
+def test_adapters_and_online_samples_are_those_of_a_whole_model(sharded: Path, tmp_path: Path) -> None:
+    train_adapters(tmp_path / "adapters")
+    found, expected = (load_file(at / "adapters/final/adapter_model.safetensors") for at in (sharded, tmp_path))
+    learned = [name for name in expected if "lora_B" in name]  # from zeros
+    assert apart(found, expected, expected | {name: 0 * expected[name] for name in learned}) < 1e-3
+    assert losses(sharded / "adapters") == pytest.approx(losses(tmp_path / "adapters"), rel=1e-4)
+
+
+def test_one_process_has_nothing_to_share_with(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard: needs several processes, got one"):
+        train_full(tmp_path, shard=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,81 @@
+"""Sampled pairs on disk go through TRL's DPOTrainer as they are, and a step of it is a step of ours."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.preference_records import apart, fresh_miniature, scene_records
+
+from mmbdhs import BDHSConfig, bdhs_sample
+from mmbdhs.data.jsonl import read_jsonl, write_jsonl
+from mmbdhs.data.records import preference_record, read_records
+from mmbdhs.losses import dpo_loss
+from mmbdhs.training.config import TrainConfig
+from mmbdhs.training.objectives import pairwise
+from mmbdhs.training.pair_sources import Stored
+from mmbdhs.training.trainer import train
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+STEPS = 3
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Sampled pairs as the library saves them, images as paths."""
+    model, processor = fresh_miniature()
+    records = []
+    for record in scene_records(4):
+        image = tmp_path / f"{record['key']}.png"
+        record["images"][0].save(image)
+        asked = [image], [record["prompt"]], [record["chosen"]]
+        (sample,) = bdhs_sample(model, processor, *asked, BDHSConfig(), lambda a, b: [0.0] * len(a), [record["key"]])
+        records.append(preference_record([image], record["prompt"], record["chosen"], sample, 0))
+    write_jsonl(tmp_path / "pairs.jsonl", records)
+    return tmp_path / "pairs.jsonl"
+
+
+def with_trl(model: Any, processor: Any, pairs: Path, folder: Path) -> list[dict[str, float]]:
+    """Paths need no cast: TRL opens them itself."""
+    data = datasets.load_dataset("json", data_files=str(pairs), split="train", cache_dir=str(folder / "cache"))
+    settings = trl.DPOConfig(
+        str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=STEPS,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        beta=0.1,
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = trl.DPOTrainer(model, None, settings, train_dataset=data, processing_class=processor)
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_path: Path) -> None:
+    model, processor = fresh_miniature()
+    processor = copy.deepcopy(processor)
+    # TRL leaves the BOS out where the template does not write it; transformers and we have the tokenizer add it.
+    processor.chat_template = processor.tokenizer.bos_token + processor.chat_template
+    peer, start = fresh_miniature()[0], fresh_miniature()[0].state_dict()
+    settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
+    config = TrainConfig(tmp_path / "ours", epochs=STEPS, **settings)
+    train(model, processor, read_records(pairs), Stored(), pairwise(dpo_loss, beta=0.1), config)
+    peer.model.vision_tower.requires_grad_(False)
+    theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
+    ours = read_jsonl(tmp_path / "ours/log.jsonl")
+    for name, its_name in (("loss", "loss"), ("margin", "rewards/margins"), ("grad_norm", "grad_norm")):
+        assert [row[name] for row in ours] == pytest.approx(
+            [float(row[its_name]) for row in theirs], rel=1e-3, abs=1e-4
+        )
+    assert apart(model.state_dict(), peer.state_dict(), start) < 1e-3
