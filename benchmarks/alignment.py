@@ -26,8 +26,7 @@ from table import RESULTS, Options, Table
 from mmbdhs import bdhs_sample, miniature
 from mmbdhs.evaluation import mean_interval
 from mmbdhs.miniature.demo import minilm
-from mmbdhs.training.config import TrainConfig
-from mmbdhs.training.trainer import train
+from mmbdhs.training import TrainConfig, train
 
 RUNS = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))  # base and seed
 BASELINE, SFT, BDHS, CONTROL = "baseline", "SFT", "DPO, BDHS", "DPO, BDHS, rho 0"

@@ -10,11 +10,21 @@ from alignment_world import same_claims, truthful
 from torch import Tensor
 
 from mmbdhs import BDHSConfig, bdhs_sample
-from mmbdhs.logprobs.responses import ResponseLogps
+from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, slic_loss
-from mmbdhs.training.annotators import LikelihoodAnnotator
-from mmbdhs.training.objectives import Objective, pairwise, supervised
-from mmbdhs.training.pair_sources import Distorted, Mixed, OnlineBDHS, OnlinePairs, PairSource, Stored, Supervised
+from mmbdhs.training import (
+    Distorted,
+    LikelihoodAnnotator,
+    Mixed,
+    Objective,
+    OnlineBDHS,
+    OnlinePairs,
+    PairSource,
+    Stored,
+    Supervised,
+    pairwise,
+    supervised,
+)
 
 Records = list[dict[str, Any]]
 

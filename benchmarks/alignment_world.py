@@ -17,7 +17,7 @@ from mmbdhs.miniature.evaluate import Examinee, Task
 from mmbdhs.miniature.kinds import KINDS
 from mmbdhs.miniature.language import CAPTION_PROMPT, Noise, caption, mentions, pope_questions, wrong_mentions
 from mmbdhs.miniature.world import Scene, make_scene, render
-from mmbdhs.training.annotators import Comparison
+from mmbdhs.training import Comparison
 
 BASES = Path(__file__).parent / "bases"
 PAIR_SEED, JUDGE_SEED = 500, 900  # of scenes, which no base was trained on

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from mmbdhs.native.attention import shared_prefix_attention
+from mmbdhs.native import shared_prefix_attention
 
 Call = Callable[[], Tensor]
 

@@ -19,10 +19,8 @@ from table import Options, Table
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from mmbdhs.decoding.branch_pool import Branch, BranchPool
-from mmbdhs.decoding.token_sampling import TokenChooser
-from mmbdhs.vlm.decoder_inputs import DecoderInputs, decoder_arguments
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.decoding import Branch, BranchPool, TokenChooser
+from mmbdhs.vlm import DecoderInputs, decoder_arguments, find_text_decoder
 
 TEXT_TOKENS = 120
 STEPS = 8  # in one timed call: on a GPU the pool runs several between two looks at what was chosen
@@ -71,7 +69,7 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     equal = min(float((tokens[:, :shared] == chosen[0][:, :shared]).double().mean()) for tokens in chosen)
     # Rounding tips near ties, which random weights make, and what a branch says after one differs altogether.
     assert equal > 0.9 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
-    weights = [*text_decoder(model).parameters(), model.get_output_embeddings().weight]
+    weights = [*find_text_decoder(model).parameters(), model.get_output_embeddings().weight]
     weights = sum(w.nbytes for w in weights) - model.get_input_embeddings().weight.nbytes
     memory = weights / copy_bandwidth(options.device)
     products = 2 * branches * weights / model.dtype.itemsize / fma_peak(options.device, model.dtype)
@@ -146,7 +144,7 @@ class Rows:
     """A row for each branch, its first keys copied from one prefill. kind: "dynamic", "static" or "compact"."""
 
     def __init__(self, model: Any, prompt: Prompt, kind: str, steps: int) -> None:
-        self._decoder, self._head = text_decoder(model), model.get_output_embeddings()
+        self._decoder, self._head = find_text_decoder(model), model.get_output_embeddings()
         self._embed = model.get_input_embeddings()
         once = DynamicCache()
         arguments = decoder_arguments([prompt.inputs])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
-from mmbdhs.logprobs.chunked_head import chunked_logps
+from mmbdhs.logprobs import chunked_logps
 
 Logps = Callable[[Tensor, Tensor, Tensor], Tensor]
 

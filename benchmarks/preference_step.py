@@ -28,7 +28,7 @@ from sampling import REFERENCE
 from table import Options, Table
 from torch import Tensor
 
-from mmbdhs.logprobs.packed import response_logps
+from mmbdhs.logprobs import response_logps
 from mmbdhs.losses import dpo_loss
 
 PROMPT = "USER: <image>\nDescribe the image in detail. ASSISTANT:"

@@ -15,7 +15,7 @@ from table import Options, Table
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from mmbdhs.native.attention import masked_attention
+from mmbdhs.native import masked_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 FULL = [(dtype, rho, kv) for dtype in TOLERANCE for rho, kv in ((0.99, 32), (0.99, 8), (0.5, 32), (0.0, 32))]

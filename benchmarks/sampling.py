@@ -21,13 +21,9 @@ from table import Options, Table
 from transformers import DynamicCache
 
 from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample
-from mmbdhs.decoding.branch_pool import BranchPool
-from mmbdhs.decoding.token_sampling import vision_token_ids
-from mmbdhs.sampling import examples
-from mmbdhs.sampling.examples import ExampleReader
-from mmbdhs.sampling.sampler import Sampler
-from mmbdhs.sampling.splicing import Reference
-from mmbdhs.vlm.exactness import _SOUND
+from mmbdhs.decoding import BranchPool, vision_token_ids
+from mmbdhs.decoding.exactness import _SOUND
+from mmbdhs.sampling import ExampleReader, Reference, Sampler, examples
 
 PROMPT = "Describe the image in detail."
 REFERENCE = (

@@ -19,8 +19,7 @@ from measure import cache_flush, median_of, thread_counts, wall_seconds
 from table import Options, Table
 from torch import Tensor
 
-from mmbdhs.native import ops, reference, sentence_rule
-from mmbdhs.native.reference import COUNTERPARTS
+from mmbdhs.native import COUNTERPARTS, ops, reference, sentence_rule
 
 SENTENCES = (
     "Yes, there is a red bus at the crossing.",

@@ -1,4 +1,8 @@
-"""Bias-driven hallucination sampling for vision-language models."""
+"""Bias-driven hallucination sampling for vision-language models.
+
+`bdhs_sample` makes rejected responses, `mmbdhs.losses` and `mmbdhs.logprobs` serve any training loop, `train` is the
+reference trainer, and `mmbdhs.evaluation` scores the result. Names resolve at first use, so `import mmbdhs` is light.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +10,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmbdhs.native.attention import masked_attention, shared_prefix_attention
-    from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples, povid_sample
-    from mmbdhs.sampling.results import BDHSConfig, BDHSFailure, BDHSSample, ExampleError, POVIDSample
-    from mmbdhs.sampling.splicing import SentenceSplice
-    from mmbdhs.training.config import TrainConfig
-    from mmbdhs.training.trainer import train
-    from mmbdhs.vlm.text_decoder import UnsupportedModelError
+    from mmbdhs.errors import UnsupportedModelError as UnsupportedModelError
+    from mmbdhs.native import masked_attention as masked_attention
+    from mmbdhs.native import shared_prefix_attention as shared_prefix_attention
+    from mmbdhs.sampling import BDHSConfig as BDHSConfig
+    from mmbdhs.sampling import BDHSFailure as BDHSFailure
+    from mmbdhs.sampling import BDHSSample as BDHSSample
+    from mmbdhs.sampling import ExampleError as ExampleError
+    from mmbdhs.sampling import POVIDSample as POVIDSample
+    from mmbdhs.sampling import SentenceSplice as SentenceSplice
+    from mmbdhs.sampling import bdhs_sample as bdhs_sample
+    from mmbdhs.sampling import iter_bdhs_samples as iter_bdhs_samples
+    from mmbdhs.sampling import povid_sample as povid_sample
+    from mmbdhs.training import TrainConfig as TrainConfig
+    from mmbdhs.training import train as train
 
 __version__ = "0.1.0"
 
-# Resolved at first use, so that `import mmbdhs` brings in neither transformers nor sentence-transformers.
-_HOMES = {
-    "BDHSConfig": "sampling.results",
-    "BDHSFailure": "sampling.results",
-    "BDHSSample": "sampling.results",
-    "ExampleError": "sampling.results",
-    "POVIDSample": "sampling.results",
-    "SentenceSplice": "sampling.splicing",
-    "TrainConfig": "training.config",
-    "UnsupportedModelError": "vlm.text_decoder",
-    "bdhs_sample": "sampling.bdhs",
-    "iter_bdhs_samples": "sampling.bdhs",
-    "masked_attention": "native.attention",
-    "povid_sample": "sampling.bdhs",
-    "shared_prefix_attention": "native.attention",
-    "train": "training.trainer",
+_WINGS = {
+    "errors": ["UnsupportedModelError"],
+    "native": ["masked_attention", "shared_prefix_attention"],
+    "sampling": [
+        "BDHSConfig",
+        "BDHSFailure",
+        "BDHSSample",
+        "ExampleError",
+        "POVIDSample",
+        "SentenceSplice",
+        "bdhs_sample",
+        "iter_bdhs_samples",
+        "povid_sample",
+    ],
+    "training": ["TrainConfig", "train"],
 }
+_HOMES = {name: wing for wing, names in _WINGS.items() for name in names}
 
-__all__ = [
-    "BDHSConfig",
-    "BDHSFailure",
-    "BDHSSample",
-    "ExampleError",
-    "POVIDSample",
-    "SentenceSplice",
-    "TrainConfig",
-    "UnsupportedModelError",
-    "bdhs_sample",
-    "iter_bdhs_samples",
-    "masked_attention",
-    "povid_sample",
-    "shared_prefix_attention",
-    "train",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

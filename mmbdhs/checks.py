@@ -8,6 +8,7 @@ numbers are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import NamedTuple
 
@@ -135,3 +136,16 @@ def below_half(label_smoothing: float) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises ValueError for what is neither "raise" nor "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
+
+
+def equal_lengths(**lists: Sequence | None) -> None:
+    lengths = {name: len(values) for name, values in lists.items() if values is not None}
+    strings = [name for name, values in lists.items() if isinstance(values, str)]
+    if strings or len(set(lengths.values())) > 1:
+        raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {strings or lengths}")

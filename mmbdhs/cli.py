@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbdhs.native import backend
 from mmbdhs.training import command as train_command
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    facts = backend.report()
+    from mmbdhs import doctor
+
+    facts = doctor.report()
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")

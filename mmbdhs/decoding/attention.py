@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from mmbdhs.decoding.attention_paths import Path, Rows
 from mmbdhs.decoding.autotune import choose_path
 from mmbdhs.decoding.kv_cache import KeyStores, SlotLayer
-from mmbdhs.vlm.attention_interface import LayerCall, mask_configs, not_every_layer, switched
-from mmbdhs.vlm.mask_rules import MaskRule, rule_of
-from mmbdhs.vlm.text_decoder import UnsupportedModelError, text_decoder
+from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.vlm import LayerCall, MaskRule, find_text_decoder, mask_configs, not_every_layer, rule_of, switched
 
 
 class DecodeAttention:
     """Attention over `stores` for the layers of the model's decoder."""
 
     def __init__(self, model: nn.Module, stores: KeyStores) -> None:
-        self._configs, self._stores = mask_configs(model, text_decoder(model)), stores
+        self._configs, self._stores = mask_configs(model, find_text_decoder(model)), stores
         self._paths: dict[SlotLayer, Path] = {}
         self._handed: list[tuple[SlotLayer, Tensor, Tensor]] = []  # layers, with their newest keys and values
         self._rows: dict[tuple[MaskRule, torch.device], Rows] = {}

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmbdhs.decoding.kv_cache import SlotLayer
-from mmbdhs.native import backend, reference
-from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule
+from mmbdhs.native import backend, softmax_attention
+from mmbdhs.vlm import CAUSAL, MaskRule
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def sdpa_path(
     keys, values = (store.row[:, : rows.mask.shape[1]] for store in layer.stores)
     query = query[:, :, 0].transpose(0, 1)
     if softcap:  # which SDPA does not know
-        out, _ = reference.attend(query, keys, values, rows.mask, scale, softcap)
+        out, _ = softmax_attention(query, keys, values, rows.mask, scale, softcap)
     else:
         grouped = len(query) != len(keys)
         (out,) = functional.scaled_dot_product_attention(

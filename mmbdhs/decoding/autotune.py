@@ -15,7 +15,7 @@ from torch import Tensor
 from mmbdhs.decoding.attention_paths import Path, Rows, native_path, sdpa_path
 from mmbdhs.decoding.kv_cache import SlotLayer
 from mmbdhs.native import backend, checks
-from mmbdhs.vlm.mask_rules import MaskRule
+from mmbdhs.vlm import MaskRule
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.decoding.engine import Chooser, Decoding, steps_for
-from mmbdhs.vlm.decoder_inputs import DecoderInputs
+from mmbdhs.errors import NonFiniteError
+from mmbdhs.vlm import DecoderInputs
 
 _padded = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-
-
-class NonFiniteError(ArithmeticError):
-    """The model's hidden states or logits hold NaN or infinity, so no token can be chosen."""
 
 
 @dataclass(eq=False)

@@ -17,10 +17,7 @@ from transformers.cache_utils import DynamicCache
 from mmbdhs.decoding.attention import DecodeAttention
 from mmbdhs.decoding.attention_paths import Rows
 from mmbdhs.decoding.kv_cache import KeyStores, bucket, enlarged
-from mmbdhs.vlm.decoder_inputs import DecoderInputs
-from mmbdhs.vlm.output_head import OutputHead, step_logits
-from mmbdhs.vlm.prompt_attention import run_decoder
-from mmbdhs.vlm.text_decoder import input_device
+from mmbdhs.vlm import DecoderInputs, OutputHead, input_device, run_decoder, step_logits
 
 _LOG = logging.getLogger("mmbdhs")
 

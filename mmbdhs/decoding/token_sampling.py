@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from mmbdhs.sampling.results import BDHSConfig
-
 _VISION_ID_ATTRIBUTE = re.compile(r"(image|video|vision|boi|eoi).*(token_id|token_index)$")
 _VISION_TOKEN = re.compile(r"image|img|video|vision|patch", re.IGNORECASE)
 
@@ -67,5 +65,8 @@ class TokenChooser:
         return torch.where(total.isfinite(), token, -1)[:, 0]
 
 
-def token_chooser(model: nn.Module, tokenizer: Any, config: BDHSConfig) -> TokenChooser:
-    return TokenChooser(vision_token_ids(model, tokenizer), config.temperature, config.top_k, config.top_p)
+def token_chooser(
+    model: nn.Module, tokenizer: Any, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> TokenChooser:
+    """The chooser for a model's text: ids that stand for vision input are never chosen."""
+    return TokenChooser(vision_token_ids(model, tokenizer), temperature, top_k, top_p)

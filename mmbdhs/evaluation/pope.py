@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mmbdhs.data.jsonl import read_jsonl
+from mmbdhs.data import read_jsonl
 from mmbdhs.evaluation.files import column
 from mmbdhs.evaluation.intervals import Estimate, ratio
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts

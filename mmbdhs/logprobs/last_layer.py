@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedConfig
 
-from mmbdhs.vlm.attention_interface import LayerCall, switched
-from mmbdhs.vlm.mask_rules import RuleMask
-from mmbdhs.vlm.output_head import running_instead
-from mmbdhs.vlm.text_decoder import UnsupportedModelError
+from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.vlm import LayerCall, RuleMask, running_instead, switched
 
 
 class WindowAttention(Protocol):

@@ -17,14 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmbdhs.decoding import probe
+from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.logprobs.last_layer import LastLayer, last_layer
 from mmbdhs.logprobs.packed_attention import PackedAttention
 from mmbdhs.logprobs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.vlm.attention_interface import decoder_configs, not_every_layer, switched
-from mmbdhs.vlm.decoder_inputs import DecoderInputs, TokenRows, decoder_arguments, decoder_inputs, text_inputs
-from mmbdhs.vlm.exactness import probe
-from mmbdhs.vlm.output_head import token_logps
-from mmbdhs.vlm.text_decoder import UnsupportedModelError, runnable, text_decoder
+from mmbdhs.logprobs.token_logps import token_logps
+from mmbdhs.vlm import (
+    DecoderInputs,
+    TokenRows,
+    capture_decoder_inputs,
+    decoder_arguments,
+    decoder_configs,
+    find_text_decoder,
+    not_every_layer,
+    runnable,
+    switched,
+    text_inputs,
+)
 
 
 def response_logps(
@@ -49,7 +59,7 @@ def response_logps(
     model = runnable(model)
     ids = checked_responses(model, prompts, responses, temperature, truncate_responses)
     rows = [_packed(model, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     lengths = [[len(text) for text in texts] for texts in ids]
     attention = PackedAttention(rows, lengths, decoder.config._attn_implementation == "eager")
     arguments = decoder_arguments(rows)
@@ -65,7 +75,7 @@ def response_logps(
 def _packed(model: nn.Module, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:
     """The prompt and its responses behind one another, as the decoder takes them."""
     ids, together = inputs["input_ids"][0], torch.cat(texts)
-    prompt = decoder_inputs(model, inputs, len(ids))
+    prompt = capture_decoder_inputs(model, inputs, len(ids))
     probe(model, prompt, ids, len(ids) + len(together))
     text = text_inputs(model, together) if prompt.further and len(together) else None
     embeds = model.get_input_embeddings()(together) if text is None else text.embeds

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmbdhs.native import reference
-from mmbdhs.vlm.attention_interface import LayerCall
-from mmbdhs.vlm.decoder_inputs import DecoderInputs
-from mmbdhs.vlm.mask_rules import MaskRule, rule_of
+from mmbdhs.native import softmax_attention
+from mmbdhs.vlm import DecoderInputs, LayerCall, MaskRule, rule_of
 
 
 class PackedAttention:
@@ -82,7 +80,7 @@ def _numbers(row: DecoderInputs, lengths: list[int]) -> Tensor:
 def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float) -> Tensor:
     """q [Hq, n, D] over k, v [Hkv, m, D] -> [Hq, n, D]; causal without `seen`."""
     if softcap:  # which SDPA does not know
-        return reference.attend(q, k, v, seen, scale, softcap)[0]
+        return softmax_attention(q, k, v, seen, scale, softcap)[0]
     (out,) = functional.scaled_dot_product_attention(
         q[None], k[None], v[None], attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=len(q) != len(k)
     )

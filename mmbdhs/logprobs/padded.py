@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.logprobs.responses import ResponseLogps, Responses, checked_responses, laid_out
-from mmbdhs.vlm.text_decoder import runnable
+from mmbdhs.vlm import runnable
 
 
 def separate_logps(

@@ -9,18 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmbdhs.data import Messages, as_messages, load_images, message_text
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.responses import ResponseLogps, Responses
-from mmbdhs.vlm.chat_processor import (
-    Messages,
-    as_messages,
-    encode,
-    first_tokens,
-    load_images,
-    message_text,
-    render_turn,
-)
-from mmbdhs.vlm.text_decoder import evaluating, input_device, unwrapped
+from mmbdhs.vlm import encode, evaluating, first_tokens, input_device, render_turn, unwrapped
 
 
 def encode_responses(

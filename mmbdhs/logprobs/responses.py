@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.vlm.text_decoder import context_length
+from mmbdhs.vlm import context_length
 
 Responses = Sequence[Sequence[Sequence[int] | Tensor]]
 

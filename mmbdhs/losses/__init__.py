@@ -32,14 +32,7 @@ from mmbdhs.losses.preference import (
     slic_loss,
     sppo_hard_loss,
 )
-from mmbdhs.losses.reference_free import (
-    cpo_loss,
-    orpo_loss,
-    reward_model_loss,
-    sft_loss,
-    simpo_loss,
-    slic_hf_loss,
-)
+from mmbdhs.losses.reference_free import cpo_loss, orpo_loss, reward_model_loss, sft_loss, simpo_loss, slic_hf_loss
 from mmbdhs.losses.reinforce import (
     Advantages,
     PPOLoss,

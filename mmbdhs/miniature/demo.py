@@ -10,16 +10,14 @@ from typing import Any
 
 from PIL.Image import Image
 
-from mmbdhs.data.jsonl import write_jsonl
-from mmbdhs.data.records import preference_record
+from mmbdhs.data import preference_record, write_jsonl
 from mmbdhs.miniature import load
 from mmbdhs.miniature.corpus import GRID
 from mmbdhs.miniature.evaluate import THRESHOLDS
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption, is_wrong, questions
 from mmbdhs.miniature.report import SheetRow, highlight, sheet
 from mmbdhs.miniature.world import Scene, make_scene, render
-from mmbdhs.sampling.bdhs import bdhs_sample
-from mmbdhs.sampling.results import BDHSConfig, BDHSSample
+from mmbdhs.sampling import BDHSConfig, BDHSSample, bdhs_sample
 
 _SHEET_ROWS = 4
 

@@ -12,15 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmbdhs.miniature.kinds import (
-    BACKDROPS,
-    COLOURS,
-    KINDS,
-    SCENES,
-    SHAPES,
-    TYPICAL_COLOUR,
-    TYPICAL_KINDS,
-)
+from mmbdhs.miniature.kinds import BACKDROPS, COLOURS, KINDS, SCENES, SHAPES, TYPICAL_COLOUR, TYPICAL_KINDS
 
 WORLDS = {"train": True, "prior": True, "uniform": False, "validation": False, "balanced": False}
 """Every world's name, and whether its scenes follow the priors."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import sentence_rule
+from mmbdhs.native.plain_attention import softmax_attention
 from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED  # noqa: F401
 
 # What a random draw is for; a part of its address, so that no two uses ever share a draw.
@@ -208,7 +209,7 @@ def shared_prefix_attention(
         k = torch.cat([k_prefix[:, rows], k_suffix[branch, :, :length]], dim=1)
         v = torch.cat([v_prefix[:, rows], v_suffix[branch, :, :length]], dim=1)
         seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=q.device)
-        row_out, row_lse = attend(q[branch, :, None], k, v, seen, scale, softcap)
+        row_out, row_lse = softmax_attention(q[branch, :, None], k, v, seen, scale, softcap)
         out[branch], lse[branch] = row_out[:, 0], row_lse[:, 0]
     return out, lse
 
@@ -220,25 +221,11 @@ def masked_attention(
     queries, keys = q.shape[2], k.shape[2]
     order = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     seen = visible[:, None] & (order.tril(keys - queries) if causal else order)
-    rows = [attend(*row, scale, softcap) for row in zip(q, k, v, seen, strict=True)]
+    rows = [softmax_attention(*row, scale, softcap) for row in zip(q, k, v, seen, strict=True)]
     if not rows:
         return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     out, lse = zip(*rows, strict=True)
     return torch.stack(out), torch.stack(lse)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """q [Hq, Lq, D] over k, v [Hkv, L, D] where `seen` [Lq, L] -> out [Hq, Lq, D], lse float32 [Hq, Lq]."""
-    group = q.shape[0] // k.shape[0]
-    k, v = (x.float().repeat_interleave(group, dim=0) for x in (k, v))
-    scores = q.float() @ k.transpose(1, 2) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~seen, -torch.inf)
-    lse = scores.logsumexp(dim=-1)
-    # Where nothing is seen, lse is -inf: subtracting 0 instead leaves weights of 0, not NaN.
-    weights = (scores - lse.where(lse > -torch.inf, 0.0)[..., None]).exp()
-    return (weights @ v).to(q.dtype), lse
 
 
 def _rises(bounds: list[int], total: int) -> bool:

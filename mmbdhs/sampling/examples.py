@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mmbdhs.decoding.branch_pool import NonFiniteError
-from mmbdhs.vlm.chat_processor import (
+from mmbdhs.data import as_messages, content_key, key_address, load_images
+from mmbdhs.decoding import probe
+from mmbdhs.errors import NonFiniteError
+from mmbdhs.vlm import (
     CONTEXT_TOKENS,
+    DecoderInputs,
     Turn,
-    as_messages,
-    content_key,
+    capture_decoder_inputs,
+    check_layers,
+    context_length,
     encode,
-    key_address,
-    load_images,
+    image_token_id,
+    input_device,
     render_turn,
 )
-from mmbdhs.vlm.decoder_inputs import DecoderInputs, decoder_inputs
-from mmbdhs.vlm.exactness import probe
-from mmbdhs.vlm.text_decoder import check_layers, context_length, image_token_id, input_device
 
 # What one bad example may raise; anything else is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ValueError, TypeError, OSError, NonFiniteError)
@@ -76,6 +79,14 @@ class ExampleReader:
                 f"references: prompt and reference need at most {self._longest} tokens (the model's context), "
                 f"got {prompt_length} + {len(ids) - prompt_length}"
             )
-        inputs = decoder_inputs(self._model, batch, prompt_length)
+        inputs = capture_decoder_inputs(self._model, batch, prompt_length)
         probe(self._model, inputs, ids, len(ids) + self._generated)
         return EncodedExample(inputs, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))
+
+
+def numbered_examples(
+    images: Iterable, prompts: Iterable, references: Iterable, keys: Iterable | None
+) -> Iterator[tuple]:
+    triples = zip(images, prompts, references, strict=True)
+    keyed = zip(triples, itertools.repeat(None), strict=False) if keys is None else zip(triples, keys, strict=True)
+    return ((index, *triple, key) for index, (triple, key) in enumerate(keyed))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmbdhs.sampling.results import check_on_error
-from mmbdhs.vlm.chat_processor import Messages, load_images, message_text
+from mmbdhs.checks import check_on_error
+from mmbdhs.data import Messages, load_images, message_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

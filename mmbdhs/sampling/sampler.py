@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.decoding.branch_pool import Branch, BranchPool
-from mmbdhs.decoding.token_sampling import end_token_ids, token_chooser
+from mmbdhs.decoding import Branch, BranchPool, end_token_ids, token_chooser
 from mmbdhs.native import ops
+from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader
 from mmbdhs.sampling.image_corruption import noisy_images, visible_image_tokens
-from mmbdhs.sampling.results import BDHSConfig, BDHSFailure, BDHSSample
+from mmbdhs.sampling.results import BDHSFailure, BDHSSample
 from mmbdhs.sampling.similarity import Similarity
 from mmbdhs.sampling.splicing import Reference, SentenceSplice
 from mmbdhs.sampling.stopping import Continuation, SentenceStops
-from mmbdhs.vlm.chat_processor import tokenizer_of
-from mmbdhs.vlm.decoder_inputs import DecoderInputs
+from mmbdhs.vlm import DecoderInputs, tokenizer_of
 
 _PREFILL_TOKENS = 8192  # padded tokens in one prefill: bounds its memory whatever max_branches is
 _SCORED_TOGETHER = 32  # responses handed to the similarity model at once
@@ -52,7 +51,12 @@ class Sampler:
         self._reader = ExampleReader(model, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         tokenizer = tokenizer_of(processor)
         stops = SentenceStops(tokenizer, end_token_ids(model, tokenizer))
-        self._pool = BranchPool(model, config.max_branches, token_chooser(model, tokenizer, config), stops)
+        self._pool = BranchPool(
+            model,
+            config.max_branches,
+            token_chooser(model, tokenizer, config.temperature, config.top_k, config.top_p),
+            stops,
+        )
         self._again: deque[_Pair] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
         self._decoding = 0  # pairs with branches in the pool

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbdhs.native import ops
-from mmbdhs.native.reference import COUNTERPARTS
-from mmbdhs.vlm.chat_processor import Turn, reworded
+from mmbdhs.native import COUNTERPARTS, ops
+from mmbdhs.vlm import Turn, reworded
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from mmbdhs.decoding.branch_pool import Branch
-from mmbdhs.native import ops
-from mmbdhs.native.sentence_rule import BREAKS, STOPS
+from mmbdhs.decoding import Branch
+from mmbdhs.native import BREAKS, STOPS, ops
 from mmbdhs.sampling.splicing import Cut, ragged
-from mmbdhs.vlm.chat_processor import decode_after
+from mmbdhs.vlm import decode_after
 
 _TELLING = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mmbdhs.logprobs.preferences import encode_responses, reference_logps
-from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each, conversation_text
-from mmbdhs.sampling.results import check_on_error
-from mmbdhs.vlm.chat_processor import Messages, load_images, tokenizer_of
-from mmbdhs.vlm.text_decoder import evaluating, input_device, unwrapped
+from mmbdhs.checks import check_on_error
+from mmbdhs.data import Messages, load_images
+from mmbdhs.logprobs import encode_responses, reference_logps
+from mmbdhs.sampling import ChatEndpoint, EndpointError, ask_each, conversation_text
+from mmbdhs.vlm import evaluating, input_device, tokenizer_of, unwrapped
 
 
 class Comparison(NamedTuple):

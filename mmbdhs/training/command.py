@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mmbdhs.data.records import read_records
+    from mmbdhs.data import read_records
     from mmbdhs.training.trainer import train
 
     dtype = arguments.dtype or ("auto" if config.lora_rank else "float32")
@@ -74,7 +74,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _source(words: Sequence[str], on_error: str) -> PairSource:
-    from mmbdhs.sampling.results import BDHSConfig
+    from mmbdhs.sampling import BDHSConfig
     from mmbdhs.training.pair_sources import Distorted, OnlineBDHS, Stored, Supervised
 
     def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHS:

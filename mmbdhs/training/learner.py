@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.logprobs.packed import response_logps
-from mmbdhs.logprobs.preferences import encode_responses
-from mmbdhs.logprobs.responses import ResponseLogps
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS
+from mmbdhs.logprobs import ResponseLogps, encode_responses, response_logps
+from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import Tally
 from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import Candidates, PairSource, Visit
 from mmbdhs.training.sharding import Placement
-from mmbdhs.vlm.text_decoder import evaluating, unwrapped
+from mmbdhs.vlm import evaluating, unwrapped
 
 _LOG = logging.getLogger("mmbdhs")
 

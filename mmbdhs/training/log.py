@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmbdhs.data.jsonl import read_jsonl, write_jsonl
+from mmbdhs.data import read_jsonl, write_jsonl
 
 _LOG = logging.getLogger("mmbdhs")
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mmbdhs.logprobs.responses import ResponseLogps
+from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, averaged_loss, sft_loss
 
 _LENGTHS = ("chosen_lengths", "rejected_lengths")

@@ -9,12 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import nn
 
-from mmbdhs.logprobs.preferences import response_text
-from mmbdhs.sampling.bdhs import bdhs_sample, povid_sample
-from mmbdhs.sampling.results import BDHSConfig, BDHSFailure
-from mmbdhs.sampling.similarity import Similarity, resolve_similarity
+from mmbdhs.data import key_address, load_images
+from mmbdhs.logprobs import response_text
+from mmbdhs.sampling import BDHSConfig, BDHSFailure, Similarity, bdhs_sample, povid_sample, resolve_similarity
 from mmbdhs.training.annotators import Annotator, Comparison
-from mmbdhs.vlm.chat_processor import key_address, load_images
 
 
 @dataclass(frozen=True)

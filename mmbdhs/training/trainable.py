@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.vlm.text_decoder import text_decoder, unwrapped
+from mmbdhs.vlm import find_text_decoder, unwrapped
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -64,7 +64,7 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora_rank: needs the extra 'train': pip install 'mmbdhs[train]'") from error
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     (place,) = (name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     projectors = list(_projectors_or_error(model)) if config.projector_learning_rate is not None else None
@@ -82,7 +82,7 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
 def _thaw(model: nn.Module, config: TrainConfig) -> None:
     model.requires_grad_(False)
     find = _projectors if config.projector_learning_rate is None else _projectors_or_error
-    for module in (text_decoder(model), model.get_output_embeddings(), *find(model).values()):
+    for module in (find_text_decoder(model), model.get_output_embeddings(), *find(model).values()):
         module.requires_grad_(True)
 
 
@@ -97,7 +97,7 @@ def _projectors_or_error(model: nn.Module) -> dict[str, nn.Module]:
 def _projectors(model: nn.Module) -> dict[str, nn.Module]:
     """By name, the outermost modules outside of the text decoder whose name says that they are a projector."""
     found: dict[str, nn.Module] = {}
-    for name, module in _outside(model, text_decoder(model)):
+    for name, module in _outside(model, find_text_decoder(model)):
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if not inside and PROJECTOR.search(name) and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             found[name] = module

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import Subset
 
-from mmbdhs.data.records import usable_rows
+from mmbdhs.data import key_address, usable_rows
 from mmbdhs.training.checkpoints import checkpoint_path, checkpoints, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, probed_example
@@ -38,8 +38,7 @@ from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, Visit, columns_of
 from mmbdhs.training.sharding import Replicated, Sharded, collected, spread
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
-from mmbdhs.vlm.chat_processor import key_address
-from mmbdhs.vlm.text_decoder import evaluating, unwrapped
+from mmbdhs.vlm import evaluating, unwrapped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
+from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm.mask_rules import NAME
-from mmbdhs.vlm.text_decoder import UnsupportedModelError
 
 # What layers pass along that leaves attention as it is, or what their masks say already; all else must be None.
 _HARMLESS = {

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from mmbdhs.data import Messages
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Messages = list[dict[str, Any]]
 
 CONTEXT_TOKENS = 8  # enough to tell how the text of the tokens after them begins
 
@@ -40,55 +37,6 @@ class Turn:
     token_ids: tuple[int, ...]
     token_spans: tuple[tuple[int, int], ...]
     closing_ids: tuple[int, ...]
-
-
-def load_images(images: Any) -> list[Image]:
-    """One image or a list of them, each a PIL image, a path, or encoded bytes, as RGB images."""
-    several = images if isinstance(images, (list, tuple)) else [images]
-    if not several or any(image is None for image in several):
-        raise ValueError(f"images: needs at least one image for each prompt, got {images!r}")
-    return [_load_image(image) for image in several]
-
-
-def _load_image(image: Any) -> Image:
-    from PIL import Image as PILImage
-
-    if isinstance(image, PILImage.Image):
-        return image.convert("RGB")
-    if not isinstance(image, (str, Path, bytes)):
-        raise TypeError(f"images: needs a PIL image, a path or encoded bytes, got {type(image).__name__}")
-    try:
-        with PILImage.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError) as error:
-        name = f"{len(image)} bytes" if isinstance(image, bytes) else repr(str(image))
-        raise ValueError(f"images: needs an image that can be decoded, got {name} ({error})") from error
-
-
-def as_messages(prompt: str | Messages, image_count: int) -> Messages:
-    """A string becomes a user turn with the images first; a message list is checked against the images."""
-    if isinstance(prompt, str):
-        content = [{"type": "image"}] * image_count + [{"type": "text", "text": prompt}]
-        return [{"role": "user", "content": content}]
-    if not isinstance(prompt, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in prompt):
-        raise TypeError(f"prompts: needs a string or a list of messages with a role, got {type(prompt).__name__}")
-    placeholders = sum(
-        part.get("type") == "image"
-        for message in prompt
-        if not isinstance(message.get("content"), str)
-        for part in message.get("content") or ()
-    )
-    if placeholders != image_count:
-        raise ValueError(
-            f"prompts: needs as many image placeholders as images, got {placeholders} for {image_count} image(s)"
-        )
-    return [dict(message) for message in prompt]
-
-
-def message_text(message: Mapping[str, Any]) -> str:
-    """What a message says: its content, or the text parts of its content."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def render_turn(processor: Any, messages: Messages, reference: str) -> Turn:
@@ -161,26 +109,6 @@ def decode_after(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> 
     before = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     whole = tokenizer.decode([*context, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return whole[len(before) :]
-
-
-def content_key(messages: Messages, reference: str, images: list[Image]) -> str:
-    """A key that depends on the example alone: 16 hexadecimal digits of a hash of prompt, reference and images."""
-    digest = blake2b(repr((messages, reference)).encode("utf-8", "surrogatepass"), digest_size=8)
-    for image in images:
-        digest.update(repr(image.size).encode() + image.tobytes())
-    return digest.hexdigest()
-
-
-def key_address(key: int | str) -> int:
-    """The 64 bits under which a key's random draws stand, as a signed integer: an integer is its own address, a
-    string is hashed."""
-    if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f"keys: needs integers or strings, got {type(key).__name__}")
-    if isinstance(key, str):
-        key = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-    if not -(2**63) <= key < 2**64:
-        raise ValueError(f"keys: needs integers of at most 64 bits, got {key}")
-    return key - 2**64 if key >= 2**63 else key
 
 
 def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> str:

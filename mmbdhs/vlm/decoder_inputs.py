@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers.masking_utils import create_masks_for_generate
 
+from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm.attention_interface import decoder_configs, mask_configs, switched
 from mmbdhs.vlm.mask_rules import MaskRule, rule_of, stacked, stand_in, table_rule
-from mmbdhs.vlm.text_decoder import UnsupportedModelError, image_token_id, text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder, image_token_id
 
 # Arguments of a decoder call that are built anew for the kept tokens, or that say nothing about tokens.
 _REBUILT = {
@@ -111,7 +112,7 @@ class DecoderInputs:
         return self.select(keep.nonzero().flatten())
 
 
-def decoder_inputs(model: nn.Module, inputs: Mapping[str, Any], prompt_length: int) -> DecoderInputs:
+def capture_decoder_inputs(model: nn.Module, inputs: Mapping[str, Any], prompt_length: int) -> DecoderInputs:
     """Encode the images of `inputs` (a processor's output with batch size 1) and return what `model` would hand to
     its text decoder. prompt_length: tokens before the response.
 
@@ -146,7 +147,8 @@ def _as_inputs(
     if embeds is None:
         raise UnsupportedModelError(
             f"model: {type(model).__name__} must merge its image features into inputs_embeds, but its decoder "
-            f"{type(text_decoder(model)).__name__} received {sorted(k for k, v in captured.items() if v is not None)}"
+            f"{type(find_text_decoder(model)).__name__} received "
+            f"{sorted(name for name, value in captured.items() if value is not None)}"
         )
     positions = captured.get("position_ids")
     indices = torch.arange(embeds.shape[1], device=embeds.device)
@@ -195,7 +197,7 @@ def _mask_argument(rows: list[DecoderInputs]) -> Any:
 
 def _stop_at_decoder(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     captured: dict[str, Any] = {}
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
 
     def record(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         captured.update(kwargs, **({"input_ids": args[0]} if args else {}))
@@ -220,7 +222,7 @@ def _rules(model: nn.Module, mask: Any, embeds: Tensor, prompt_length: int) -> R
     What the model prepares is for its prompt; to the response applies what decoding will make of generated tokens."""
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return None
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     with switched(decoder_configs(decoder), None):
         generated = create_masks_for_generate(decoder.config, embeds, None, None)
     if isinstance(mask, Mapping) and isinstance(generated, Mapping) and mask.keys() <= generated.keys():

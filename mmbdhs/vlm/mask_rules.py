@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from mmbdhs.vlm.text_decoder import UnsupportedModelError
+from mmbdhs.errors import UnsupportedModelError
 
 NAME = "mmbdhs"  # of the implementation, in both of transformers' interfaces
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
 from mmbdhs.vlm.decoder_inputs import DecoderInputs
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 # Models that do more than that, as `probe` found.
 _OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
@@ -30,6 +29,13 @@ class OutputHead:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+
+    @property
+    def linear(self) -> nn.Linear | None:
+        """The output embeddings, if they are all that there is to the head."""
+        head = self._model.get_output_embeddings()
+        plain = type(head) is nn.Linear and "forward" not in vars(head)  # which Accelerate's offloading replaces
+        return head if plain and self._model not in _OWN_LOGITS else None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         if self._model in _OWN_LOGITS:
@@ -49,17 +55,6 @@ def settle_steps(model: nn.Module, text: DecoderInputs) -> None:
         _OWN_STEPS.add(model)
 
 
-def token_logps(model: nn.Module, hidden: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """log p(labels[t] | hidden[t]), float32 [T], without the logits of all tokens at a time.
-
-    hidden: [T, hidden]. labels: int64 [T]."""
-    head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear and "forward" not in vars(head)  # which Accelerate's offloading replaces
-    if plain and model not in _OWN_LOGITS:
-        return chunked_logps(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
-    return logps_through(OutputHead(model), hidden, labels, temperature=temperature)
-
-
 def step_logits(model: nn.Module, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Logits [n, V] after one token more in each row; the attention sees to what came before.
 
@@ -68,13 +63,13 @@ def step_logits(model: nn.Module, tokens: Tensor, positions: Tensor, cache: Cach
     arguments = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
     if model in _OWN_STEPS:
         return model(input_ids=tokens, **arguments).logits[:, 0]
-    output = text_decoder(model)(inputs_embeds=model.get_input_embeddings()(tokens), **arguments)
+    output = find_text_decoder(model)(inputs_embeds=model.get_input_embeddings()(tokens), **arguments)
     return OutputHead(model)(output.last_hidden_state[:, 0])
 
 
 def _logits_of_its_own(model: nn.Module, hidden: Tensor) -> Tensor:
     """The model's own forward, in which its decoder returns `hidden`."""
-    with _returning(text_decoder(model), hidden[:, None]):
+    with _returning(find_text_decoder(model), hidden[:, None]):
         mask = torch.ones(len(hidden), 1, dtype=torch.int64, device=hidden.device)
         return model(inputs_embeds=hidden[:, None], attention_mask=mask, use_cache=False).logits[:, 0]
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mmbdhs.native import reference
+from mmbdhs.native import softmax_attention
 from mmbdhs.vlm.attention_interface import LayerCall, decoder_configs, not_every_layer, switched
 from mmbdhs.vlm.decoder_inputs import DecoderInputs, decoder_arguments
 from mmbdhs.vlm.mask_rules import MaskRule, rule_of
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 
 def run_decoder(
@@ -23,7 +23,7 @@ def run_decoder(
     hidden: bool [B, L], tokens that nobody sees.
     Raises UnsupportedModelError for a decoder whose attention does not come through the interface.
     """
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     attention = PromptAttention(rows, hidden, decoder.config._attn_implementation == "eager")
     with switched(decoder_configs(decoder), attention):
         output = decoder(**decoder_arguments(rows), past_key_values=cache, use_cache=cache is not None)
@@ -57,7 +57,7 @@ class PromptAttention:
         rule = rule_of(call.mask, None if self._eager else call.layer)
         if call.softcap:  # which SDPA does not know
             rows = zip(*operands, self._visible(rule, device), strict=True)
-            return torch.stack([reference.attend(*row, call.scale, call.softcap)[0].transpose(0, 1) for row in rows])
+            return torch.stack([softmax_attention(*row, call.scale, call.softcap)[0].transpose(0, 1) for row in rows])
         seen = None if self._plain and rule.causal else self._visible(rule, device)[:, None]
         return sdpa_attention_forward(call.layer, *operands, seen, scaling=call.scale, is_causal=seen is None)[0]
 

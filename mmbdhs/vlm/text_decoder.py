@@ -12,13 +12,11 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from mmbdhs.errors import UnsupportedModelError
+
 _IMAGE_TOKEN_ATTRIBUTES = ("image_token_id", "image_token_index")
 # Their masks are built from token indices, which are known; any other kind mixes tokens in a way of its own.
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
-class UnsupportedModelError(Exception):
-    """The model mixes tokens in a way under which leaving hidden tokens out is not the same as masking them."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -55,7 +53,7 @@ def _sharded(remedy: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"model: needs whole parameters, got a model sharded by FSDP; use it {remedy}")
 
 
-def text_decoder(model: nn.Module) -> nn.Module:
+def find_text_decoder(model: nn.Module) -> nn.Module:
     """The module that runs the decoder layers over `inputs_embeds`."""
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if get_decoder else None
@@ -78,20 +76,20 @@ def _inside(decoder: nn.Module) -> nn.Module:
 
 def context_length(model: nn.Module) -> float:
     """How many tokens the decoder can take."""
-    return getattr(text_decoder(model).config, "max_position_embeddings", None) or float("inf")
+    return getattr(find_text_decoder(model).config, "max_position_embeddings", None) or float("inf")
 
 
 def check_layers(model: nn.Module) -> None:
     """Raises UnsupportedModelError for a decoder that is known to see token order through more than position ids and
     masks, so that leaving tokens out would not be the same as masking them."""
-    config: Any = text_decoder(model).config
+    config: Any = find_text_decoder(model).config
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError("model: needs a decoder-only language model, got an encoder-decoder")
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if unknown or getattr(config, "alibi", False):
         raise UnsupportedModelError(
             "model: needs layers that see token order only through position ids and masks, "
-            f"got {unknown or ['alibi']} in {type(text_decoder(model)).__name__}"
+            f"got {unknown or ['alibi']} in {type(find_text_decoder(model)).__name__}"
         )
 
 

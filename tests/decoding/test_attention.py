@@ -17,15 +17,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding import autotune
+from mmbdhs.decoding import autotune, exactness
 from mmbdhs.decoding.attention import DecodeAttention
 from mmbdhs.decoding.attention_paths import Path, Rows, native_path, sdpa_path
 from mmbdhs.decoding.autotune import choose_path
 from mmbdhs.decoding.kv_cache import KeyStores, SlotLayer
 from mmbdhs.native import backend
-from mmbdhs.vlm import exactness
 from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, stand_in
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 SLOTS, PLACES, SIZE = 6, 5, 32
 PREFIXES = [0, 7, 11, 30]  # offsets of three prompts
@@ -54,7 +53,7 @@ def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tenso
     return layer, query, key, value, rows
 
 
-def plain_attention(step: tuple, row: int, scale: float, softcap: float) -> Tensor:
+def softmax_attention(step: tuple, row: int, scale: float, softcap: float) -> Tensor:
     """One row's attention in float64, its keys laid out by hand: [Hq, D]."""
     layer, query, key, value, _ = step
     begin = PREFIXES[EXAMPLES[row]]
@@ -76,7 +75,7 @@ def plain_attention(step: tuple, row: int, scale: float, softcap: float) -> Tens
 @pytest.mark.parametrize("path", [native_path, sdpa_path])
 def test_rows_see_their_prompt_and_themselves(path: Path, heads: tuple[int, int], softcap: float) -> None:
     step = draw_step(*heads)
-    expected = torch.stack([plain_attention(step, row, 0.3, softcap) for row in range(len(COUNTS))])
+    expected = torch.stack([softmax_attention(step, row, 0.3, softcap) for row in range(len(COUNTS))])
     found = path(*step, 0.3, softcap)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
 
@@ -183,7 +182,7 @@ def sample(model: Any, processor: Any) -> list:
 def test_attention_beside_the_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
     sample(model, processor)  # probed
-    layer = text_decoder(model).layers[1].self_attn
+    layer = find_text_decoder(model).layers[1].self_attn
     forward = type(layer).forward
 
     def with_sdpa(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -198,8 +197,8 @@ def test_attention_beside_the_interface_is_refused(monkeypatch: pytest.MonkeyPat
 def test_the_models_own_implementation_returns() -> None:
     model, processor = tiny_models.llava()
     seen = set()
-    layer = text_decoder(model).layers[0]
-    config = text_decoder(model).config
+    layer = find_text_decoder(model).layers[0]
+    config = find_text_decoder(model).config
     handle = layer.register_forward_pre_hook(lambda *_: seen.add(config._attn_implementation))
     exactness._SOUND.pop(model)
     sample(model, processor)
@@ -217,7 +216,7 @@ def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
         single = kwargs["inputs_embeds"].shape[1] == 1
         return args, kwargs | {"position_ids": kwargs["position_ids"] + 1} if single else kwargs
 
-    handle = text_decoder(model).register_forward_pre_hook(shift, with_kwargs=True)
+    handle = find_text_decoder(model).register_forward_pre_hook(shift, with_kwargs=True)
     with pytest.raises(UnsupportedModelError, match="decoding a token against doing so at once: by 0"):
         sample(model, processor)
     handle.remove()
@@ -226,7 +225,7 @@ def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
 
 def test_an_error_restores_the_implementation(decoding: Any) -> None:
     attention, _, rows, _ = decoding
-    config = text_decoder(tiny_models.llava()[0]).config
+    config = find_text_decoder(tiny_models.llava()[0]).config
     with pytest.raises(KeyError), attention.over(rows):
         assert config._attn_implementation == "mmbdhs"
         raise KeyError

@@ -9,11 +9,12 @@ import torch
 from helpers import tiny_models
 from helpers.plain import picture
 
-from mmbdhs.decoding.branch_pool import Branch, BranchPool, NonFiniteError
+from mmbdhs.decoding.branch_pool import Branch, BranchPool
 from mmbdhs.decoding.token_sampling import TokenChooser
+from mmbdhs.errors import NonFiniteError
 from mmbdhs.sampling.examples import ExampleReader
 from mmbdhs.vlm.decoder_inputs import DecoderInputs
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_at_most_max_branches_decode_at_a_time(encoded: tuple[Any, DecoderInputs
     pool.add([(prompt, [Branch(len(prompt), limit) for limit in (1, 2, 3, 2, 4)])])
     assert pool.room == -2  # the first had but one token to choose
     widths = []
-    handle = text_decoder(model).register_forward_pre_hook(
+    handle = find_text_decoder(model).register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     ended = []

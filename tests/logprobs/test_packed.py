@@ -16,7 +16,7 @@ from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.padded import separate_logps
 from mmbdhs.logprobs.responses import ResponseLogps
 from mmbdhs.losses import dpo_loss
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 IMAGES = [[picture(0)], [picture(1, 40, 70), picture(2, 48, 48)]]
 PROMPTS = ["Describe the image.", "Is there a cat?"]
@@ -76,7 +76,7 @@ def test_the_image_is_encoded_once_and_the_prompt_runs_once() -> None:
     response_logps(model, prompts, responses)  # probes the model
     images, lengths = [], []
     model.model.vision_tower.register_forward_pre_hook(lambda *_: images.append(1))
-    text_decoder(model).layers[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[:2]))
+    find_text_decoder(model).layers[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[:2]))
     response_logps(model, prompts, responses)
     assert len(images) == 1 and lengths == [(1, prompts[0]["input_ids"].shape[1] + 18)]
 
@@ -86,7 +86,7 @@ def test_the_last_layer_runs_where_it_is_read() -> None:
     model, prompts, responses = case("llava", [[5, 6, 7], [1, 2, 3]])
     response_logps(model, prompts, responses)  # probes the model
     tokens, outputs = [], []
-    layers = text_decoder(model).layers
+    layers = find_text_decoder(model).layers
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[:2]))
     layers[-1].register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -100,7 +100,7 @@ def test_the_last_layer_runs_where_it_is_read() -> None:
 
 def test_decoders_that_go_on_behind_their_last_layer_are_refused() -> None:
     model, prompts, responses = case("llava", [[4, 3]])
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     response_logps(model, prompts, responses)  # probes the model
     decoder.layers.append(decoder.layers[0])  # which so runs first, too
     decoder.config.num_hidden_layers += 1
@@ -110,7 +110,7 @@ def test_decoders_that_go_on_behind_their_last_layer_are_refused() -> None:
 
 def test_decoders_without_a_list_of_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts, responses = case("llava", [[4, 3]])
-    decoder = text_decoder(model)
+    decoder = find_text_decoder(model)
     response_logps(model, prompts, responses)  # probes the model
     monkeypatch.setattr(decoder, "layers", nn.Sequential(*decoder.layers))
     with pytest.raises(UnsupportedModelError, match="its layers in a list `layers`, got LlamaModel without one"):
@@ -125,7 +125,7 @@ def test_checkpointed_layers_attend_the_same_when_they_run_again(family: str, re
     checkpointed = copy.deepcopy(model).train()
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     checkpointed.enable_input_require_grads()
-    layers = text_decoder(checkpointed).layers
+    layers = find_text_decoder(checkpointed).layers
     assert all(layer.gradient_checkpointing for layer in layers)
     response_logps(checkpointed, prompts, responses)  # probes the model
     tokens = []
@@ -179,13 +179,13 @@ def test_temperature_divides_the_logits() -> None:
 def test_responses_are_cut_at_the_context_only_when_allowed(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts, responses = case("llava", [[40, 7]])
     length = prompts[0]["input_ids"].shape[1]
-    monkeypatch.setattr(text_decoder(model).config, "max_position_embeddings", length + 30)
+    monkeypatch.setattr(find_text_decoder(model).config, "max_position_embeddings", length + 30)
     with pytest.raises(ValueError, match=rf"responses: needs at most {length + 30} tokens .* got {length} \+ 40"):
         way(model, prompts, responses)
     cut = way(model, prompts, responses, truncate_responses=True)
     assert cut.lengths.tolist() == [[30, 7]]
     torch.testing.assert_close(cut.tokens, way(model, prompts, [[responses[0][0][:30], responses[0][1]]]).tokens)
-    monkeypatch.setattr(text_decoder(model).config, "max_position_embeddings", length - 1)
+    monkeypatch.setattr(find_text_decoder(model).config, "max_position_embeddings", length - 1)
     with pytest.raises(ValueError, match="never prompts"):
         way(model, prompts, responses, truncate_responses=True)
 

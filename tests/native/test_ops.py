@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.ragged import arange32, flat, int32, random_keys
 
+from mmbdhs import doctor
 from mmbdhs.native import backend, binding, checks, ops, reference
 
 INT64, INT32, BOOL = torch.int64, torch.int32, torch.bool
@@ -248,7 +249,7 @@ def test_doctor_without_binary_or_transformers():
 
 
 def test_doctor_report():
-    facts = backend.report()
+    facts = doctor.report()
     assert facts["extension"].endswith(binding._extension.__file__.split("/")[-1])
     assert facts["backend"].startswith(backend.live().name)
     assert {"compiler", "cuda build", "cuda archs", "torch", "transformers", "python"} <= set(facts)

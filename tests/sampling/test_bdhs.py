@@ -19,9 +19,9 @@ from PIL import Image
 from scipy import stats
 
 from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs_samples, povid_sample
+from mmbdhs.data.keys import key_address
 from mmbdhs.decoding.token_sampling import TokenChooser, vision_token_ids
 from mmbdhs.sampling.image_corruption import noisy_images
-from mmbdhs.vlm.chat_processor import key_address
 
 FALSE_ALARM = 1e-6  # of each statistical test
 PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]

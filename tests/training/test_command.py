@@ -18,7 +18,7 @@ from mmbdhs import miniature
 from mmbdhs.cli import main
 from mmbdhs.data.jsonl import write_jsonl
 from mmbdhs.losses import ipo_loss
-from mmbdhs.sampling.results import BDHSConfig
+from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.training.command import _objective, _source
 from mmbdhs.training.pair_sources import Distorted, OnlineBDHS
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from helpers import tiny_models
 
+from mmbdhs.data.keys import key_address
+from mmbdhs.data.messages import as_messages, message_text
 from mmbdhs.sampling.splicing import Reference
-from mmbdhs.vlm.chat_processor import as_messages, decode_after, key_address, message_text, render_turn
+from mmbdhs.vlm.chat_processor import decode_after, render_turn
 
 FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
 TEXTS = [

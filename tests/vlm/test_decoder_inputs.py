@@ -13,12 +13,13 @@ from helpers.plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
 from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample
-from mmbdhs.vlm import exactness, output_head
-from mmbdhs.vlm.decoder_inputs import decoder_inputs
+from mmbdhs.decoding import exactness
+from mmbdhs.vlm import output_head
+from mmbdhs.vlm.decoder_inputs import capture_decoder_inputs
 from mmbdhs.vlm.mask_rules import CAUSAL, rule_of, stand_in, table_rule
 from mmbdhs.vlm.output_head import OutputHead
 from mmbdhs.vlm.prompt_attention import run_decoder
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 CONFIG = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=1)
 
@@ -33,7 +34,7 @@ def sample(model: Any, processor: Any, reference: str = "A red car.") -> list:
 def test_dropping_keeps_positions(family: str, rows: int) -> None:
     model, processor = getattr(tiny_models, family)()
     inputs = prompt_inputs(processor, [picture(0), picture(1, 90, 30)], "Describe it.")
-    whole = decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
     ids = inputs["input_ids"][0]
     image = (ids == model.config.image_token_id).nonzero().flatten()
     assert torch.equal(whole.image_positions, image) and len(whole) == len(ids)
@@ -61,7 +62,7 @@ def test_hidden_tokens_never_enter_the_decoder() -> None:
     model, processor = tiny_models.llava()
     sample(model, processor)  # probes the model
     lengths = []
-    handle = text_decoder(model).register_forward_pre_hook(
+    handle = find_text_decoder(model).register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     (result,) = sample(model, processor)
@@ -84,7 +85,7 @@ def test_hidden_tokens_never_enter_the_decoder() -> None:
 def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
     for name, value in change.items():
-        monkeypatch.setattr(text_decoder(model).config, name, value, raising=False)
+        monkeypatch.setattr(find_text_decoder(model).config, name, value, raising=False)
     with pytest.raises(UnsupportedModelError, match=message):
         sample(model, processor)
 
@@ -100,7 +101,7 @@ def unprobed() -> Iterator[tuple[Any, Any]]:
 def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -> None:
     """A short convolution over the token axis, which no configuration tells of."""
     model, processor = unprobed
-    layer = text_decoder(model).layers[0].mlp
+    layer = find_text_decoder(model).layers[0].mlp
     handle = layer.register_forward_hook(lambda module, args, output: output + 0.1 * output.roll(1, dims=1))
     with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
         sample(model, processor)
@@ -147,7 +148,7 @@ def test_the_probe_allows_for_rounding(family: str, dtype: torch.dtype) -> None:
 
 def test_sequences_beyond_the_context_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
-    monkeypatch.setattr(text_decoder(model).config, "max_position_embeddings", 66)
+    monkeypatch.setattr(find_text_decoder(model).config, "max_position_embeddings", 66)
     sample(model, processor)
     with pytest.raises(ExampleError, match="at most 66 tokens"):
         sample(model, processor, "A red car. " * 5)
@@ -162,7 +163,7 @@ def test_models_without_image_tokens_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def with_mask(model: Any, monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Any]) -> None:
     """Let the model prepare a mask for its decoder."""
-    language_model = text_decoder(model)
+    language_model = find_text_decoder(model)
     call = type(language_model).__call__
 
     def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -185,7 +186,7 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
 
     inputs = prompt_inputs(processor, [picture(0)], "Describe it.")
     with_mask(model, monkeypatch, band)
-    whole = decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
     monkeypatch.undo()
     visible = torch.tensor([2, 30, 35])
     hidden = torch.ones(len(whole), dtype=torch.bool)
@@ -193,7 +194,7 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
     hidden &= torch.isin(torch.arange(len(whole)), whole.image_positions)
     mask = band(len(whole)).bool() if dtype == torch.bool else band(len(whole)) == 0
     arguments = {"inputs_embeds": whole.embeds[None], "position_ids": whole.positions}
-    expected = text_decoder(model)(**arguments, attention_mask=mask & ~hidden)[0]
+    expected = find_text_decoder(model)(**arguments, attention_mask=mask & ~hidden)[0]
     torch.testing.assert_close(run_decoder(model, [whole.show(visible)])[0], expected[0, ~hidden], rtol=0, atol=1e-5)
 
 

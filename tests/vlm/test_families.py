@@ -15,11 +15,11 @@ from helpers.families import BUILDERS, CONDITIONS, EXACT, GROUPS, IMAGES, LIMIT,
 from helpers.plain import assert_replays, masked_logits, prompt_inputs
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
+from mmbdhs.decoding.exactness import probe
 from mmbdhs.sampling.examples import ExampleReader
-from mmbdhs.vlm.exactness import probe
 from mmbdhs.vlm.output_head import OutputHead
 from mmbdhs.vlm.prompt_attention import run_decoder
-from mmbdhs.vlm.text_decoder import text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -62,7 +62,7 @@ def test_generated_tokens_stand_where_the_rope_index_puts_them(family: str) -> N
     arguments = IMAGES[1:], PROMPTS[:1], REFERENCES[:1], config, lambda a, b: [0.0]
     bdhs_sample(model, processor, *arguments)  # probes the model
     found = []
-    handle = text_decoder(model).register_forward_pre_hook(
+    handle = find_text_decoder(model).register_forward_pre_hook(
         lambda module, args, kwargs: found.append(kwargs["position_ids"]), with_kwargs=True
     )
     (sample,) = bdhs_sample(model, processor, *arguments)

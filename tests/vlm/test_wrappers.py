@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from mmbdhs import BDHSConfig, BDHSSample, UnsupportedModelError, bdhs_sample
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.preferences import encode_responses
-from mmbdhs.vlm.text_decoder import text_decoder, unwrapped
+from mmbdhs.vlm.text_decoder import find_text_decoder, unwrapped
 
 ARGUMENTS = [picture(0)], ["Describe it."], ["A red car stands here. A dog sits next to it."]
 CONFIG = BDHSConfig(mask_threshold=0.9, temperature=0, max_sentence_tokens=6, max_iterations=1)
@@ -45,7 +45,7 @@ def compiled_in_place(model: Any) -> Any:
 
 
 def compiled_layers(model: Any) -> Any:
-    for layer in text_decoder(model).layers:
+    for layer in find_text_decoder(model).layers:
         layer.compile(backend="eager")
     return model
 
@@ -113,7 +113,7 @@ class Int8Linear(nn.Module):
 
 def test_quantised_models_sample_as_their_weights_say(fresh: tuple[Any, Any]) -> None:
     model, processor = fresh
-    for layer in text_decoder(model).modules():
+    for layer in find_text_decoder(model).modules():
         for name, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(layer, name, Int8Linear(child))
@@ -132,7 +132,7 @@ def test_offloaded_models_sample_the_same(fresh: tuple[Any, Any], tmp_path: Path
     model, processor = fresh
     expected = sample(model, processor)
     accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
-    assert next(text_decoder(model).parameters()).is_meta
+    assert next(find_text_decoder(model).parameters()).is_meta
     assert sample(model, processor) == expected
     inputs, ids = encode_responses(model, processor, *ARGUMENTS[0], *ARGUMENTS[1], ["A dog."])
     found = response_logps(model, [inputs], [ids]).sums

@@ -9,10 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.decoding.engine import Decoding
-from mmbdhs.vlm.decoder_inputs import DecoderInputs, text_inputs
-from mmbdhs.vlm.output_head import OutputHead, settle_head, settle_steps
-from mmbdhs.vlm.prompt_attention import run_decoder
-from mmbdhs.vlm.text_decoder import UnsupportedModelError, check_layers, context_length, evaluating
+from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.vlm import (
+    DecoderInputs,
+    OutputHead,
+    check_layers,
+    context_length,
+    evaluating,
+    run_decoder,
+    settle_head,
+    settle_steps,
+    text_inputs,
+)
 
 _IMAGE_TOKENS, _TEXT_TOKENS = 8, 16  # enough to tell, and a small part of one pair's work
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}

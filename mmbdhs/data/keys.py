@@ -1,0 +1,31 @@
+"""Keys of examples, and the addresses under which their random draws stand."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from mmbdhs.data.messages import Messages
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def content_key(messages: Messages, reference: str, images: list[Image]) -> str:
+    """A key that depends on the example alone: 16 hexadecimal digits of a hash of prompt, reference and images."""
+    digest = blake2b(repr((messages, reference)).encode("utf-8", "surrogatepass"), digest_size=8)
+    for image in images:
+        digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.hexdigest()
+
+
+def key_address(key: int | str) -> int:
+    """The 64 bits under which a key's random draws stand, as a signed integer: an integer is its own address, a
+    string is hashed."""
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise TypeError(f"keys: needs integers or strings, got {type(key).__name__}")
+    if isinstance(key, str):
+        key = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    if not -(2**63) <= key < 2**64:
+        raise ValueError(f"keys: needs integers of at most 64 bits, got {key}")
+    return key - 2**64 if key >= 2**63 else key
