@@ -1,8 +1,8 @@
 """Eq. 7 on 5,000 references: splitting, drawing swaps and cuts, joining with completions.
 
 Against vectorised NumPy, once with its own unseeded stream and once with the same addressed draws, and against plain
-Python. Joined texts are equal, byte for byte, where the draws are. "hot": the same call again and again; "cold": after
-the caches were flushed.
+Python. Joined texts are equal, byte for byte, where the draws are. "hot" repeats the
+same call; "cold" flushes the caches before each call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from measure import cache_flush, median_of, thread_counts, wall_seconds
 from table import Options, Table
 from torch import Tensor
 
-from mmbdhs.native import COUNTERPARTS, ops, reference, sentence_rule
+from mmbdhs.native import COUNTERPARTS, SpliceDraws, ops, reference, sentence_rule
 
 SENTENCES = (
     "Yes, there is a red bus at the crossing.",
@@ -59,8 +59,8 @@ def measure(sides: dict[str, Callable[[], Any]], caches: str, runs: int) -> dict
 
 @dataclass(frozen=True)
 class Batch:
-    """References in the layout of `ops`, their sentences' completions, and what `ops.draw_splices` takes: a sentence
-    may be cut after any of its bytes, a swapped one after its swapped word."""
+    """References in the layout of `ops`, completions, and the columns of `ops.draw_splices`: a sentence,
+    swapped or not, may be cut after any of its bytes."""
 
     text: Tensor
     offsets: Tensor
@@ -71,7 +71,6 @@ class Batch:
     begins: Tensor
     swappable: Tensor
     choices: Tensor
-    swapped_low: Tensor
     swapped_choices: Tensor
 
     @classmethod
@@ -84,21 +83,19 @@ class Batch:
         begins[sentence_offsets[:-1]] = 0
         content_end, _, word_begin, word_end = table.T
         swappable, word = word_begin >= 0, word_end - word_begin
-        other = 5 - word  # "yes" has 3 letters, "no" has 2
-        low = torch.where(swappable, word_begin - begins + other, 0)
         length = content_end - begins
-        swapped_length = torch.where(swappable, length - word + other, 0)
-        ranges = (x.int() for x in (length, low, swapped_length))
+        swapped_length = torch.where(swappable, length + 5 - 2 * word, 0)  # "yes" has 3 letters, "no" has 2
+        ranges = (x.int() for x in (length, swapped_length))
         endings = [b" and then some more of it." * rng.randint(1, 3) for _ in table]
         return cls(text, offsets, table, sentence_offsets, *ragged(endings), begins, swappable, *ranges)
 
     def spans(self) -> tuple[Tensor, ...]:
-        """What `join_splices` takes of the references."""
+        """The texts and their sentence table, as `join_splices` takes them."""
         return self.text, self.offsets, self.table, self.sentence_offsets
 
     def ranges(self) -> tuple[Tensor, ...]:
-        """What `draw_splices` takes of the sentences."""
-        return self.swappable, self.choices, self.swapped_low, self.swapped_choices
+        """The columns of `draw_splices` after the addresses."""
+        return self.swappable, self.choices, self.swapped_choices
 
     def addresses(self) -> tuple[Tensor, Tensor]:
         """Example key int64 and number int32 of each sentence."""
@@ -114,7 +111,7 @@ def ragged(rows: list[bytes]) -> tuple[Tensor, Tensor]:
 
 
 def contestants(batch: Batch) -> dict[str, dict[str, Callable[[], Any]]]:
-    """For each kind of work the calls that do it, proved equal."""
+    """For each kind of work the calls that do it, after a check that their results are equal."""
     own, by_numpy = ours(batch), numpy_version(batch)
     addressed = addressed_draw(batch), by_numpy[1]
     pairs = {"ours": own, "numpy": by_numpy, "addressed": addressed, "python": python_version(batch)}
@@ -157,7 +154,7 @@ def addressed_draw(batch: Batch) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     keys, numbers = batch.addresses()
 
     def draw() -> tuple[np.ndarray, np.ndarray]:
-        swapped, kept = reference.draw_splices(0, keys, 0, numbers, *batch.ranges())
+        swapped, kept = reference.draw_splices(SpliceDraws(0, keys, 0, numbers, *batch.ranges()))
         return swapped.numpy(), kept.long().numpy()
 
     return draw
@@ -166,7 +163,7 @@ def addressed_draw(batch: Batch) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
 def numpy_version(batch: Batch) -> Sides:
     """The joined text is one gather from a pool of all texts: five pieces a sentence, of which some are empty."""
     rng = np.random.default_rng()
-    swappable, length, low, swapped_length = (x.numpy() for x in batch.ranges())
+    swappable, length, swapped_length = (x.numpy() for x in batch.ranges())
     text, offsets, table, sentence_offsets = (x.numpy() for x in batch.spans())
     completions, completion = batch.completions.numpy(), batch.completion_offsets.numpy()
     words = np.frombuffer(b"YesNoyesno", np.uint8)
@@ -174,8 +171,7 @@ def numpy_version(batch: Batch) -> Sides:
     def draw() -> tuple[np.ndarray, np.ndarray]:
         coin, cut = rng.random((2, len(swappable)), dtype=np.float32)
         swapped = swappable & (coin >= 0.5)
-        first, last = np.where(swapped, low, 0), np.where(swapped, swapped_length, length)
-        return swapped, first + (cut * (last - first)).astype(np.int64)
+        return swapped, (cut * np.where(swapped, swapped_length, length)).astype(np.int64)
 
     def join(swapped: np.ndarray, kept: np.ndarray) -> np.ndarray:
         starts = np.repeat(offsets[:-1], np.diff(sentence_offsets))
@@ -216,11 +212,9 @@ def python_version(batch: Batch) -> Sides:
 
     def draw() -> tuple[list[bool], list[int]]:
         swaps, cuts = [], []
-        for swappable, length, low, swapped_length in ranges:
-            swapped = swappable and random.random() >= 0.5
-            first, last = (low, swapped_length) if swapped else (0, length)
-            swaps.append(swapped)
-            cuts.append(first + int(random.random() * (last - first)))
+        for swappable, length, swapped_length in ranges:
+            swaps.append(swappable and random.random() >= 0.5)
+            cuts.append(int(random.random() * (swapped_length if swaps[-1] else length)))
         return swaps, cuts
 
     def join(swaps: list[bool], cuts: list[int]) -> bytes:

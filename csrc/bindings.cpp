@@ -1,22 +1,24 @@
-// The Python face of the native functions: pointers arrive as integers, and the caller answers for what they point to.
+// The Python module of the native functions. Pointers arrive as integers; the caller makes sure that they point to arrays
+// of the right size.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include "attention/attention.h"
 #include "image_mask/image_mask.h"
+#include "named_fields.h"
 #include "random/philox.h"
 #include "text/sentences.h"
 #include "text/splice.h"
+#include "text/tables.h"
 
 namespace py = pybind11;
 using namespace mmbdhs;
+using namespace py::literals;
 
 namespace {
 
@@ -24,7 +26,7 @@ template <class T>
 using FromPython = std::conditional_t<std::is_pointer_v<T>, uintptr_t, T>;
 
 template <class T>
-T pass(FromPython<T> value) {
+T from_python(FromPython<T> value) {
     if constexpr (std::is_pointer_v<T>) {
         return reinterpret_cast<T>(value);
     } else {
@@ -32,15 +34,16 @@ T pass(FromPython<T> value) {
     }
 }
 
-template <class Result, class... Args>
-void define(py::module_& module, const char* name, Result (*function)(Args...)) {
+// `names` are optional: they allow keyword arguments.
+template <class Result, class... Args, class... Names>
+void define(py::module_& module, const char* name, Result (*function)(Args...), const Names&... names) {
     module.def(
-        name, [function](FromPython<Args>... args) { return function(pass<Args>(args)...); },
-        py::call_guard<py::gil_scoped_release>());
+        name, [function](FromPython<Args>... args) { return function(from_python<Args>(args)...); },
+        py::call_guard<py::gil_scoped_release>(), names...);
 }
 
 std::map<std::string, int64_t> address_layout() {
-    return {{"lanes", LANES},
+    return {{"block_words", BLOCK_WORDS},
             {"sentence_limit", SENTENCE_LIMIT},
             {"iteration_shift", ITERATION_SHIFT},
             {"iteration_limit", ITERATION_LIMIT},
@@ -57,31 +60,28 @@ std::map<std::string, std::string> build_info() {
     return {{"compiler", MMBDHS_COMPILER}, {"cuda", MMBDHS_CUDA_VERSION}, {"cuda_archs", MMBDHS_CUDA_ARCHS}};
 }
 
-// The fields of a struct, in their order, as a row of integers.
-template <class Arguments>
-Arguments unpack(const std::vector<int64_t>& fields) {
-    static_assert(std::is_trivially_copyable_v<Arguments> && sizeof(Arguments) % sizeof(int64_t) == 0);
-    Arguments arguments;
-    if (fields.size() * sizeof(int64_t) != sizeof arguments)
-        throw std::invalid_argument("needs " + std::to_string(sizeof arguments / sizeof(int64_t)) + " fields, got " +
-                                    std::to_string(fields.size()));
-    std::memcpy(&arguments, fields.data(), sizeof arguments);
-    return arguments;
+// A function whose first argument is a struct, which Python gives as a dict.
+template <class Struct, class Result, class... Rest>
+void define_struct(py::module_& module, const char* name, Result (*function)(const Struct&, Rest...)) {
+    module.def(name, [function](const py::dict& fields, FromPython<Rest>... rest) {
+        const auto arguments = from_dict<Struct>(fields);
+        const py::gil_scoped_release release;
+        return function(arguments, from_python<Rest>(rest)...);
+    });
 }
 
-template <class Arguments, class Result, class... Rest>
-void define_packed(py::module_& module, const char* name, Result (*function)(const Arguments&, Rest...)) {
-    module.def(name, [function](const std::vector<int64_t>& fields, FromPython<Rest>... rest) {
-        const auto arguments = unpack<Arguments>(fields);
-        const py::gil_scoped_release release;
-        return function(arguments, pass<Rest>(rest)...);
-    });
+std::map<std::string, int64_t> dtypes() { return {{"float32", FLOAT32}, {"bfloat16", BFLOAT16}, {"float16", FLOAT16}}; }
+
+std::map<std::string, std::vector<std::string>> struct_fields() {
+    return {{"SharedPrefix", field_names<SharedPrefix>()},
+            {"Masked", field_names<Masked>()},
+            {"Splices", field_names<Splices>()}};
 }
 
 // Counter and words are four uint32 each.
 void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
     const Words out = philox({{counter[0], counter[1], counter[2], counter[3]}}, uint32_t(seed), uint32_t(seed >> 32));
-    for (int lane = 0; lane < LANES; ++lane) words[lane] = out.lane[lane];
+    for (int i = 0; i < BLOCK_WORDS; ++i) words[i] = out.word[i];
 }
 
 }  // namespace
@@ -89,7 +89,12 @@ void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
 PYBIND11_MODULE(_extension, module) {
     module.def("address_layout", &address_layout);
     module.def("build_info", &build_info);
-    module.attr("COPY_SLACK") = COPY_SLACK;
+    module.def("dtypes", &dtypes);
+    module.def("struct_fields", &struct_fields);
+    module.def("character_ranges", &character_ranges);
+    module.def("word_tables", &word_tables);
+    module.attr("NO_STOP") = NO_STOP;
+    module.attr("UNDECIDED") = UNDECIDED;
     define(module, "philox", &philox_words);
     define(module, "random_uniform", &random_uniform);
     define(module, "total_tokens", &total_tokens);
@@ -97,18 +102,19 @@ PYBIND11_MODULE(_extension, module) {
     define(module, "split_sentences", &split_sentences);
     define(module, "sentence_ends", &sentence_ends);
     define(module, "draw_splices", &draw_splices);
-    define_packed(module, "join_splices", &join_splices);
-    define(module, "lengths_fit", &lengths_fit);
-    define_packed(module, "shared_prefix_attention", &shared_prefix_attention);
-    define_packed(module, "masked_attention", &masked_attention);
+    define_struct(module, "join_splices", &join_splices);
+    define(module, "lengths_fit", &lengths_fit, "prefix_count"_a, "suffix_length"_a, "branches"_a, "visible"_a,
+           "prefix_keys"_a, "example"_a, "prefix_offsets"_a, "examples"_a, "prefix_rows"_a, "suffix_rows"_a);
+    define_struct(module, "shared_prefix_attention", &shared_prefix_attention);
+    define_struct(module, "masked_attention", &masked_attention);
     define(module, "instruction_set", &instruction_set);
     define(module, "multiply_add_rounds", &multiply_add_rounds);
 #ifdef MMBDHS_WITH_CUDA
     define(module, "count_visible_cuda", &count_visible_cuda);
     define(module, "write_visible_cuda", &write_visible_cuda);
-    define_packed(module, "shared_prefix_attention_cuda", &shared_prefix_attention_cuda);
-    define_packed(module, "shared_prefix_attention_workspace", &shared_prefix_attention_workspace);
-    define_packed(module, "masked_attention_cuda", &masked_attention_cuda);
-    define_packed(module, "masked_attention_workspace", &masked_attention_workspace);
+    define_struct(module, "shared_prefix_attention_cuda", &shared_prefix_attention_cuda);
+    define_struct(module, "shared_prefix_attention_workspace", &shared_prefix_attention_workspace);
+    define_struct(module, "masked_attention_cuda", &masked_attention_cuda);
+    define_struct(module, "masked_attention_workspace", &masked_attention_workspace);
 #endif
 }

@@ -12,9 +12,10 @@ namespace mmbdhs {
 MMBDHS_HOST_DEVICE inline uint32_t visible_bits(const Address& at, uint32_t block, int32_t tokens,
                                                 uint64_t visible_from) {
     const Words words = draw_block(at, block);
-    const int64_t left = int64_t{tokens} - int64_t{LANES} * block;
+    const int64_t left = int64_t{tokens} - int64_t{BLOCK_WORDS} * block;
     uint32_t bits = 0;
-    for (int lane = 0; lane < LANES; ++lane) bits |= uint32_t(lane < left && words.lane[lane] >= visible_from) << lane;
+    for (int word = 0; word < BLOCK_WORDS; ++word)
+        bits |= uint32_t(word < left && words.word[word] >= visible_from) << word;
     return bits;
 }
 

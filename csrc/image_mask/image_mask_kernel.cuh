@@ -17,15 +17,15 @@ __global__ __launch_bounds__(THREADS) void visible_kernel(uint64_t seed, const i
     const int64_t example = blockIdx.x;
     const Address at = address(seed, keys[example], IMAGE_MASK, iteration, 0);
     const int32_t here = tokens[example];
-    const int64_t draws = (int64_t{here} + LANES - 1) / LANES;
+    const int64_t draws = (int64_t{here} + BLOCK_WORDS - 1) / BLOCK_WORDS;
     int64_t reached = counts ? 0 : offsets[example];
     for (int64_t first = 0; first < draws; first += THREADS) {
         const int64_t draw = first + threadIdx.x;
         const uint32_t bits = draw < draws ? visible_bits(at, uint32_t(draw), here, visible_from) : 0;
         const Scan scan = block_scan(__popc(bits), sums);
         int64_t place = reached + scan.before;
-        for (int lane = 0; lane < LANES && !counts; ++lane) {
-            if (bits >> lane & 1) indices[place++] = int32_t(LANES * draw + lane);
+        for (int word = 0; word < BLOCK_WORDS && !counts; ++word) {
+            if (bits >> word & 1) indices[place++] = int32_t(BLOCK_WORDS * draw + word);
         }
         reached += scan.total;
     }

@@ -2,7 +2,7 @@
 //
 // The layout of an address, for C++, CUDA and (by ADDRESS_LAYOUT in reference.py) Python:
 //   key word 0, 1        the seed, low word first
-//   counter word 0       block: an op that draws many items takes item i from lane i % 4 of block i / 4
+//   counter word 0       block: an op that draws many items takes item i from word i % 4 of block i / 4
 //   counter word 1       purpose << 28 | iteration << 16 | sentence
 //   counter word 2, 3    the key of the example, low word first
 // A word w stands for the number w / 2^32 in [0, 1).
@@ -20,7 +20,7 @@ namespace mmbdhs {
 
 enum Purpose : uint32_t { IMAGE_MASK = 1, SWAP = 2, CUT = 3, TOKEN = 4, NOISE = 5 };
 
-constexpr int LANES = 4;
+constexpr int BLOCK_WORDS = 4;
 constexpr int ITERATION_SHIFT = 16;
 constexpr int PURPOSE_SHIFT = 28;
 constexpr uint32_t SENTENCE_LIMIT = 1u << ITERATION_SHIFT;
@@ -28,11 +28,11 @@ constexpr uint32_t ITERATION_LIMIT = 1u << (PURPOSE_SHIFT - ITERATION_SHIFT);
 constexpr uint32_t PURPOSE_LIMIT = 1u << (32 - PURPOSE_SHIFT);
 
 struct Words {
-    uint32_t lane[LANES];
+    uint32_t word[BLOCK_WORDS];
 };
 
 MMBDHS_HOST_DEVICE inline Words philox(Words counter, uint32_t key0, uint32_t key1) {
-    uint32_t* c = counter.lane;
+    uint32_t* c = counter.word;
     for (int round = 0; round < 10; ++round) {
         const uint64_t product0 = uint64_t{0xD2511F53u} * c[0];
         const uint64_t product1 = uint64_t{0xCD9E8D57u} * c[2];

@@ -4,20 +4,12 @@
 #include <string_view>
 
 #include "text/characters.h"
+#include "text/words.h"
 
 namespace mmbdhs {
 namespace {
 
 using std::string_view;
-
-constexpr string_view NEVER_FINAL[] = {"Mr",  "Mrs",  "Ms", "Mx",  "Dr",     "Prof", "St",  "Mt",   "Ft",  "Gen",
-                                       "Col", "Capt", "Lt", "Sgt", "Rev",    "Hon",  "Sen", "Rep",  "Gov", "Messrs",
-                                       "Mme", "Mlle", "vs", "cf",  "approx", "ca",   "viz", "resp", "fig", "figs",
-                                       "Fig", "Figs", "eq", "eqs", "Eq",     "Eqs",  "vol", "Vol",  "pp"};
-constexpr string_view OFTEN_FINAL[] = {"etc", "Inc", "inc", "Ltd", "ltd", "Co",  "Corp", "corp",
-                                       "Jr",  "Sr",  "al",  "a.m", "p.m", "A.M", "P.M"};
-constexpr string_view LINE_LEAD = " \t*#>(-";  // what may stand between a line's start and the number of its list item
-constexpr string_view SWAP_WORDS[] = {"Yes", "yes", "No", "no"};
 
 enum class Verdict { GO_ON, END, UNDECIDED };
 
@@ -150,9 +142,9 @@ int64_t find_end(const Text& text, int64_t begin, bool final) {
 void find_swap_word(const Text& text, int64_t begin, int64_t* word) {
     const int64_t first = text.skip(begin, is_space);
     word[0] = word[1] = -1;
-    for (const string_view candidate : SWAP_WORDS) {
-        const int64_t last = first + int64_t(candidate.size());
-        if (last > text.end || text.view(first, last) != candidate) continue;
+    for (const Counterpart& answer : COUNTERPARTS) {
+        const int64_t last = first + int64_t(answer.word.size());
+        if (last > text.end || text.view(first, last) != answer.word) continue;
         if (last < text.end && is_word(text.at(last).code)) continue;
         word[0] = first;
         word[1] = last;

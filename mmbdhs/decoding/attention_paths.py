@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmbdhs.decoding.kv_cache import SlotLayer
-from mmbdhs.native import backend, softmax_attention
+from mmbdhs.native import SharedPrefix, backend, softmax_attention
 from mmbdhs.vlm import CAUSAL, MaskRule
 
 
@@ -83,20 +83,20 @@ def native_path(
     them. `attention_gate` has checked the kinds and shapes, and the pool keeps the numbers in range."""
     layer.write(rows.slots, rows.places, key, value)
     count = len(query)
-    out, _ = backend.live().twin.shared_prefix_attention(
-        query[:, :, 0].contiguous(),
-        layer.key_store.prefix,
-        layer.value_store.prefix,
-        rows.prefix_count,
-        layer.key_store.suffix[:count],
-        layer.value_store.suffix[:count],
-        rows.suffix_length,
-        None,
-        rows.example,
-        rows.prefix_offsets,
-        scale,
-        softcap,
+    operands = SharedPrefix(
+        q=query[:, :, 0].contiguous(),
+        k_prefix=layer.key_store.prefix,
+        v_prefix=layer.value_store.prefix,
+        prefix_count=rows.prefix_count,
+        k_suffix=layer.key_store.suffix[:count],
+        v_suffix=layer.value_store.suffix[:count],
+        suffix_length=rows.suffix_length,
+        example=rows.example,
+        prefix_offsets=rows.prefix_offsets,
+        scale=scale,
+        softcap=softcap,
     )
+    out, _ = backend.live().ops.shared_prefix_attention(operands)
     return out
 
 

@@ -1,15 +1,28 @@
-"""Native ops: checked and registered in `ops` and `attention`, with a plain twin of each in `reference`."""
+"""The native wing: ops in C++ and CUDA, each with a definition in Python that runs without the binary.
 
-from mmbdhs.native import backend, checks, ops
+It draws addressed random numbers and image masks, splits and splices texts, and attends to shared prefixes and to
+sequences with hidden keys. To read it, start with
+1. `ops` and `attention`: the ops, what they take and return, and how they check it;
+2. `reference`, with `sentence_rule` and `plain_attention`: the definition of every op;
+3. `binding`: the same functions, run by the compiled extension (csrc/bindings.cpp is its other side);
+4. `backend`: which of the two runs, and why;
+5. `checks`, `operands`, `registry`: argument checks, named argument lists, registration with `torch.library`.
+"""
+
+from mmbdhs.native import attention, backend, checks, ops
 from mmbdhs.native.attention import masked_attention, shared_prefix_attention
+from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.plain_attention import softmax_attention
-from mmbdhs.native.reference import COUNTERPARTS
-from mmbdhs.native.sentence_rule import BREAKS, STOPS
+from mmbdhs.native.sentence_rule import BREAKS, COUNTERPARTS, STOPS
 
 __all__ = [
     "BREAKS",
     "COUNTERPARTS",
     "STOPS",
+    "SharedPrefix",
+    "SpliceDraws",
+    "Splices",
+    "attention",
     "backend",
     "checks",
     "masked_attention",

@@ -1,4 +1,4 @@
-"""Which code runs the native ops, and why: decided once, announced once, overridden by MMBDHS_BACKEND."""
+"""The backend that runs the ops: chosen once, announced once, overridden by MMBDHS_BACKEND."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from types import ModuleType
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_BACKEND"
-_TWINS = {"native": "mmbdhs.native.binding", "reference": "mmbdhs.native.reference"}
+_MODULES = {"native": "mmbdhs.native.binding", "reference": "mmbdhs.native.reference"}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """The live path: `name` is "native" or "reference", `reason` says in words why."""
+    """The backend in use: `name` is "native" or "reference", `reason` says in words why it was chosen."""
 
     name: str
     reason: str
 
     @functools.cached_property
-    def twin(self) -> ModuleType:
-        """The module that runs the ops; both have the functions of `mmbdhs.native.reference`."""
-        return importlib.import_module(_TWINS[self.name])
+    def ops(self) -> ModuleType:
+        """The module with the functions that run the ops; `binding` and `reference` have the same ones."""
+        return importlib.import_module(_MODULES[self.name])
 
 
 @functools.cache
 def extension() -> tuple[ModuleType | None, str]:
-    """The compiled module, or None with the reason for its absence."""
+    """Import the compiled module. Returns it, or None, with a sentence that says why."""
     try:
         return importlib.import_module("mmbdhs.native._extension"), "the compiled extension was found"
     except ImportError as error:
@@ -38,19 +38,19 @@ def extension() -> tuple[ModuleType | None, str]:
 
 @functools.cache
 def live() -> Backend:
-    """Decide the path. Raises ValueError for an unknown override, ImportError for native without its
-    binary."""
+    """Choose the backend.
+
+    Raises ValueError for an unknown override, and ImportError if the override asks for a binary that is missing.
+    """
     wanted = os.environ.get(_VARIABLE, "")
-    if wanted not in ("", *_TWINS):
-        raise ValueError(f"{_VARIABLE} must be 'native' or 'reference', got {wanted!r}")
+    if wanted not in ("", *_MODULES):
+        raise ValueError(f"{_VARIABLE}: needs 'native' or 'reference', got {wanted!r}")
     binary, reason = (None, "not looked for") if wanted == "reference" else extension()
     if wanted == "native" and binary is None:
         raise ImportError(f"{_VARIABLE}=native, but {reason}")
     if wanted:
         reason = f"{_VARIABLE}={wanted}"
     chosen = Backend("native" if binary else "reference", reason)
-    fallback = not (wanted or binary)
-    _LOG.log(
-        logging.WARNING if fallback else logging.INFO, "native ops run on the %s path: %s", chosen.name, chosen.reason
-    )
+    level = logging.INFO if wanted or binary else logging.WARNING
+    _LOG.log(level, "native ops run on the %s path: %s", chosen.name, chosen.reason)
     return chosen

@@ -1,5 +1,6 @@
-"""The compiled ops, with the functions and arguments of `reference`: they make room for the results and pass
-pointers. Inputs are taken as valid where those are; `mmbdhs.native.ops` is the checked door.
+"""The native backend: the functions of `reference` with the same arguments, run by the compiled extension.
+
+Each one allocates its results and passes pointers. They take their inputs as valid, as those of `reference` do.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import _extension, reference
+from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
 
 _LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/attention/attention.h
-_BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split twice
+_DTYPES = {getattr(torch, name): number for name, number in _extension.dtypes().items()}
+_BYTES_PER_SENTENCE = 16  # a low guess; a text with shorter sentences is split a second time
 
 
 def sample_visible(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Native `ops.sample_visible`; None where a number of tokens is negative."""
+    """Native `ops.sample_visible`. Returns None if a number of tokens is negative."""
     if not keys.is_cpu:
         return _sample_visible_on_device(seed, keys, iteration, tokens, threshold)
     examples, visible_from = len(keys), reference.visible_from(threshold)
@@ -86,58 +88,44 @@ def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) 
     return ends
 
 
-def draw_splices(
-    seed: int,
-    keys: Tensor,
-    iteration: int,
-    sentences: Tensor,
-    swappable: Tensor,
-    choices: Tensor,
-    swapped_low: Tensor,
-    swapped_choices: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """Native `ops.draw_splices`; None where a number is out of range."""
-    swapped, choice = torch.empty_like(swappable), torch.empty_like(choices)
-    columns = (sentences, swappable, choices, swapped_low, swapped_choices)
-    pointers = (column.data_ptr() for column in columns)
-    results = (swapped.data_ptr(), choice.data_ptr())
-    fit = _extension.draw_splices(seed & _UNSIGNED, keys.data_ptr(), iteration, *pointers, len(keys), *results)
+def draw_splices(draws: SpliceDraws) -> tuple[Tensor, Tensor] | None:
+    """Native `ops.draw_splices`. Returns None if a number is out of range."""
+    swapped, choice = torch.empty_like(draws.swappable), torch.empty_like(draws.choices)
+    columns = (draws.sentences, draws.swappable, draws.choices, draws.swapped_choices)
+    address = (draws.seed & _UNSIGNED, draws.keys.data_ptr(), draws.iteration)
+    pointers = (x.data_ptr() for x in (swapped, choice))
+    fit = _extension.draw_splices(*address, *(x.data_ptr() for x in columns), len(draws.keys), *pointers)
     return (swapped, choice) if fit else None
 
 
-def join_splices(
-    text: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    sentence_offsets: Tensor,
-    swapped: Tensor,
-    kept_bytes: Tensor,
-    completions: Tensor,
-    completion_offsets: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """Native `ops.join_splices`; None where the splices do not fit their texts."""
-    most = len(text) + len(table) + len(completions)  # a swapped sentence may grow by a byte
-    joined = text.new_empty(most + _extension.COPY_SLACK)
-    joined_offsets = torch.empty_like(offsets)
-    fields = (
-        *(text.data_ptr(), len(text), offsets.data_ptr(), len(offsets) - 1, table.data_ptr(), len(table)),
-        *(x.data_ptr() for x in (sentence_offsets, swapped, kept_bytes)),
-        *(completions.data_ptr(), len(completions)),
-        *(x.data_ptr() for x in (completion_offsets, joined, joined_offsets)),
-    )
+def join_splices(splices: Splices) -> tuple[Tensor, Tensor] | None:
+    """Native `ops.join_splices`. Returns None if the splices do not fit their texts."""
+    text, completions = splices.text, splices.completions
+    joined = text.new_empty(len(text) + len(splices.table) + len(completions))  # a swap may add a byte to a sentence
+    joined_offsets = torch.empty_like(splices.offsets)
+    fields = {
+        **{name: tensor.data_ptr() for name, tensor in splices._asdict().items()},
+        "text_size": len(text),
+        "rows": len(splices.offsets) - 1,
+        "sentences": len(splices.table),
+        "completions_size": len(completions),
+        "joined": joined.data_ptr(),
+        "joined_offsets": joined_offsets.data_ptr(),
+    }
     size = _extension.join_splices(fields)
     return None if size < 0 else (joined[:size], joined_offsets)
 
 
 def _plain_elsewhere(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`op`, or its plain twin if q is on a device that the extension has no kernels for."""
+    """Run `op`, or its reference implementation if q is on a device that the extension has no kernels for."""
 
     @functools.wraps(op)
-    def run(q: Tensor, *rest: object, **named: object) -> tuple[Tensor, Tensor]:
+    def run(first: Tensor | SharedPrefix, *rest: object) -> tuple[Tensor, Tensor]:
+        q = first[0] if type(first) is SharedPrefix else first
         if not q.is_cpu and not (q.is_cuda and hasattr(_extension, f"{op.__name__}_cuda")):
             _announce_plain_attention("CUDA" if q.is_cuda else q.device.type)
-            return getattr(reference, op.__name__)(q, *rest, **named)
-        return op(q, *rest, **named)
+            return getattr(reference, op.__name__)(first, *rest)
+        return op(first, *rest)
 
     return run
 
@@ -147,63 +135,64 @@ def _announce_plain_attention(device: str) -> None:
     _LOG.warning("the extension was built without %s: attention there runs in plain PyTorch, slowly", device)
 
 
-def lengths_fit(
-    prefix_count: Tensor,
-    suffix_length: Tensor,
-    visible: Tensor | None,
-    example: Tensor | None,
-    prefix_offsets: Tensor | None,
-    prefix_rows: int,
-    suffix_rows: int,
-) -> bool:
+def lengths_fit(operands: SharedPrefix) -> bool:
     """Whether `checks.lengths` would pass. While a CUDA graph is captured the kernels have to look themselves."""
-    if not prefix_count.is_cpu:
-        return prefix_count.is_cuda and torch.cuda.is_current_stream_capturing()
+    a = operands
+    if not a.prefix_count.is_cpu:
+        return a.prefix_count.is_cuda and torch.cuda.is_current_stream_capturing()
     return _extension.lengths_fit(
-        prefix_count.data_ptr(),
-        suffix_length.data_ptr(),
-        len(prefix_count),
-        0 if visible is None else visible.data_ptr(),
-        prefix_rows if visible is None else len(visible),
-        0 if example is None else example.data_ptr(),
-        0 if prefix_offsets is None else prefix_offsets.data_ptr(),
-        0 if prefix_offsets is None else len(prefix_offsets) - 1,
-        prefix_rows,
-        suffix_rows,
+        prefix_count=a.prefix_count.data_ptr(),
+        suffix_length=a.suffix_length.data_ptr(),
+        branches=len(a.prefix_count),
+        visible=_pointer(a.visible),
+        prefix_keys=a.prefix_keys,
+        example=_pointer(a.example),
+        prefix_offsets=_pointer(a.prefix_offsets),
+        examples=0 if a.prefix_offsets is None else len(a.prefix_offsets) - 1,
+        prefix_rows=a.k_prefix.shape[1],
+        suffix_rows=a.k_suffix.shape[2],
     )
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @_plain_elsewhere
-def shared_prefix_attention(
-    q: Tensor,
-    k_prefix: Tensor,
-    v_prefix: Tensor,
-    prefix_count: Tensor,
-    k_suffix: Tensor,
-    v_suffix: Tensor,
-    suffix_length: Tensor,
-    visible: Tensor | None,
-    example: Tensor | None,
-    prefix_offsets: Tensor | None,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
+def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
     """Native `attention.shared_prefix_attention`."""
-    branches, q_heads, head_dim = q.shape
-    kv_heads, prefix_rows, _ = k_prefix.shape
-    out, lse = _attention_results(q)
-    tensors = (q, k_prefix, v_prefix, k_suffix, v_suffix, out, lse, prefix_count, suffix_length)
-    fields = (
-        *(x.data_ptr() for x in tensors),
-        *(0 if x is None else x.data_ptr() for x in (visible, example, prefix_offsets)),
-        _DTYPES[q.dtype],
-        *(branches, q_heads, kv_heads, head_dim, prefix_rows),
-        prefix_rows if visible is None else len(visible),
-        k_suffix.shape[2],
-        1 if prefix_offsets is None else len(prefix_offsets) - 1,
-        *(stride for x in tensors[:5] for stride in x.stride()[:-1]),
-    )
-    _attend("shared_prefix_attention", fields, scale, softcap, q.device)
+    a = operands
+    out, lse = _attention_results(a.q)
+    branches, q_heads, head_dim = a.q.shape
+    kv_heads, prefix_rows, _ = a.k_prefix.shape
+    q_branch, q_head, _ = a.q.stride()
+    kp_head, kp_row, _ = a.k_prefix.stride()
+    vp_head, vp_row, _ = a.v_prefix.stride()
+    ks_branch, ks_head, ks_row, _ = a.k_suffix.stride()
+    vs_branch, vs_head, vs_row, _ = a.v_suffix.stride()
+    fields = {
+        "q": a.q.data_ptr(),
+        "k_prefix": a.k_prefix.data_ptr(),
+        "v_prefix": a.v_prefix.data_ptr(),
+        "k_suffix": a.k_suffix.data_ptr(),
+        "v_suffix": a.v_suffix.data_ptr(),
+        "out": out.data_ptr(),
+        "lse": lse.data_ptr(),
+        "prefix_count": a.prefix_count.data_ptr(),
+        "suffix_length": a.suffix_length.data_ptr(),
+        "visible": _pointer(a.visible),
+        "example": _pointer(a.example),
+        "prefix_offsets": _pointer(a.prefix_offsets),
+        "dtype": _DTYPES[a.q.dtype],
+        **{"branches": branches, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim},
+        **{"prefix_rows": prefix_rows, "prefix_keys": a.prefix_keys, "suffix_rows": a.k_suffix.shape[2]},
+        "examples": 1 if a.prefix_offsets is None else len(a.prefix_offsets) - 1,
+        **{"q_branch": q_branch, "q_head": q_head},
+        **{"kp_head": kp_head, "kp_row": kp_row, "vp_head": vp_head, "vp_row": vp_row},
+        **{"ks_branch": ks_branch, "ks_head": ks_head, "ks_row": ks_row},
+        **{"vs_branch": vs_branch, "vs_head": vs_head, "vs_row": vs_row},
+    }
+    _attend("shared_prefix_attention", fields, a.scale, a.softcap, a.q.device)
     return out, lse
 
 
@@ -214,17 +203,29 @@ def masked_attention(
     """Native `attention.masked_attention`."""
     batch, q_heads, queries, head_dim = q.shape
     out, lse = _attention_results(q)
-    fields = (
-        *(x.data_ptr() for x in (q, k, v, out, lse, visible)),
-        _DTYPES[q.dtype],
-        *(batch, q_heads, k.shape[1], queries, k.shape[2], head_dim, causal),
-        *(stride for x in (q, k, v) for stride in x.stride()[:-1]),
-    )
+    q_batch, q_head, q_row, _ = q.stride()
+    k_batch, k_head, k_row, _ = k.stride()
+    v_batch, v_head, v_row, _ = v.stride()
+    fields = {
+        "q": q.data_ptr(),
+        "k": k.data_ptr(),
+        "v": v.data_ptr(),
+        "out": out.data_ptr(),
+        "lse": lse.data_ptr(),
+        "visible": visible.data_ptr(),
+        "dtype": _DTYPES[q.dtype],
+        **{"batch": batch, "q_heads": q_heads, "kv_heads": k.shape[1]},
+        **{"queries": queries, "keys": k.shape[2], "head_dim": head_dim, "causal": causal},
+        **{"q_batch": q_batch, "q_head": q_head, "q_row": q_row},
+        **{"k_batch": k_batch, "k_head": k_head, "k_row": k_row},
+        **{"v_batch": v_batch, "v_head": v_head, "v_row": v_row},
+    }
     _attend("masked_attention", fields, scale, softcap, q.device)
     return out, lse
 
 
-def _attend(op: str, fields: tuple[int, ...], scale: float, softcap: float, device: torch.device) -> None:
+def _attend(op: str, fields: dict[str, int], scale: float, softcap: float, device: torch.device) -> None:
+    """Run the op of the extension for a device. `fields` are those of its struct in csrc/attention/attention.h."""
     if device.type != "cuda":
         getattr(_extension, op)(fields, scale, softcap, torch.get_num_threads())
         return
@@ -236,5 +237,5 @@ def _attend(op: str, fields: tuple[int, ...], scale: float, softcap: float, devi
 
 
 def _attention_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for out and lse."""
+    """Allocate out and lse."""
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:-1], dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""Plain twins of every native op: same names, arguments and bits, in NumPy and Python, without the binary.
+"""The reference backend: every op in NumPy, PyTorch and Python, without the binary.
 
-They are the definition that the C++ and CUDA code is tested against, and the path that runs where no binary
-was built. Inputs are taken as valid; `mmbdhs.native.ops` is the checked door. Only `sample_visible`, `draw_splices` and
-`join_splices` look at the values of their inputs, as they read them, and return None where one does not fit. Ragged
-arrays are a flat array and an `offsets` array with one more entry than there are rows.
+These functions define the ops: the C++ and CUDA code is tested against them, bit for bit where nothing is rounded. They
+also run where no binary was built. They take their inputs as valid, because `mmbdhs.native.ops` has checked them. Only
+`sample_visible`, `draw_splices` and `join_splices` look at the values of their inputs, and return None if one does not
+fit. A ragged array is a flat array and an `offsets` array with one more entry than there are rows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import sentence_rule
+from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.plain_attention import softmax_attention
-from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED  # noqa: F401
+from mmbdhs.native.sentence_rule import COUNTERPARTS
 
-# What a random draw is for; a part of its address, so that no two uses ever share a draw.
+# What a random draw is for. It is a part of the draw's address, so that no two uses ever share a draw.
 IMAGE_MASK, SWAP, CUT, TOKEN, NOISE = 1, 2, 3, 4, 5
 
-# Mirror of the constants in csrc/random/philox.h, where the layout is described; a test compares the two.
+# The same constants as in csrc/random/philox.h, where the layout is described; a test compares the two.
 ADDRESS_LAYOUT = {
-    "lanes": 4,
+    "block_words": 4,
     "sentence_limit": 1 << 16,
     "iteration_shift": 16,
     "iteration_limit": 1 << 12,
@@ -41,11 +42,10 @@ ADDRESS_LAYOUT = {
 _WORD = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-COUNTERPARTS = {b"Yes": b"No", b"No": b"Yes", b"yes": b"no", b"no": b"yes"}
 
 
 def philox(counter: np.ndarray, seed: int) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    """Compute Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     `counter` is uint32 [..., 4]; the key is the 64-bit `seed`, low word first. Returns uint32 [..., 4].
     """
@@ -62,8 +62,7 @@ def philox(counter: np.ndarray, seed: int) -> np.ndarray:
 def draw_words(
     seed: int, keys: np.ndarray, purpose: int, iteration: int, sentences: np.ndarray, count: int
 ) -> np.ndarray:
-    """Random words of `count` items at each of N addresses: keys int64 [N], sentences [N] → uint32 [N,
-    count]."""
+    """Draw `count` random words at each of N addresses: keys int64 [N], sentences [N] → uint32 [N, count]."""
     blocks = -(-count // 4)
     counter = np.empty((len(keys), blocks, 4), dtype=np.uint32)
     counter[..., 0] = np.arange(blocks, dtype=np.uint32)
@@ -76,14 +75,14 @@ def draw_words(
 
 
 def visible_from(threshold: float) -> int:
-    """The smallest random word that leaves an image token visible: ⌈threshold · 2^32⌉, exact in float64."""
+    """Return the smallest random word that leaves an image token visible: ⌈threshold · 2^32⌉, exact in float64."""
     return math.ceil(threshold * 2**32)
 
 
 def sample_visible(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Twin of `ops.sample_visible`; None where a number of tokens is negative."""
+    """Reference implementation of `ops.sample_visible`. Returns None if a number of tokens is negative."""
     if (tokens < 0).any():
         return None
     rows = []
@@ -95,76 +94,60 @@ def sample_visible(
 
 
 def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
-    """Twin of `ops.random_uniform`."""
+    """Reference implementation of `ops.random_uniform`."""
     words = draw_words(seed, keys.numpy(), purpose, iteration, sentences.numpy(), count)
     return torch.from_numpy(words * 2.0**-32)
 
 
 def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Twin of `ops.split_sentences`."""
+    """Reference implementation of `ops.split_sentences`."""
     tables = [sentence_rule.split(raw) for raw in _rows(text, offsets)]
     rows = [row for table in tables for row in table]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4), _offsets([len(table) for table in tables])
 
 
 def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
-    """Twin of `ops.sentence_ends`."""
+    """Reference implementation of `ops.sentence_ends`."""
     rows = zip(_rows(text, offsets), begins.tolist(), final.tolist(), strict=True)
     return torch.tensor([sentence_rule.end_of_sentence(*row) for row in rows], dtype=torch.int64)
 
 
-def draw_splices(
-    seed: int,
-    keys: Tensor,
-    iteration: int,
-    sentences: Tensor,
-    swappable: Tensor,
-    choices: Tensor,
-    swapped_low: Tensor,
-    swapped_choices: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """Twin of `ops.draw_splices`; None where a number is out of range."""
-    numbers = torch.stack([sentences, choices, swapped_low, swapped_choices])
-    if (numbers < 0).any() or (sentences >= ADDRESS_LAYOUT["sentence_limit"]).any():
+def draw_splices(draws: SpliceDraws) -> tuple[Tensor, Tensor] | None:
+    """Reference implementation of `ops.draw_splices`. Returns None if a number is out of range."""
+    a = draws
+    numbers = torch.stack([a.sentences, a.choices, a.swapped_choices])
+    if (numbers < 0).any() or (a.sentences >= ADDRESS_LAYOUT["sentence_limit"]).any():
         return None
-    address = (keys.numpy(), iteration, sentences.numpy())
-    coin, cut = (
-        draw_words(seed, address[0], purpose, *address[1:], 1)[:, 0].astype(np.uint64) for purpose in (SWAP, CUT)
-    )
-    swapped = swappable.numpy() & (coin >= 1 << 31)
-    low = np.where(swapped, swapped_low.numpy(), 0).astype(np.int64)
-    high = np.where(swapped, swapped_choices.numpy(), choices.numpy()).astype(np.int64)
-    width = np.maximum(high - low, 0).astype(np.uint64)
-    choice = low + ((cut * width) >> np.uint64(32)).astype(np.int64)
+    keys, sentences = a.keys.numpy(), a.sentences.numpy()
+    coin, cut = (draw_words(a.seed, keys, purpose, a.iteration, sentences, 1)[:, 0] for purpose in (SWAP, CUT))
+    swapped = a.swappable.numpy() & (coin >= 1 << 31)
+    count = np.where(swapped, a.swapped_choices.numpy(), a.choices.numpy()).astype(np.uint64)
+    choice = (cut.astype(np.uint64) * count) >> np.uint64(32)
     return torch.from_numpy(swapped), torch.from_numpy(choice.astype(np.int32))
 
 
-def join_splices(
-    text: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    sentence_offsets: Tensor,
-    swapped: Tensor,
-    kept_bytes: Tensor,
-    completions: Tensor,
-    completion_offsets: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """Twin of `ops.join_splices`; None where the splices do not fit their texts."""
-    ragged = ((offsets, len(text)), (sentence_offsets, len(table)), (completion_offsets, len(completions)))
+def join_splices(splices: Splices) -> tuple[Tensor, Tensor] | None:
+    """Reference implementation of `ops.join_splices`. Returns None if the splices do not fit their texts."""
+    a = splices
+    ragged = (
+        (a.offsets, len(a.text)),
+        (a.sentence_offsets, len(a.table)),
+        (a.completion_offsets, len(a.completions)),
+    )
     if not all(_rises(bounds.tolist(), total) for bounds, total in ragged):
         return None
-    spans, bounds = table.tolist(), sentence_offsets.tolist()
-    swaps, kept = swapped.tolist(), kept_bytes.tolist()
-    endings = list(_rows(completions, completion_offsets))
+    spans, bounds = a.table.tolist(), a.sentence_offsets.tolist()
+    swaps, kept = a.swapped.tolist(), a.kept_bytes.tolist()
+    completions = list(_rows(a.completions, a.completion_offsets))
     joined = []
-    for row, raw in enumerate(_rows(text, offsets)):
+    for row, raw in enumerate(_rows(a.text, a.offsets)):
         begin, pieces = 0, []
         for s in range(bounds[row], bounds[row + 1]):
             if not _fits(raw, begin, spans[s], swaps[s], kept[s]):
                 return None
             content_end, span_end = spans[s][:2]
             sentence = _swap(raw, begin, spans[s]) if swaps[s] else raw[begin:content_end]
-            pieces += [sentence[: kept[s]], endings[s], raw[content_end:span_end]]
+            pieces += [sentence[: kept[s]], completions[s], raw[content_end:span_end]]
             begin = span_end
         if begin != len(raw):
             return None
@@ -173,43 +156,23 @@ def join_splices(
     return flat, _offsets([len(row) for row in joined])
 
 
-def lengths_fit(
-    prefix_count: Tensor,
-    suffix_length: Tensor,
-    visible: Tensor | None,
-    example: Tensor | None,
-    prefix_offsets: Tensor | None,
-    prefix_rows: int,
-    suffix_rows: int,
-) -> bool:
-    """Never sure: it leaves the answer to `checks.lengths`."""
+def lengths_fit(operands: SharedPrefix) -> bool:
+    """Leave the answer to `checks.lengths`: this backend has no faster way to look."""
     return False
 
 
-def shared_prefix_attention(
-    q: Tensor,
-    k_prefix: Tensor,
-    v_prefix: Tensor,
-    prefix_count: Tensor,
-    k_suffix: Tensor,
-    v_suffix: Tensor,
-    suffix_length: Tensor,
-    visible: Tensor | None,
-    example: Tensor | None,
-    prefix_offsets: Tensor | None,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
-    """Twin of `attention.shared_prefix_attention`: branch after branch, over its keys gathered."""
-    lengths = zip(prefix_count.tolist(), suffix_length.tolist(), strict=True)
-    begins = [0] * len(q) if example is None else prefix_offsets[example.long()].tolist()
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
+    """Reference implementation of `attention.shared_prefix_attention`: one branch after another."""
+    a = operands
+    lengths = zip(a.prefix_count.tolist(), a.suffix_length.tolist(), strict=True)
+    begins = [0] * len(a.q) if a.example is None else a.prefix_offsets[a.example.long()].tolist()
+    out, lse = torch.empty_like(a.q), a.q.new_empty(a.q.shape[:2], dtype=torch.float32)
     for branch, ((count, length), begin) in enumerate(zip(lengths, begins, strict=True)):
-        rows = slice(begin, begin + count) if visible is None else visible[begin : begin + count].long()
-        k = torch.cat([k_prefix[:, rows], k_suffix[branch, :, :length]], dim=1)
-        v = torch.cat([v_prefix[:, rows], v_suffix[branch, :, :length]], dim=1)
-        seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=q.device)
-        row_out, row_lse = softmax_attention(q[branch, :, None], k, v, seen, scale, softcap)
+        rows = slice(begin, begin + count) if a.visible is None else a.visible[begin : begin + count].long()
+        k = torch.cat([a.k_prefix[:, rows], a.k_suffix[branch, :, :length]], dim=1)
+        v = torch.cat([a.v_prefix[:, rows], a.v_suffix[branch, :, :length]], dim=1)
+        seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=a.q.device)
+        row_out, row_lse = softmax_attention(a.q[branch, :, None], k, v, seen, a.scale, a.softcap)
         out[branch], lse[branch] = row_out[:, 0], row_lse[:, 0]
     return out, lse
 
@@ -217,7 +180,7 @@ def shared_prefix_attention(
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """Twin of `attention.masked_attention`."""
+    """Reference implementation of `attention.masked_attention`."""
     queries, keys = q.shape[2], k.shape[2]
     order = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
     seen = visible[:, None] & (order.tril(keys - queries) if causal else order)
@@ -229,12 +192,12 @@ def masked_attention(
 
 
 def _rises(bounds: list[int], total: int) -> bool:
-    """From 0 to `total`."""
+    """Whether the bounds rise from 0 to `total`."""
     return bounds[0] == 0 and bounds == sorted(bounds) and bounds[-1] == total
 
 
 def _fits(raw: bytes, begin: int, span: list[int], swapped: bool, kept: int) -> bool:
-    """The span lies in its text, has a word to swap if it is swapped, and holds what is kept of it."""
+    """Whether the span is inside its text, has a word to swap if it is swapped, and holds the kept bytes."""
     content_end, span_end, word_begin, word_end = span
     if not begin <= content_end <= span_end <= len(raw):
         return False

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 LIBRARY = torch.library.Library("mmbdhs", "DEF")
 
+Op = TypeVar("Op", bound=Callable[..., Any])
 
-def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
-    """Define an op: `run` checks its arguments and computes, `fake` gives shapes and dtypes for tracing. Returns its
-    qualified name."""
-    name = f"mmbdhs::{LIBRARY.define(schema)}"
-    # One implementation for every device: a tensor in the wrong place is named by the checks, not by the dispatcher.
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(name, fake, lib=LIBRARY)
-    return name
+
+def register(fake: Callable[..., Any]) -> Callable[[Op], Op]:
+    """Make the decorated function an op of the same name, with a schema inferred from its annotations.
+
+    fake: gives empty results of the right shapes and dtypes, for tracing.
+    Returns a decorator. The decorated function then goes through the dispatcher, with the same signature as before.
+    """
+
+    def decorate(run: Op) -> Op:
+        name = f"mmbdhs::{run.__name__}"
+        LIBRARY.define(run.__name__ + torch.library.infer_schema(run, mutates_args=()))
+        # One implementation serves every device: the checks, not the dispatcher, name a tensor in the wrong place.
+        LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(name, fake, lib=LIBRARY)
+        op = getattr(torch.ops.mmbdhs, run.__name__).default
+
+        @functools.wraps(run)
+        def call(*args: Any, **named: Any) -> Any:
+            return op(*args, **named)
+
+        return call
+
+    return decorate

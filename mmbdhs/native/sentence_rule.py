@@ -1,26 +1,25 @@
-"""Where a sentence ends: the Python twin of csrc/text/sentences.cpp.
+"""Where a sentence ends: the definition of the rule. csrc/text/sentences.cpp is the same rule in C++.
 
-Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. From the start of a sentence, white space
-that leads it is passed over, and then the sentence ends at the first of these places:
+Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. White space at the start of a sentence is
+skipped. The sentence then ends at the first of these places:
 
 1. Before a line break (LF, VT, FF, CR, U+0085, U+2028, U+2029).
-2. After a run of stops . ! ? … and the closers (quotes, brackets, * and _) directly behind it, if white space follows.
-   Anything else behind them (a letter, a digit, a comma) makes the run part of the sentence.
-3. After a run that holds a CJK stop 。！？｡．, and its closers, whatever follows.
+2. After a run of stops . ! ? … and the closers (quotes, brackets, * and _) that follow it directly, if white space
+   comes next. If anything else comes next (a letter, a digit, a comma), the run is part of the sentence.
+3. After a run that holds a CJK stop 。！？｡．, and its closers, whatever comes next.
 4. At the end of the text.
 
-White space after the end belongs to the sentence it follows, so that the spans of a text tile it. Rule 2 has
-exceptions:
+White space after the end belongs to the sentence before it, so that the spans of a text tile it. Rule 2 has exceptions:
 
-- An ellipsis (two dots or more, or …), stops with closers behind them (It says "Stop!" in red) and abbreviations that
-  often close a sentence (etc. Inc. p.m.) end it only if the next character that is not white space is no lower-case
-  letter.
-- A single dot does not end it behind a title or reference (Mr. vs. Fig.), behind letters joined by dots (U.S. Ph.D.
-  e.g.), behind one capital other than I (J. Smith), or behind the number or letter of a list item that starts a line
-  (1. The, a. The).
+- Three things end a sentence only if the next character that is not white space is no lower-case letter: an ellipsis
+  (two dots or more, or …), stops with closers (It says "Stop!" in red), and abbreviations that often close a sentence
+  (etc. Inc. p.m.).
+- A single dot does not end the sentence after a title or reference (Mr. vs. Fig.), after letters joined by dots
+  (U.S. Ph.D. e.g.), after one capital other than I (J. Smith), or after the number or letter of a list item that starts
+  a line (1. The, a. The).
 
 A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is appended.
-U+FFFD at the end of such a text stands for a character whose bytes have not all arrived, and is not looked at.
+U+FFFD at the end of such a text stands for a character whose bytes have not all arrived, and is ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from itertools import accumulate
 NO_STOP = -1
 UNDECIDED = -2
 
-_GO_ON, _END = 0, 1  # verdicts on one run of stops, beside UNDECIDED
+_GO_ON, _END = 0, 1  # verdicts on one run of stops; UNDECIDED is the third
 
 SPACES = frozenset([*range(0x9, 0xE), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]) | frozenset(
     [0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
@@ -53,14 +52,17 @@ NON_WORD_RANGES = (
     ),
     *((0xFF00, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF65), (0x1F000, 0x1FAFF)),
 )
+# Abbreviations after which a single dot never ends a sentence.
 NEVER_FINAL = frozenset(
     b"Mr Mrs Ms Mx Dr Prof St Mt Ft Gen Col Capt Lt Sgt Rev Hon Sen Rep Gov Messrs Mme Mlle "
     b"vs cf approx ca viz resp fig figs Fig Figs eq eqs Eq Eqs vol Vol pp".split()
 )
+# Abbreviations that often stand at the end of a sentence: the next character decides.
 OFTEN_FINAL = frozenset(b"etc Inc inc Ltd ltd Co Corp corp Jr Sr al a.m p.m A.M P.M".split())
-_LINE_LEAD = b" \t*#>(-"  # what may stand between a line's start and the number of its list item
+LINE_LEAD = b" \t*#>(-"  # what may stand between the start of a line and the number of its list item
 _BREAK_BYTES = tuple(chr(code).encode() for code in sorted(BREAKS))
-_SWAP_WORDS = ("Yes", "yes", "No", "no")
+# The answers of Algorithm 1 and what each is swapped for.
+COUNTERPARTS = {b"Yes": b"No", b"yes": b"no", b"No": b"Yes", b"no": b"yes"}
 
 
 def is_lower(code: int) -> bool:
@@ -74,8 +76,7 @@ def is_word(code: int) -> bool:
 
 
 class _Scan:
-    """The characters of raw[begin:end]: `codes`, and `at`, the byte where each begins (and the last one
-    ends)."""
+    """The characters of raw[begin:end]: `codes`, and `at`, the byte where each one begins and the last one ends."""
 
     def __init__(self, raw: bytes, begin: int, end: int) -> None:
         # A stray byte b becomes U+DC00 + b, which is in no table, so it counts as a letter.
@@ -90,7 +91,7 @@ class _Scan:
 
 
 def split(raw: bytes) -> list[list[int]]:
-    """Rows (content_end, span_end, word_begin, word_end) of one text; see `ops.split_sentences`."""
+    """Split one text into rows (content_end, span_end, word_begin, word_end); see `ops.split_sentences`."""
     scan, rows, begin = _Scan(raw, 0, len(raw)), [], 0
     while begin < len(scan.codes):
         content_end = _find_end(scan, begin, final=True)
@@ -101,8 +102,10 @@ def split(raw: bytes) -> list[list[int]]:
 
 
 def end_of_sentence(raw: bytes, begin: int, final: bool) -> int:
-    """The byte where the sentence that begins at byte `begin` ends, NO_STOP or UNDECIDED; see
-    `ops.sentence_ends`."""
+    """Find the byte where the sentence that begins at byte `begin` ends, or return NO_STOP or UNDECIDED.
+
+    See `ops.sentence_ends`.
+    """
     limit = len(raw) if final else max(begin, _whole_length(raw))
     scan = _Scan(raw, begin, limit)
     end = _find_end(scan, 0, final)
@@ -110,8 +113,7 @@ def end_of_sentence(raw: bytes, begin: int, final: bool) -> int:
 
 
 def _find_end(scan: _Scan, first: int, final: bool) -> int:
-    """Index of the character before which the sentence starting at character `first` ends, or a negative
-    answer."""
+    """Find the character before which the sentence that starts at `first` ends, or return a negative answer."""
     codes, content, token = scan.codes, first, -1
     index = scan.skip(first, SPACES)
     while index < len(codes):
@@ -138,7 +140,7 @@ def _find_end(scan: _Scan, first: int, final: bool) -> int:
 
 
 def _judge(scan: _Scan, token: int, stop: int, run_end: int, after: int, final: bool) -> int:
-    """Does the run of stops [stop, run_end), whose closers reach to `after`, end the sentence?"""
+    """Whether the run of stops [stop, run_end) ends the sentence; its closers end at `after`."""
     codes = scan.codes
     if after == len(codes):
         return _END if final else UNDECIDED
@@ -179,23 +181,23 @@ def _is_list_mark(word: bytes) -> bool:
 
 
 def _starts_line(before: bytes) -> bool:
-    before = before.rstrip(_LINE_LEAD)
+    before = before.rstrip(LINE_LEAD)
     return not before or before.endswith(_BREAK_BYTES)
 
 
 def _swap_word(scan: _Scan, first: int) -> tuple[int, int]:
-    """Bytes of the leading yes/no word, by the regular expression of Algorithm 1, or (-1, -1)."""
+    """Find the bytes of the leading yes or no, by the regular expression of Algorithm 1; (-1, -1) if there is none."""
     begin = scan.skip(first, SPACES)
-    for word in _SWAP_WORDS:
+    for word in COUNTERPARTS:
         end = begin + len(word)
         whole = end == len(scan.codes) or (end < len(scan.codes) and not is_word(scan.codes[end]))
-        if whole and scan.codes[begin:end] == [ord(char) for char in word]:
+        if whole and scan.codes[begin:end] == list(word):
             return scan.at[begin], scan.at[end]
     return -1, -1
 
 
 def _whole_length(raw: bytes) -> int:
-    """Length of `raw` without a last character whose bytes have not all arrived, or were decoded to U+FFFD so far."""
+    """Return the length of `raw` without a last character whose bytes have not all arrived, or are U+FFFD so far."""
     length = len(raw)
     for back in range(1, min(3, length) + 1):
         byte = raw[-back]
@@ -211,7 +213,7 @@ def _whole_length(raw: bytes) -> int:
 
 
 def _width(code: int) -> int:
-    """Bytes of one decoded character."""
+    """Return how many bytes a decoded character takes."""
     if code < 0x80 or 0xDC80 <= code <= 0xDCFF:
         return 1
     return 2 if code < 0x800 else 3 if code < 0x10000 else 4

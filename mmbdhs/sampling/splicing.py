@@ -104,7 +104,7 @@ class Reference:
         swappable = torch.tensor([s.swapped is not None for s in self._sentences])
         written, other = torch.tensor(choices, dtype=torch.int32).T.contiguous()
         keys, numbers = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
-        drawn = ops.draw_splices(seed, keys, iteration, numbers, swappable, written, torch.zeros_like(other), other)
+        drawn = ops.draw_splices(seed, keys, iteration, numbers, swappable, written, other)
         pairs = zip(self._sentences, *(column.tolist() for column in drawn), strict=True)
         return [self._cut(sentence, swapped, choice) for sentence, swapped, choice in pairs]
 

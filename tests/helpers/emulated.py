@@ -1,4 +1,4 @@
-"""The CUDA sources under `cuda_emulator.h`, in the place of the compiled extension."""
+"""The CUDA sources compiled for the CPU with `cuda_emulator.h`, in place of the compiled extension."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmbdhs.native import _extension
+
 HERE = Path(__file__).parent / "emulator"
 SOURCES = Path(__file__).parents[2] / "csrc"
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2}
 _STREAM = 0x5EA
-_GUARD = 1 << 14  # bytes around a buffer, that a wrong kernel may hit and a right one leaves as they are
+_GUARD = 1 << 14  # bytes around a buffer, which a wrong kernel may overwrite and a right one leaves unchanged
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile csrc/*.cu with a C++ compiler."""
+    """Compile the CUDA sources with a C++ compiler."""
     library = folder / "emulated_kernels.so"
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")))
     options = ["-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
@@ -39,7 +41,7 @@ def build(folder: Path) -> ctypes.CDLL:
 
 
 class Extension:
-    """Has the attention functions of the compiled extension, with the CUDA launchers behind them."""
+    """The attention functions of the compiled extension, run by the CUDA launchers."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -47,7 +49,7 @@ class Extension:
         self.remove_barrier("")
 
     def schedule(self, name: str) -> None:
-        """Which thread goes on when one has to wait."""
+        """Choose which thread continues when one has to wait."""
         self._library.set_schedule(SCHEDULES[name])
 
     def remove_barrier(self, place: str) -> None:
@@ -61,14 +63,16 @@ class Extension:
             raise RuntimeError(error.decode())
         assert self._library.last_stream() == _STREAM
 
-    def shared_prefix_attention(self, fields: tuple[int, ...], scale: float, softcap: float, _threads: int) -> None:
-        self._attend("shared_prefix", fields, scale, softcap)
+    def shared_prefix_attention(self, fields: dict[str, int], scale: float, softcap: float, _threads: int) -> None:
+        self._attend("shared_prefix", "SharedPrefix", fields, scale, softcap)
 
-    def masked_attention(self, fields: tuple[int, ...], scale: float, softcap: float, _threads: int) -> None:
-        self._attend("masked", fields, scale, softcap)
+    def masked_attention(self, fields: dict[str, int], scale: float, softcap: float, _threads: int) -> None:
+        self._attend("masked", "Masked", fields, scale, softcap)
 
-    def _attend(self, op: str, fields: tuple[int, ...], scale: float, softcap: float) -> None:
-        packed = (ctypes.c_int64 * len(fields))(*fields)
+    def _attend(self, op: str, struct: str, fields: dict[str, int], scale: float, softcap: float) -> None:
+        names = _extension.struct_fields()[struct]
+        assert set(fields) == set(names)
+        packed = (ctypes.c_int64 * len(names))(*(fields[name] for name in names))
         size = getattr(self._library, f"{op}_workspace")(packed)
         with guarded(size) as workspace:
             numbers = (ctypes.c_double(scale), ctypes.c_double(softcap))
@@ -77,7 +81,7 @@ class Extension:
 
 @contextmanager
 def guarded(size: int) -> Iterator[Tensor]:
-    """uint8 [size] of 0xFF (NaN in every float), in the middle of more of it that must not change."""
+    """Give uint8 [size] of 0xFF (NaN in every float), between guard bytes that must not change."""
     buffer = torch.full((size + 2 * _GUARD,), 0xFF, dtype=torch.uint8)
     yield buffer[_GUARD : _GUARD + size]
     assert bool((buffer[:_GUARD] == 0xFF).all() and (buffer[_GUARD + size :] == 0xFF).all()), "wrote outside"

@@ -5,6 +5,6 @@ import pytest
 
 
 @pytest.fixture(params=["binding", "reference"])
-def twin(request: pytest.FixtureRequest) -> ModuleType:
-    """Both implementations of the ops; a test that asks for it fails where the binary is missing."""
+def implementation(request: pytest.FixtureRequest) -> ModuleType:
+    """The ops of either backend; a test that asks for it fails if the binary is missing."""
     return import_module(f"mmbdhs.native.{request.param}")

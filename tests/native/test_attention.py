@@ -1,16 +1,17 @@
-"""The attention ops against float64, on both twins, every instruction set of this machine, threads and gradients."""
+"""The attention ops against float64: both backends, every instruction set of this machine, threads, gradients."""
 
 import math
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 from helpers import attention_truth as truth
 from helpers.ragged import int32
 
-from mmbdhs.native import attention, binding, reference
+from mmbdhs.native import SharedPrefix, attention, binding, reference
 
 DTYPES = tuple(truth.TOLERANCES)
 GROUPS = ((1, 1), (8, 2), (7, 1), (16, 2), (71, 1))  # query heads, key heads
@@ -19,30 +20,29 @@ SIZES = ((1, 1, 1), (3, 31, 0), (5, 0, 31), (8, 129, 3), (70, 65, 5), (2, 1134, 
 HEAD_DIMS = (32, 40, 64, 80, 128, 256)
 
 
-def run(twin, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """A twin, which leaves no argument out."""
-    head_dim = arguments["q"].shape[-1]
-    defaults = {"visible": None, "example": None, "prefix_offsets": None, "scale": head_dim**-0.5, "softcap": 0.0}
-    return twin.shared_prefix_attention(**{**defaults, **arguments})
+def run(implementation: ModuleType, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a backend, which needs the scale."""
+    operands = SharedPrefix(**{"scale": arguments["q"].shape[-1] ** -0.5, **arguments})
+    return implementation.shared_prefix_attention(operands)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_shared_prefix_sizes(twin, dtype, size):
+def test_shared_prefix_sizes(implementation, dtype, size):
     for number, (heads, head_dim) in enumerate(zip(GROUPS, HEAD_DIMS, strict=False)):
         arguments = truth.random_shared_prefix(size[0], heads, head_dim, *size[1:], dtype, seed=number)
-        truth.assert_close(run(twin, arguments), truth.shared_prefix(arguments))
+        truth.assert_close(run(implementation, arguments), truth.shared_prefix(arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_shared_prefix_examples_and_views(twin, dtype, head_dim):
+def test_shared_prefix_examples_and_views(implementation, dtype, head_dim):
     for branches, examples, gather, step_major in ((1, 1, True, False), (9, 3, True, True), (33, 6, False, True)):
         options = {"examples": examples, "gather": gather, "step_major": step_major, "seed": branches}
         arguments = truth.random_shared_prefix(branches, (8, 2), head_dim, 129, 31, dtype, **options)
         for softcap in (0.0, 3.0, 50.0):
             capped = {**arguments, "softcap": softcap}
-            truth.assert_close(run(twin, capped), truth.shared_prefix(capped))
+            truth.assert_close(run(implementation, capped), truth.shared_prefix(capped))
 
 
 def test_every_stride():
@@ -61,7 +61,7 @@ def test_every_stride():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
-def test_masked(twin, dtype, causal, softcap):
+def test_masked(implementation, dtype, causal, softcap):
     chance = torch.Generator().manual_seed(1)
     for queries, keys, heads, head_dim in (
         (1, 1, (1, 1), 32),
@@ -73,34 +73,34 @@ def test_masked(twin, dtype, causal, softcap):
         q = torch.randn(2, heads[0], queries, head_dim, generator=chance).to(dtype)
         k, v = (torch.randn(2, heads[1], keys, head_dim, generator=chance).to(dtype) for _ in range(2))
         visible = torch.rand(2, keys, generator=chance) > 0.7
-        got = twin.masked_attention(q, k, v, visible, causal, head_dim**-0.5, softcap)
+        got = implementation.masked_attention(q, k, v, visible, causal, head_dim**-0.5, softcap)
         truth.assert_close(got, truth.masked(q, k, v, visible, causal, softcap))
 
 
-def test_rows_that_see_nothing(twin):
+def test_rows_that_see_nothing(implementation):
     arguments = truth.random_shared_prefix(4, (2, 1), 32, 5, 3)
     arguments |= {"prefix_count": int32(0, 5, 0, 1), "suffix_length": int32(0, 0, 3, 0)}
-    out, lse = run(twin, arguments)
+    out, lse = run(implementation, arguments)
     assert out[0].eq(0).all() and lse[0].eq(-torch.inf).all() and lse[1:].isfinite().all()
     q, k = torch.randn(1, 2, 4, 32), torch.randn(1, 2, 4, 32)
-    out, lse = twin.masked_attention(q, k, k, torch.tensor([[False, False, True, True]]), True, 1.0, 0.0)
+    out, lse = implementation.masked_attention(q, k, k, torch.tensor([[False, False, True, True]]), True, 1.0, 0.0)
     assert out[:, :, :2].eq(0).all() and lse[:, :, :2].eq(-torch.inf).all() and lse[:, :, 2:].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 0), (0, 0, 0)])
-def test_nothing_at_all(twin, shape):
+def test_nothing_at_all(implementation, shape):
     branches, prefix, suffix = shape
     arguments = truth.random_shared_prefix(branches, (2, 1), 32, prefix, suffix)
-    out, lse = run(twin, arguments)
+    out, lse = run(implementation, arguments)
     assert out.shape == (branches, 2, 32) and lse.shape == (branches, 2)
     none = torch.empty(0, 2, 3, 32)
-    out, _ = twin.masked_attention(none, none, none, torch.empty(0, 3, dtype=torch.bool), False, 1.0, 0.0)
+    out, _ = implementation.masked_attention(none, none, none, torch.empty(0, 3, dtype=torch.bool), False, 1.0, 0.0)
     assert out.shape == none.shape
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_broken_branch_stays_alone(twin, bad, dtype):
+def test_a_broken_branch_stays_alone(implementation, bad, dtype):
     """A NaN in one branch, or in keys that nobody may see, reaches no other."""
     arguments = truth.random_shared_prefix(3, (2, 1), 64, 9, 5, dtype)
     arguments |= {"prefix_count": int32(8, 8, 8), "suffix_length": int32(4, 4, 4)}
@@ -108,31 +108,31 @@ def test_a_broken_branch_stays_alone(twin, bad, dtype):
     arguments["v_suffix"][1, :, 2] = bad
     arguments["k_suffix"][:, :, 4] = bad
     arguments["k_prefix"][:, 8] = bad
-    out, lse = run(twin, arguments)
+    out, lse = run(implementation, arguments)
     assert not out[1].isfinite().any()
     keep = torch.tensor([0, 2])
     truth.assert_close((out[keep], lse[keep]), (expected[0][keep], expected[1][keep]))
 
 
-def test_nan_scores_give_nan(twin):
+def test_nan_scores_give_nan(implementation):
     """Whatever bits the NaN has."""
     arguments = truth.random_shared_prefix(2, (1, 1), 32, 3, 0)
     arguments["prefix_count"] = int32(3, 3)
     arguments["q"][0, 0, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
-    out, lse = run(twin, arguments)
+    out, lse = run(implementation, arguments)
     assert out[0].isnan().all() and lse[0].isnan().all() and out[1].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slope", [-20, -2, 0.5, 4, 7.9, 8.1, 20])
-def test_scores_that_rise_or_fall(twin, dtype, slope):
+def test_scores_that_rise_or_fall(implementation, dtype, slope):
     """Scores drift by `slope` powers of two in 64 keys: a row's maximum is passed by little, by much, or never."""
     arguments = truth.random_shared_prefix(3, (4, 2), 64, 150, 70, dtype)
     arguments["q"][..., 0] = 8.0  # with a scale of 1 / 8, the first number of a key adds to its score as it is
     drift = slope * math.log(2) / 64 * torch.arange(220)
     arguments["k_prefix"][..., 0], arguments["k_suffix"][..., 0] = drift[:150].to(dtype), drift[150:].to(dtype)
     # Larger scores are rounded more coarsely.
-    truth.assert_close(run(twin, arguments), truth.shared_prefix(arguments), slack=10)
+    truth.assert_close(run(implementation, arguments), truth.shared_prefix(arguments), slack=10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -262,7 +262,7 @@ def test_compiles_whole():
     truth.assert_close(compiled(), truth.shared_prefix(prefix))
 
 
-def test_twins_take_the_same_arguments():
+def test_backends_take_the_same_arguments():
     arguments = truth.random_shared_prefix(5, (4, 2), 32, 33, 7, examples=2, gather=True)
     for got, expected in zip(run(binding, arguments), run(reference, arguments), strict=True):
         torch.testing.assert_close(got, expected)

@@ -11,7 +11,7 @@ from helpers.attention_truth import random_shared_prefix
 from helpers.ragged import int32, random_keys
 from torch.overrides import TorchFunctionMode
 
-from mmbdhs.native import binding, reference
+from mmbdhs.native import SharedPrefix, binding, reference
 
 STREAM, WORKSPACE = 0x5EA, 96
 
@@ -86,10 +86,10 @@ MASKED = {"q": Q, "k": K, "v": K, "visible": VISIBLE, "causal": True, **NUMBERS}
 
 
 @pytest.mark.parametrize(
-    ("op", "arguments", "results"),
-    [("shared_prefix_attention", PREFIX, [5, 6]), ("masked_attention", MASKED, [3, 4])],
+    ("op", "arguments"),
+    [("shared_prefix_attention", (SharedPrefix(**PREFIX),)), ("masked_attention", tuple(MASKED.values()))],
 )
-def test_attention(allocations, monkeypatch, op, arguments, results):
+def test_attention(allocations, monkeypatch, op, arguments):
     """The same fields as on the CPU, but for the results, and as much room as the extension asks for."""
     seen = {}
 
@@ -104,18 +104,19 @@ def test_attention(allocations, monkeypatch, op, arguments, results):
     }
     monkeypatch.setattr(binding, "_extension", SimpleNamespace(**functions))
     run = getattr(binding, op)
-    on_cpu = run(**arguments)
-    out, lse = run(**{**arguments, "q": arguments["q"].as_subclass(OnCuda)})
+    on_cpu, first = run(*arguments), arguments[0]
+    there = first._replace(q=first.q.as_subclass(OnCuda)) if len(arguments) == 1 else first.as_subclass(OnCuda)
+    out, lse = run(there, *arguments[1:])
     assert (out.shape, lse.shape) == tuple(result.shape for result in on_cpu)
     fields = seen["workspace"]
     assert seen["cuda"] == (fields, 0.5, 3.0, STREAM) and seen["cpu"][1:] == (0.5, 3.0)
-    assert [fields[i] for i in results] == [out.data_ptr(), lse.data_ptr()]
-    assert [i for i in range(len(fields)) if fields[i] != seen["cpu"][0][i]] == results
+    assert (fields["out"], fields["lse"]) == (out.data_ptr(), lse.data_ptr())
+    assert {name for name, value in fields.items() if value != seen["cpu"][0][name]} == {"out", "lse"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
-def test_plain_twin_elsewhere(kind, name, monkeypatch, caplog):
-    """Tensors on devices that the extension has no kernels for are served by the plain twin, which is said once."""
+def test_reference_runs_elsewhere(kind, name, monkeypatch, caplog):
+    """On devices that the extension has no kernels for the reference backend runs, with one warning."""
     monkeypatch.setattr(binding, "_extension", object())
     monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))
     binding._announce_plain_attention.cache_clear()
@@ -125,4 +126,5 @@ def test_plain_twin_elsewhere(kind, name, monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [
         f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
     ]
-    assert not binding.lengths_fit(torch.zeros(1).as_subclass(OnMps), *[None] * 6)
+    operands = SharedPrefix(**PREFIX)._replace(prefix_count=torch.zeros(1).as_subclass(OnMps))
+    assert not binding.lengths_fit(operands)

@@ -11,7 +11,7 @@ from helpers.attention_truth import TOLERANCES, assert_close
 from helpers.emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
 from helpers.ragged import int32, random_keys
 
-from mmbdhs.native import binding, reference
+from mmbdhs.native import SharedPrefix, binding, reference
 
 INT_MAX = 2**31 - 1
 SIZES = (0, 1, 3, 4, 5, 31, 129, 511, 512, 513, 1134, 2047)
@@ -43,12 +43,12 @@ def check_visible(emulated: Extension, threshold: float) -> None:
 
 def check_shared_prefix(dtype: torch.dtype, shape: tuple, options: dict) -> None:
     arguments, expected = shared_prefix(dtype, shape, **options)
-    assert_close(binding.shared_prefix_attention(**arguments), expected)
+    assert_close(binding.shared_prefix_attention(SharedPrefix(**arguments)), expected)
 
 
 def check_masked(dtype: torch.dtype, shape: tuple, options: dict) -> None:
     arguments, expected = masked(dtype, shape, **options)
-    assert_close(binding.masked_attention(**arguments), expected)
+    assert_close(binding.masked_attention(*arguments.values()), expected)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -99,15 +99,15 @@ def test_numbers_out_of_range(emulated, name, row, value, dtype):
     out, lse = truth.shared_prefix(arguments)
     out[wrong], lse[wrong] = torch.nan, torch.nan
     arguments[name][row] = value
-    assert_close(binding.shared_prefix_attention(**arguments), (out, lse))
+    assert_close(binding.shared_prefix_attention(SharedPrefix(**arguments)), (out, lse))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_nothing_to_do(emulated, dtype):
     keys = torch.zeros(2, 5, 64, dtype=dtype)
     none, nowhere = int32(), torch.zeros(0, 2, 5, 64, dtype=dtype)
-    shared = (nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none, None, None, None, 1.0, 0.0)
-    assert [len(result) for result in binding.shared_prefix_attention(*shared)] == [0, 0]
+    shared = SharedPrefix(nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none, scale=1.0)
+    assert [len(result) for result in binding.shared_prefix_attention(shared)] == [0, 0]
     for q, k in ((nowhere, nowhere), (keys[None, :, :0], keys[None])):
         visible = torch.ones(len(k), 5, dtype=torch.bool)
         assert binding.masked_attention(q, k, k, visible, False, 1.0, 0.0)[0].shape == q.shape
@@ -131,7 +131,7 @@ def test_emulator_notices(emulated, kernel, message, schedule):
 
 def barriers() -> list[str]:
     """The places "file:line" of all barriers in the kernels."""
-    files = {path.name: path.read_text().splitlines() for path in sorted(SOURCES.glob("*.cuh"))}
+    files = {path.name: path.read_text().splitlines() for path in sorted(SOURCES.rglob("*.cuh"))}
     pattern = re.compile(r"__sync(threads|warp)\b")
     return [f"{name}:{n}" for name, lines in files.items() for n, line in enumerate(lines, 1) if pattern.search(line)]
 

@@ -11,7 +11,7 @@ THRESHOLDS = (0.0, 0.5, 0.99, 1.0)
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("sizes", [(), *[(n,) for n in SIZES], SIZES, SIZES[::-1]])
-def test_twins_agree(sizes, threshold):
+def test_backends_agree(sizes, threshold):
     arguments = (3, random_keys(len(sizes)), 2, int32(*sizes), threshold)
     (native, native_offsets), (plain, plain_offsets) = (
         module.sample_visible(*arguments) for module in (binding, reference)
@@ -20,26 +20,26 @@ def test_twins_agree(sizes, threshold):
     assert torch.equal(native, plain) and torch.equal(native_offsets, plain_offsets)
 
 
-def test_agrees_with_uniforms(twin):
+def test_agrees_with_uniforms(implementation):
     """Eq. 6 by definition: token i is visible iff its uniform number is at least the threshold."""
     keys, sizes, threshold = random_keys(len(SIZES), seed=1), int32(*SIZES), 0.7
-    indices, offsets = twin.sample_visible(9, keys, 4, sizes, threshold)
+    indices, offsets = implementation.sample_visible(9, keys, 4, sizes, threshold)
     zeros = torch.zeros_like(sizes)
     uniforms = reference.random_uniform(9, keys, reference.IMAGE_MASK, 4, zeros, max(SIZES))
     for row, visible, size in zip(uniforms, rows(indices, offsets), SIZES, strict=True):
         assert visible.tolist() == (row[:size] >= threshold).nonzero().flatten().tolist()
 
 
-def test_extreme_thresholds(twin):
+def test_extreme_thresholds(implementation):
     sizes = int32(*SIZES)
-    everything, offsets = twin.sample_visible(0, random_keys(len(SIZES)), 0, sizes, 0.0)
+    everything, offsets = implementation.sample_visible(0, random_keys(len(SIZES)), 0, sizes, 0.0)
     assert [row.tolist() for row in rows(everything, offsets)] == [list(range(n)) for n in SIZES]
-    nothing, offsets = twin.sample_visible(0, random_keys(len(SIZES)), 0, sizes, 1.0)
+    nothing, offsets = implementation.sample_visible(0, random_keys(len(SIZES)), 0, sizes, 1.0)
     assert nothing.tolist() == [] and offsets.tolist() == [0] * (len(SIZES) + 1)
 
 
-def test_negative_counts(twin):
-    assert twin.sample_visible(0, random_keys(3), 0, int32(5, -1, 7), 0.5) is None
+def test_negative_counts(implementation):
+    assert implementation.sample_visible(0, random_keys(3), 0, int32(5, -1, 7), 0.5) is None
 
 
 def test_threshold_rounds_up():
@@ -50,17 +50,17 @@ def test_threshold_rounds_up():
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.5, 0.98, 0.99])
-def test_visible_share(twin, threshold):
+def test_visible_share(implementation, threshold):
     """Exact binomial test of the share 1 - threshold; false alarm 1e-6 each."""
     sizes = torch.full((400,), 576, dtype=torch.int32)
-    visible = len(twin.sample_visible(11, random_keys(400), 0, sizes, threshold)[0])
+    visible = len(implementation.sample_visible(11, random_keys(400), 0, sizes, threshold)[0])
     assert stats.binomtest(visible, 400 * 576, 1 - threshold).pvalue > 1e-6
 
 
-def test_every_place_is_equally_likely(twin):
+def test_every_place_is_equally_likely(implementation):
     """Chi-square over the 64 places; false alarm 1e-6."""
     sizes = torch.full((4000,), 64, dtype=torch.int32)
-    indices, _ = twin.sample_visible(12, random_keys(4000), 1, sizes, 0.9)
+    indices, _ = implementation.sample_visible(12, random_keys(4000), 1, sizes, 0.9)
     assert stats.chisquare(torch.bincount(indices, minlength=64).numpy()).pvalue > 1e-6
 
 

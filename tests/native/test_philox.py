@@ -32,10 +32,10 @@ def test_address_layout_is_one():
     assert _extension.address_layout() == reference.ADDRESS_LAYOUT
 
 
-def test_address_words(twin):
+def test_address_words(implementation):
     """Each part of an address stands in its own bits of the counter or key."""
     seed, key, purpose, iteration, sentence = 0x0123456789ABCDEF, -0x123456789ABCDEF, 15, 4095, 65535
-    got = twin.random_uniform(seed, torch.tensor([key]), purpose, iteration, int32(sentence), 7)[0]
+    got = implementation.random_uniform(seed, torch.tensor([key]), purpose, iteration, int32(sentence), 7)[0]
     high, low = divmod(key % 2**64, 2**32)
     blocks = [reference.philox(np.array([block, 0xFFFFFFFF, low, high], dtype=np.uint32), seed) for block in (0, 1)]
     assert got.tolist() == [word / 2**32 for word in np.concatenate(blocks)[:7].tolist()]
@@ -43,27 +43,29 @@ def test_address_words(twin):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 31, 1134])
 @pytest.mark.parametrize("n", [0, 1, 7])
-def test_uniform_twins_agree(n, count):
+def test_uniform_backends_agree(n, count):
     arguments = (2**64 - 1, random_keys(n), reference.NOISE, 17, arange32(n), count)
     native, plain = binding.random_uniform(*arguments), reference.random_uniform(*arguments)
     assert native.shape == (n, count) and native.dtype == torch.float64
     assert torch.equal(native, plain)
 
 
-def test_uniform_is_uniform(twin):
+def test_uniform_is_uniform(implementation):
     """Chi-square over 64 cells; false alarm with probability 1e-6 per run."""
-    numbers = twin.random_uniform(5, random_keys(100), reference.TOKEN, 0, arange32(100), 640).flatten()
+    numbers = implementation.random_uniform(5, random_keys(100), reference.TOKEN, 0, arange32(100), 640).flatten()
     assert numbers.min() >= 0 and numbers.max() < 1
     cells = torch.histc(numbers, 64, 0, 1).numpy()
     assert stats.chisquare(cells).pvalue > 1e-6
 
 
-def test_neighbouring_addresses_are_independent(twin):
+def test_neighbouring_addresses_are_independent(implementation):
     """Rank correlation between draws whose addresses differ in one part; false alarm 6e-6 (six tests)."""
     keys, sentences, count = torch.arange(64), torch.zeros(64, dtype=torch.int32), 64
 
     def draw(seed=1, shift=0, purpose=4, iteration=3, sentence=0):
-        return twin.random_uniform(seed, keys + shift, purpose, iteration, sentences + sentence, count).flatten()
+        return implementation.random_uniform(
+            seed, keys + shift, purpose, iteration, sentences + sentence, count
+        ).flatten()
 
     others = [
         draw(seed=2),

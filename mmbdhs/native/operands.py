@@ -1,0 +1,54 @@
+"""The long argument lists of the ops as named tuples, so that each list is written once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SharedPrefix(NamedTuple):
+    """The arguments of `shared_prefix_attention`, in its order; see there for what they mean."""
+
+    q: Tensor  # [B, Hq, D]
+    k_prefix: Tensor  # [Hkv, P, D]
+    v_prefix: Tensor  # [Hkv, P, D]
+    prefix_count: Tensor  # int32 [B]
+    k_suffix: Tensor  # [B, Hkv, S, D]
+    v_suffix: Tensor  # [B, Hkv, S, D]
+    suffix_length: Tensor  # int32 [B]
+    visible: Tensor | None = None  # int32 [V]
+    example: Tensor | None = None  # int32 [B]
+    prefix_offsets: Tensor | None = None  # int32 [E + 1]
+    scale: float | None = None  # a backend needs a number
+    softcap: float = 0.0
+
+    @property
+    def prefix_keys(self) -> int:
+        """How many keys the prefixes of all examples have: V, or P if no rows are selected."""
+        return self.k_prefix.shape[1] if self.visible is None else len(self.visible)
+
+
+class SpliceDraws(NamedTuple):
+    """The arguments of `draw_splices`, in its order: the addresses of N sentences and what is drawn for each."""
+
+    seed: int
+    keys: Tensor  # int64 [N]
+    iteration: int
+    sentences: Tensor  # int32 [N]
+    swappable: Tensor  # bool [N]
+    choices: Tensor  # int32 [N]
+    swapped_choices: Tensor  # int32 [N]
+
+
+class Splices(NamedTuple):
+    """The arguments of `join_splices`, in its order: R texts with the table of their S sentences, and the splices."""
+
+    text: Tensor  # uint8 [T]
+    offsets: Tensor  # int64 [R + 1]
+    table: Tensor  # int64 [S, 4]
+    sentence_offsets: Tensor  # int64 [R + 1]
+    swapped: Tensor  # bool [S]
+    kept_bytes: Tensor  # int64 [S]
+    completions: Tensor  # uint8 [C]
+    completion_offsets: Tensor  # int64 [S + 1]
