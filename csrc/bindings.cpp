@@ -1,5 +1,5 @@
-// The Python module of the native functions. Pointers arrive as integers; the caller makes sure that they point to arrays
-// of the right size.
+// The Python module of the native functions. Pointers arrive as integers; the caller makes sure that they point to
+// arrays of the right size.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

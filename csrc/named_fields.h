@@ -99,8 +99,9 @@ constexpr auto fields_of<Splices> = [] {
 
 #undef MMBDHS_FIELD
 
-// Fills a struct from a dict with an integer for each of its fields and nothing else. The names are interned once, which
-// makes the look-ups of a decoding step cheap, and never freed: the interpreter is gone before statics are destroyed.
+// Fills a struct from a dict with an integer for each of its fields and nothing else. The names are interned once,
+// which makes the look-ups of a decoding step cheap, and never freed: the interpreter is gone before statics are
+// destroyed.
 template <class Struct>
 Struct from_dict(const pybind11::dict& values) {
     constexpr auto& fields = fields_of<Struct>;

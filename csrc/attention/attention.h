@@ -1,6 +1,6 @@
-// Attention that reads keys where they lie: a prefix shared by many branches, or a sequence of which most keys are hidden.
-// All extents and strides count elements; the last dimension of every tensor is contiguous. Every field has 64 bits,
-// because the structs arrive from Python as rows of integers.
+// Attention that reads keys in place: a prefix shared by many branches, or a sequence in which most keys are hidden.
+// All extents and strides count elements; the last dimension of every tensor is contiguous. Every field of a struct has
+// 64 bits, because Python fills it by name from integers (named_fields.h).
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace mmbdhs {
 
 enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
-// One query token per branch. Branch b sees the first prefix_count[b] prefix keys of its example and the first
+// One query token for each branch. Branch b sees the first prefix_count[b] prefix keys of its example and the first
 // suffix_length[b] keys of its own suffix.
 struct SharedPrefix {
     const void* q;         // [branches, q_heads, head_dim]
@@ -21,8 +21,8 @@ struct SharedPrefix {
     float* lse;                     // [branches, q_heads], contiguous: natural log of the sum of exp(scores)
     const int32_t* prefix_count;    // [branches]
     const int32_t* suffix_length;   // [branches]
-    const int32_t* visible;         // [prefix_keys] rows of the prefix in the order of its keys; null: row i is key i
-    const int32_t* example;         // [branches]; null: all branches belong to one example, which has every prefix key
+    const int32_t* visible;         // [prefix_keys] the row of each prefix key; null: row i is key i
+    const int32_t* example;         // [branches]; null: all branches belong to one example with all prefix keys
     const int32_t* prefix_offsets;  // [examples + 1] where each example's prefix keys begin; null with `example`
     int64_t dtype;                  // DType of q, k, v and out
     int64_t branches, q_heads, kv_heads, head_dim, prefix_rows, prefix_keys, suffix_rows, examples;
@@ -31,7 +31,7 @@ struct SharedPrefix {
     int64_t ks_branch, ks_head, ks_row, vs_branch, vs_head, vs_row;
 };
 
-// Query i of batch row n sees the keys whose `visible` is set; with `causal` only those up to keys - queries + i.
+// Query i of batch row n sees the keys whose `visible` is 1; with `causal` only those up to keys - queries + i.
 struct Masked {
     const void* q;  // [batch, q_heads, queries, head_dim]
     const void* k;  // [batch, kv_heads, keys, head_dim]
@@ -50,20 +50,22 @@ bool lengths_fit(const int32_t* prefix_count, const int32_t* suffix_length, int6
                  int64_t prefix_keys, const int32_t* example, const int32_t* prefix_offsets, int64_t examples,
                  int64_t prefix_rows, int64_t suffix_rows);
 
-// A row that sees nothing gives out 0 and lse -inf. Scores are scale * q·k, then softcap * tanh(score / softcap) if
-// softcap > 0. Arguments are taken as valid.
+// A row that sees nothing gets the output 0 and the lse -inf. Scores are scale * q·k, then softcap * tanh(score /
+// softcap) if softcap > 0. The arguments must be valid; nothing is checked.
 void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads);
 void masked_attention(const Masked& arguments, double scale, double softcap, int threads);
 
-// Which kernels run: the most capable that the machine has, or those that the environment variable MMBDHS_ISA names.
+// The name of the kernels that run: the most capable ones of the machine, or those that the environment variable
+// MMBDHS_ISA names.
 const char* instruction_set();
 
-// Multiplies and adds in registers and nothing else: the machine's ceiling. Returns the floating-point operations done.
+// Multiplies and adds in registers and does nothing else, to measure the machine's peak. Returns the floating-point
+// operations done.
 double multiply_add_rounds(int64_t rounds);
 
-// On the current CUDA device and the given stream (a cudaStream_t), without waiting for it. The lengths and indices of a
-// SharedPrefix stay on the device: a branch whose own lead out of the tensors gets NaN. `workspace` holds as many bytes
-// as the shapes in the arguments need. Throws std::runtime_error if a launch fails.
+// The same on the current CUDA device and the given stream (a cudaStream_t), without waiting for it. The lengths and
+// indices of a SharedPrefix stay on the device: a branch whose numbers lead out of the tensors gets NaN. `workspace`
+// has the size that the first two functions give. Throws std::runtime_error if a launch fails.
 int64_t shared_prefix_attention_workspace(const SharedPrefix& arguments);
 int64_t masked_attention_workspace(const Masked& arguments);
 void shared_prefix_attention_cuda(const SharedPrefix& arguments, double scale, double softcap, void* workspace,

@@ -1,4 +1,4 @@
-// What all kernels share: the shape of a block, its memory, a prefix sum over its threads.
+// What all kernels share: the shape of a block, its shared memory, and a prefix sum over its threads.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,9 +8,9 @@ namespace mmbdhs {
 constexpr int WARP = 32;
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
-constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
+constexpr unsigned FULL_WARP = 0xFFFFFFFFu;  // the mask of all lanes of a warp
 
-// As large as the launch says.
+// Its size is set by the launch.
 alignas(16) extern __shared__ unsigned char shared_memory[];
 
 namespace {
@@ -20,7 +20,7 @@ struct Scan {
     int total;   // sum over the block
 };
 
-// Shared memory that block_scan needs.
+// The shared memory of block_scan.
 struct WarpSums {
     int of[WARPS];
 };
@@ -30,7 +30,7 @@ __device__ Scan block_scan(int value, WarpSums& sums) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int inclusive = value;
     for (int step = 1; step < WARP; step *= 2) {
-        const int other = __shfl_up_sync(ALL_LANES, inclusive, step);
+        const int other = __shfl_up_sync(FULL_WARP, inclusive, step);
         if (lane >= step) inclusive += other;
     }
     if (lane == WARP - 1) sums.of[warp] = inclusive;
@@ -40,7 +40,7 @@ __device__ Scan block_scan(int value, WarpSums& sums) {
         if (w < warp) scan.before += sums.of[w];
         scan.total += sums.of[w];
     }
-    __syncthreads();  // the next call writes the sums
+    __syncthreads();  // the next call overwrites the sums
     return scan;
 }
 

@@ -1,4 +1,4 @@
-// Launches on the current device, checked.
+// Checked launches on the current device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,8 +12,8 @@
 namespace mmbdhs {
 namespace {
 
-// `blocks` blocks of THREADS threads with `shared_bytes` of shared memory each, on `stream` (a cudaStream_t). Throws
-// std::runtime_error with the name of the op if the launch fails.
+// Launches `blocks` blocks of THREADS threads with `shared_bytes` of shared memory each on `stream` (a cudaStream_t).
+// Throws std::runtime_error with the name of the op if the launch fails.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, int64_t blocks, size_t shared_bytes, void* stream, void (*kernel)(Parameters...),
             const Arguments&... arguments) {

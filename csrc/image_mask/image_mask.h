@@ -22,12 +22,13 @@ MMBDHS_HOST_DEVICE inline uint32_t visible_bits(const Address& at, uint32_t bloc
 // The sum of tokens [examples], or -1 if one is negative.
 int64_t total_tokens(const int32_t* tokens, int64_t examples);
 
-// keys, tokens [examples] -> indices (room for all tokens), offsets [examples + 1]. Returns the number of indices.
+// Draws from keys, tokens [examples] the visible indices (with room for all tokens) and offsets [examples + 1]. Returns
+// the number of indices.
 int64_t sample_visible(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
                        uint64_t visible_from, int32_t* indices, int64_t* offsets);
 
-// On the current CUDA device and the given stream (a cudaStream_t): counts int64 [examples], then, with the offsets
-// that follow from them, the indices. Throws std::runtime_error if a launch fails.
+// The same on the current CUDA device and the given stream (a cudaStream_t), in two steps: counts int64 [examples],
+// then, with the offsets that follow from them, the indices. Both throw std::runtime_error if a launch fails.
 void count_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,
                         uint64_t visible_from, int64_t* counts, void* stream);
 void write_visible_cuda(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* tokens, int64_t examples,

@@ -1,4 +1,4 @@
-// The kernel behind image_mask.cu, apart from its launch.
+// The kernel that image_mask.cu launches.
 #pragma once
 
 #include <new>
@@ -9,7 +9,7 @@
 namespace mmbdhs {
 namespace {
 
-// One block of threads per example, four tokens per thread and turn. Writes counts if `counts` is given, else indices.
+// One block for each example; a thread takes four tokens at a time. Writes counts if `counts` is given, else indices.
 __global__ __launch_bounds__(THREADS) void visible_kernel(uint64_t seed, const int64_t* keys, uint32_t iteration,
                                                           const int32_t* tokens, uint64_t visible_from, int64_t* counts,
                                                           const int64_t* offsets, int32_t* indices) {

@@ -1,6 +1,6 @@
 // Random words with an address: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// The layout of an address, for C++, CUDA and (by ADDRESS_LAYOUT in reference.py) Python:
+// The layout of an address, for C++ and CUDA, and for Python as ADDRESS_LAYOUT in reference.py:
 //   key word 0, 1        the seed, low word first
 //   counter word 0       block: an op that draws many items takes item i from word i % 4 of block i / 4
 //   counter word 1       purpose << 28 | iteration << 16 | sentence
@@ -62,10 +62,10 @@ MMBDHS_HOST_DEVICE inline Words draw_block(const Address& at, uint32_t block) {
     return philox(counter, uint32_t(at.seed), uint32_t(at.seed >> 32));
 }
 
-// Uniform on 0 … count - 1 (0 if count is 0), by the high half of the product.
+// A uniform number in 0 … count - 1 (0 if count is 0): the high half of the product.
 inline uint32_t below(uint32_t word, uint32_t count) { return uint32_t(uint64_t{word} * count >> 32); }
 
-// `count` numbers at each of `rows` addresses, row-major, in [0, 1).
+// Writes `count` numbers in [0, 1) for each of `rows` addresses, row-major.
 void random_uniform(uint64_t seed, const int64_t* keys, uint32_t purpose, uint32_t iteration, const int32_t* sentences,
                     int64_t rows, int64_t count, double* numbers);
 

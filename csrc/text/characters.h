@@ -1,5 +1,5 @@
-// UTF-8 decoding and the character classes that the sentence rule (sentences.h) needs, as explicit tables: the same
-// ones stand in sentence_rule.py.
+// UTF-8 decoding and the kinds of characters that the sentence rule needs, as explicit tables. sentence_rule.py has the
+// same tables; tests/native/test_tables.py compares the two over all of Unicode.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Char {
 
 inline bool is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
 
-// The character at `place` < end. A byte b that starts no valid sequence comes out as U+DC00 + b, one byte wide.
+// Decodes the character at `place` < end. A byte b that starts no valid sequence gives U+DC00 + b, one byte wide.
 inline Char decode(const uint8_t* bytes, int64_t place, int64_t end) {
     const uint8_t* b = bytes + place;
     if (b[0] < 0x80) return {b[0], 1};
@@ -91,7 +91,7 @@ inline bool is_lower(uint32_t c) {
 inline bool is_ascii_letter(uint32_t c) { return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 inline bool is_ascii_digit(uint32_t c) { return c >= '0' && c <= '9'; }
 
-// Part of a word: ASCII letters, digits and _, and everything from U+0080 on but these ranges of punctuation, spaces
+// Part of a word: ASCII letters, digits and _, and everything from U+0080 on except these ranges of punctuation, spaces
 // and symbols.
 inline bool is_word(uint32_t c) {
     if (c < 0x80) return is_ascii_letter(c) || is_ascii_digit(c) || c == '_';
@@ -105,7 +105,7 @@ inline bool is_word(uint32_t c) {
     return true;
 }
 
-// Do the bytes before `place` > 0 end in a line break?
+// Do the bytes before `place` > 0 end with a line break?
 inline bool ends_in_break(const uint8_t* bytes, int64_t place) {
     const uint8_t* last = bytes + place - 1;
     if (*last < 0x80) return is_break(*last);

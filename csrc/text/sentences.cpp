@@ -24,7 +24,7 @@ bool contains(const string_view (&list)[N], string_view word) {
     return std::find(std::begin(list), std::end(list), word) != std::end(list);
 }
 
-// The first `end` bytes of one row.
+// The first `end` bytes of one text.
 struct Text {
     const uint8_t* bytes;
     int64_t end;
@@ -54,7 +54,7 @@ bool starts_line(const Text& text, int64_t place) {
     return place == 0 || ends_in_break(text.bytes, place);
 }
 
-// Letters joined by dots, one or two between each. A word neither begins nor ends with a dot, nor has two in a row.
+// Letters joined by dots, one or two between two dots. A word neither begins nor ends with a dot, nor has two in a row.
 bool is_dotted(string_view word) {
     size_t length = 0;
     for (const char byte : word) {
@@ -138,7 +138,7 @@ int64_t find_end(const Text& text, int64_t begin, bool final) {
     return final ? content : NO_STOP;
 }
 
-// The leading yes or no of the regular expression in Algorithm 1, as (begin, end), or (-1, -1).
+// Finds the leading yes or no of the regular expression in Algorithm 1, as (begin, end), or (-1, -1).
 void find_swap_word(const Text& text, int64_t begin, int64_t* word) {
     const int64_t first = text.skip(begin, is_space);
     word[0] = word[1] = -1;

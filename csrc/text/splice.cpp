@@ -1,6 +1,7 @@
 #include "text/splice.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string_view>
 
 #include "random/philox.h"
@@ -16,12 +17,16 @@ struct Sentence {
     int64_t begin, content_end, span_end, word_begin, word_end;
 };
 
-// The texts are read and the joined text is written front to back; `end` is where the next byte goes.
+// Writes the joined text from its beginning on.
 class Writer {
   public:
     explicit Writer(uint8_t* joined) : begin_(joined), end_(joined) {}
 
-    void append(string_view bytes) { end_ = std::copy(bytes.begin(), bytes.end(), end_); }
+    void append(string_view bytes) {
+        if (bytes.empty()) return;  // an empty text may have no address, which memcpy does not take
+        std::memcpy(end_, bytes.data(), bytes.size());
+        end_ += bytes.size();
+    }
     int64_t size() const { return end_ - begin_; }
 
     // The first `kept` bytes of a sentence as written. False if it does not hold so many.

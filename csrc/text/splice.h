@@ -5,9 +5,9 @@
 
 namespace mmbdhs {
 
-// All arrays are [rows]. A sentence is swapped if it is swappable and its coin is at least 1/2. Its choice is uniform on
-// 0 … choices - 1, or on 0 … swapped_choices - 1 if it is swapped; an empty range gives 0. Returns false if a sentence
-// number or a bound is out of range; the results are then meaningless.
+// All arrays are [rows]. A sentence is swapped if it is swappable and its coin is at least 1/2. Its choice is uniform
+// on 0 … choices - 1, or on 0 … swapped_choices - 1 if it is swapped; an empty range gives 0. Returns false if a
+// sentence number or a bound is out of range; the results are then meaningless.
 bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const int32_t* sentences,
                   const uint8_t* swappable, const int32_t* choices, const int32_t* swapped_choices, int64_t rows,
                   uint8_t* swapped, int32_t* choice);

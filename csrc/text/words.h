@@ -1,5 +1,5 @@
-// The words that the sentence rule and the yes/no swap know. mmbdhs/native/sentence_rule.py holds the same tables for the
-// Python definition; tests/native/test_tables.py compares the two entry by entry.
+// The words that the sentence rule and the yes/no swap know. mmbdhs/native/sentence_rule.py holds the same tables for
+// the Python definition; tests/native/test_tables.py compares the two entry by entry.
 #pragma once
 
 #include <string_view>

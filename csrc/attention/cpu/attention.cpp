@@ -14,7 +14,7 @@
 namespace mmbdhs {
 namespace {
 
-// From the least to the most capable.
+// From the least capable instruction set to the most capable.
 const Kernels* const ALL_KERNELS[] = {
     &base::kernels,
 #if defined(__x86_64__)
@@ -46,29 +46,30 @@ const Kernels& live_kernels() {
 
 int usable(int threads) { return forked ? 1 : threads; }
 
-Rows& thread_rows() {
-    static thread_local auto rows = std::make_unique<Rows>();
-    return *rows;
+RowState& thread_state() {
+    static thread_local auto state = std::make_unique<RowState>();
+    return *state;
 }
 
-void Partial::take(const Rows& rows, int count, int64_t at) {
+void Partial::take(const RowState& state, int count, int64_t at) {
     for (int row = 0; row < count; ++row, ++at) {
-        std::copy_n(rows.out[row], rows.head_dim, &out[at * rows.head_dim]);
-        largest[at] = rows.largest[row];
-        sum[at] = std::accumulate(rows.sums[row], std::end(rows.sums[row]), 0.0f);
+        std::copy_n(state.out[row], state.head_dim, &out[at * state.head_dim]);
+        largest[at] = state.largest[row];
+        sum[at] = std::accumulate(state.sums[row], std::end(state.sums[row]), 0.0f);
     }
 }
 
-int64_t parts_of(int64_t keys, int64_t passes, int threads) {
-    passes = std::max<int64_t>(1, passes);
-    return std::clamp<int64_t>(keys / (2 * TILE), 1, (threads + passes - 1) / passes);
+int64_t parts_of(int64_t keys, int64_t tasks, int threads) {
+    tasks = std::max<int64_t>(1, tasks);
+    return std::clamp<int64_t>(keys / (2 * TILE), 1, (threads + tasks - 1) / tasks);
 }
 
-void merge_parts(const Kernels& kernels, const Partial& partial, int64_t first, int64_t parts, Rows& rows, int count) {
+void merge_parts(const Kernels& kernels, const Partial& partial, int64_t first, int64_t parts, RowState& state,
+                 int count) {
     for (int64_t part = first; part < first + parts; ++part) {
         for (int row = 0; row < count; ++row) {
             const int64_t at = part * MAX_ROWS + row;
-            kernels.merge(rows, row, &partial.out[at * rows.head_dim], partial.largest[at], partial.sum[at]);
+            kernels.merge(state, row, &partial.out[at * state.head_dim], partial.largest[at], partial.sum[at]);
         }
     }
 }

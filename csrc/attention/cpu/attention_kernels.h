@@ -1,4 +1,4 @@
-// What the dispatcher of attention.cpp knows about the kernels of an instruction set.
+// What attention.cpp, which chooses the kernels, knows about those of an instruction set.
 #pragma once
 
 #include <cstdint>
@@ -18,14 +18,15 @@ struct Keys {
     int64_t count;
 };
 
-// Query rows on their way through the keys: output, about the maximum, and the sum of an online softmax in base 2.
-struct alignas(64) Rows {
-    float q[MAX_ROWS][MAX_HEAD_DIM];          // as floats, or as pairs of bfloat16 where the kernels multiply those
-    float q_beside[MAX_ROWS * MAX_HEAD_DIM];  // the same, four words of a few rows side by side
+// The online softmax, in base 2, of up to MAX_ROWS query rows: what they have gathered from the keys so far (out, sums
+// and largest), and scratch memory for the next tile of keys.
+struct alignas(64) RowState {
+    float q[MAX_ROWS][MAX_HEAD_DIM];  // as floats, or as pairs of bfloat16 where the kernels multiply pairs
+    float q_side_by_side[MAX_ROWS * MAX_HEAD_DIM];  // the same, see Scorer::lay_side_by_side
     float out[MAX_ROWS][MAX_HEAD_DIM];
-    float scores[MAX_ROWS + 3][TILE];  // the last three are overwritten by vectors of rows that are not full
-    float keys[16][MAX_HEAD_DIM + 8];  // a block of keys; the offset spreads its rows over the cache's sets
-    float sums[MAX_ROWS][16];          // in as many parts as the kernels' vectors have lanes, then zeros
+    float scores[MAX_ROWS + 3][TILE];  // a vector holds up to four rows: three more rows take what it writes too much
+    float keys[16][MAX_HEAD_DIM + 8];  // a block of keys as floats; 8 more spread its rows over the sets of the cache
+    float sums[MAX_ROWS][16];          // each in one part for each lane of the kernels' vectors, then zeros
     float largest[MAX_ROWS], shrink[MAX_ROWS];
     int64_t head_dim;
     float scale, softcap;
@@ -34,14 +35,17 @@ struct alignas(64) Rows {
 struct Kernels {
     const char* name;
     bool (*supported)();
-    // The three that touch elements, for float32, bfloat16 and float16.
-    void (*begin[3])(Rows&, int count, const void* const* q);
-    // Rows first … last see keys 0 … limits[row]; `next` will be read afterwards.
-    void (*extend[3])(Rows&, int first, int last, const Keys&, const int64_t* limits, const Keys* next);
-    void (*finish[3])(const Rows&, int count, void* const* out, float* const* lse);
-    // Take in what other keys gave for a row: its output, maximum and sum.
-    void (*merge)(Rows&, int row, const float* out, float largest, float sum);
-    double (*multiply_add)(int64_t rounds);  // does nothing else; returns the floating-point operations done
+    // The functions that read or write elements exist for float32, bfloat16 and float16, in the order of DType.
+    // Load the queries of `count` rows that have seen no keys yet.
+    void (*load_queries[3])(RowState&, int count, const void* const* q);
+    // Attend from rows first … last - 1 to the keys 0 … limits[row] - 1. The keys `next` are read afterwards: they are
+    // prefetched.
+    void (*extend[3])(RowState&, int first, int last, const Keys&, const int64_t* limits, const Keys* next);
+    // Write the results of `count` rows.
+    void (*finish[3])(const RowState&, int count, void* const* out, float* const* lse);
+    // Add to a row the output, maximum and sum that it got from other keys.
+    void (*merge)(RowState&, int row, const float* out, float largest, float sum);
+    double (*multiply_add)(int64_t rounds);  // for benchmarks: returns the floating-point operations done
 };
 
 namespace base {

@@ -1,4 +1,4 @@
-// Splits attention over a sequence of which most keys are hidden into tasks for the kernels of this machine, over threads.
+// Attention over a sequence in which most keys are hidden: divided into tasks, which the threads share.
 #include <algorithm>
 #include <vector>
 
@@ -7,9 +7,9 @@
 namespace mmbdhs {
 namespace {
 
-// The visible keys of each batch row, and how many of them come before each place.
+// The visible keys of each batch row, and how many of them come before each key.
 struct VisibleKeys {
-    std::vector<int32_t> index;   // [batch, keys], the first count(n, keys) of each row are used
+    std::vector<int32_t> index;   // [batch, keys]; in row n only the first before[n, keys] are used
     std::vector<int64_t> before;  // [batch, keys + 1]
 
     explicit VisibleKeys(const Masked& a) : index(a.batch * a.keys), before(a.batch * (a.keys + 1)) {
@@ -40,24 +40,24 @@ class MaskedRun {
 
     void run() {
         if (parts_ == 1) {
-            each(tasks_, [&](int64_t number, Rows& rows) {
+            each(tasks_, [&](int64_t number, RowState& state) {
                 const Task task = this->task(number);
-                pass(rows, task, 0);
-                finish(rows, task);
+                attend(state, task, 0);
+                finish(state, task);
             });
             return;
         }
         Partial partial(tasks_ * parts_ * MAX_ROWS, a.head_dim);
-        each(tasks_ * parts_, [&](int64_t job, Rows& rows) {
+        each(tasks_ * parts_, [&](int64_t job, RowState& state) {
             const Task task = this->task(job / parts_);
-            pass(rows, task, job % parts_);
-            partial.take(rows, task.count, job * MAX_ROWS);
+            attend(state, task, job % parts_);
+            partial.take(state, task.count, job * MAX_ROWS);
         });
-        each(tasks_, [&](int64_t number, Rows& rows) {
+        each(tasks_, [&](int64_t number, RowState& state) {
             const Task task = this->task(number);
-            begin(rows, task);
-            merge_parts(kernels_, partial, number * parts_, parts_, rows, task.count);
-            finish(rows, task);
+            load_queries(state, task);
+            merge_parts(kernels_, partial, number * parts_, parts_, state, task.count);
+            finish(state, task);
         });
     }
 
@@ -65,10 +65,11 @@ class MaskedRun {
     template <class Do>
     void each(int64_t jobs, const Do& run_one) const {
 #pragma omp parallel for schedule(dynamic) num_threads(threads_) if (jobs > 1)
-        for (int64_t job = 0; job < jobs; ++job) run_one(job, thread_rows());
+        for (int64_t job = 0; job < jobs; ++job) run_one(job, thread_state());
     }
 
-    // The last queries of a causal row have the most keys: they go first, so that no thread is left with one.
+    // The last queries of a causal row have the most keys. They come first, so that no thread gets a long task at the
+    // end.
     Task task(int64_t number) const {
         const int64_t first = (blocks_ - 1 - number % blocks_) * MAX_ROWS, group = a.q_heads / a.kv_heads;
         Task task;
@@ -82,18 +83,19 @@ class MaskedRun {
         return task;
     }
 
-    void begin(Rows& rows, const Task& task) const {
-        start(rows, a.head_dim, scale_, softcap_);
+    void load_queries(RowState& state, const Task& task) const {
+        set_options(state, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
         for (int row = 0; row < task.count; ++row) {
             const int64_t head = task.batch_row * a.q_batch + task.query_head[row] * a.q_head;
             q[row] = element(a.q, a.dtype, head + task.query[row] * a.q_row);
         }
-        kernels_.begin[a.dtype](rows, task.count, q);
+        kernels_.load_queries[a.dtype](state, task.count, q);
     }
 
-    void pass(Rows& rows, const Task& task, int64_t part) const {
-        begin(rows, task);
+    // Attends from a task's rows to a part of their keys.
+    void attend(RowState& state, const Task& task, int64_t part) const {
+        load_queries(state, task);
         const int64_t n = task.batch_row, *before = &seen_.before[n * (a.keys + 1)], most = before[a.keys];
         const int64_t from = part_begin(most, part, parts_), to = part_begin(most, part + 1, parts_);
         int64_t limits[MAX_ROWS];
@@ -107,10 +109,10 @@ class MaskedRun {
                            a.v_row,
                            seen_.index.data() + n * a.keys + from,
                            to - from};
-        kernels_.extend[a.dtype](rows, 0, task.count, keys, limits, nullptr);
+        kernels_.extend[a.dtype](state, 0, task.count, keys, limits, nullptr);
     }
 
-    void finish(const Rows& rows, const Task& task) const {
+    void finish(const RowState& state, const Task& task) const {
         void* out[MAX_ROWS];
         float* lse[MAX_ROWS];
         for (int row = 0; row < task.count; ++row) {
@@ -119,7 +121,7 @@ class MaskedRun {
             out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
             lse[row] = a.lse + at;
         }
-        kernels_.finish[a.dtype](rows, task.count, out, lse);
+        kernels_.finish[a.dtype](state, task.count, out, lse);
     }
 
     const Masked& a;

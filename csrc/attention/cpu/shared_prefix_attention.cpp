@@ -1,4 +1,4 @@
-// Splits one decoding step's attention into units for the kernels of this machine, over threads.
+// The attention of one decoding step: divided into jobs, which the threads share.
 #include <algorithm>
 #include <atomic>
 #include <numeric>
@@ -9,18 +9,18 @@
 namespace mmbdhs {
 namespace {
 
-// Query rows of one key head that share a pass: branches of one example, each with the heads of its group.
+// Query rows that read the same prefix keys together: branches of one example, each with the query heads of a group.
 struct Unit {
-    int64_t first, count;  // rows
-    int64_t prefix_begin;  // of the example's keys
+    int64_t first, count;  // of its rows
+    int64_t prefix_begin;  // of its example's keys
 };
 
-// A query row of one key head: a branch, and which query head of the group.
+// A query row of a key head: a branch, and a query head of its group.
 struct Row {
     int64_t branch, head;
 };
 
-// The rows of a unit over a part of their keys in one key head.
+// The rows of a unit with a part of their keys in one key head.
 struct Job {
     const Unit& unit;
     int64_t head, part;
@@ -35,13 +35,14 @@ class SharedPrefixRun {
 
     void run() {
         if (parts_ == 1) {
-            each_job([&](int64_t job, Rows& rows) { finish(rows, job); });
+            each_job([&](int64_t job, RowState& state) { finish(state, job); });
             return;
         }
-        // Fewer heads than threads: each takes a part of the keys, and the parts are merged.
+        // There are fewer heads than threads: each thread takes a part of the keys, and the parts are merged.
         Partial partial(jobs_ * MAX_ROWS, a.head_dim);
-        each_job(
-            [&](int64_t job, const Rows& rows) { partial.take(rows, int(this->job(job).unit.count), job * MAX_ROWS); });
+        each_job([&](int64_t job, const RowState& state) {
+            partial.take(state, int(this->job(job).unit.count), job * MAX_ROWS);
+        });
         for (int64_t first = 0; first < jobs_; first += parts_) merge(partial, first);
     }
 
@@ -70,58 +71,60 @@ class SharedPrefixRun {
     template <class Done>
     void each_job(const Done& done) {
 #pragma omp parallel num_threads(threads_) if (jobs_ > 1)
-        for (int64_t job = claimed_++; job < jobs_; job = claimed_++) done(job, pass(this->job(job)));
+        for (int64_t job = claimed_++; job < jobs_; job = claimed_++) done(job, attend(this->job(job)));
     }
 
     Job job(int64_t number) const {
-        const int64_t pass = number / parts_;
-        return {units_[pass / a.kv_heads], pass % a.kv_heads, number % parts_};
+        const int64_t unit_head = number / parts_;
+        return {units_[unit_head / a.kv_heads], unit_head % a.kv_heads, number % parts_};
     }
     int64_t branch(const Job& job, int64_t row) const { return rows_[job.unit.first + row].branch; }
     int64_t query_head(const Job& job, int64_t row) const {
         return job.head * group_ + rows_[job.unit.first + row].head;
     }
 
-    // This thread's rows with the queries of a job, which have seen nothing yet.
-    Rows& begin(const Job& job) const {
-        Rows& rows = thread_rows();
-        start(rows, a.head_dim, scale_, softcap_);
+    // This thread's state with the queries of a job, which have seen no keys yet.
+    RowState& load_queries(const Job& job) const {
+        RowState& state = thread_state();
+        set_options(state, a.head_dim, scale_, softcap_);
         const void* q[MAX_ROWS];
         for (int64_t row = 0; row < job.unit.count; ++row)
             q[row] = element(a.q, a.dtype, branch(job, row) * a.q_branch + query_head(job, row) * a.q_head);
-        kernels_.begin[a.dtype](rows, int(job.unit.count), q);
-        return rows;
+        kernels_.load_queries[a.dtype](state, int(job.unit.count), q);
+        return state;
     }
 
-    Rows& pass(const Job& job) const {
-        Rows& rows = begin(job);
-        extend_prefix(rows, job);
-        for (int64_t row = 0; row < job.unit.count; row = next_branch(job, row)) extend_suffix(rows, job, row);
-        return rows;
+    // Attends from a job's rows to its part of their prefix and of each suffix.
+    RowState& attend(const Job& job) const {
+        RowState& state = load_queries(job);
+        extend_prefix(state, job);
+        for (int64_t row = 0; row < job.unit.count; row = next_branch(job, row)) extend_suffix(state, job, row);
+        return state;
     }
 
-    void extend_prefix(Rows& rows, const Job& job) const {
-        const Keys keys = prefix(job), next = after(job, 0);
+    void extend_prefix(RowState& state, const Job& job) const {
+        const Keys keys = prefix(job), next = keys_after(job, 0);
         const int64_t begin = part_of(most_prefix(job.unit), job.part);
         int64_t limits[MAX_ROWS];
         for (int64_t row = 0; row < job.unit.count; ++row)
             limits[row] = std::clamp<int64_t>(a.prefix_count[branch(job, row)] - begin, 0, keys.count);
-        kernels_.extend[a.dtype](rows, 0, int(job.unit.count), keys, limits, &next);
+        kernels_.extend[a.dtype](state, 0, int(job.unit.count), keys, limits, &next);
     }
 
-    // The rows of one branch, from `row` on.
-    void extend_suffix(Rows& rows, const Job& job, int64_t row) const {
+    // Attends from the rows of one branch, which begin at `row`, to its suffix.
+    void extend_suffix(RowState& state, const Job& job, int64_t row) const {
         const int64_t last = next_branch(job, row);
         const Keys keys = suffix(job, row);
         if (keys.count == 0) return;
-        const Keys next = after(job, last);
+        const Keys next = keys_after(job, last);
         int64_t limits[MAX_ROWS];
         std::fill(limits + row, limits + last, keys.count);
-        kernels_.extend[a.dtype](rows, int(row), int(last), keys, limits, &next);
+        kernels_.extend[a.dtype](state, int(row), int(last), keys, limits, &next);
     }
 
-    // Keys of suffixes from `row` on; after the last, those of the job that this thread will most likely do next.
-    Keys after(const Job& job, int64_t row) const {
+    // The keys that this thread reads next: the first suffix from `row` on, or the prefix of the job that it will most
+    // likely do next.
+    Keys keys_after(const Job& job, int64_t row) const {
         for (; row < job.unit.count; row = next_branch(job, row)) {
             if (const Keys keys = suffix(job, row); keys.count > 0) return keys;
         }
@@ -164,7 +167,7 @@ class SharedPrefixRun {
                 end - begin};
     }
 
-    void finish(const Rows& rows, int64_t number) const {
+    void finish(const RowState& state, int64_t number) const {
         const Job job = this->job(number);
         void* out[MAX_ROWS];
         float* lse[MAX_ROWS];
@@ -173,15 +176,15 @@ class SharedPrefixRun {
             out[row] = const_cast<char*>(element(a.out, a.dtype, at * a.head_dim));
             lse[row] = a.lse + at;
         }
-        kernels_.finish[a.dtype](rows, int(job.unit.count), out, lse);
+        kernels_.finish[a.dtype](state, int(job.unit.count), out, lse);
     }
 
-    // The parts of one pass, of which `first` is the first.
+    // Merges the parts of the same rows, whose first job is `first`.
     void merge(const Partial& partial, int64_t first) const {
         const Job job = this->job(first);
-        Rows& rows = begin(job);
-        merge_parts(kernels_, partial, first, parts_, rows, int(job.unit.count));
-        finish(rows, first);
+        RowState& state = load_queries(job);
+        merge_parts(kernels_, partial, first, parts_, state, int(job.unit.count));
+        finish(state, first);
     }
 
     const SharedPrefix& a;
@@ -191,7 +194,7 @@ class SharedPrefixRun {
     const Kernels& kernels_ = live_kernels();
     std::vector<Row> rows_;  // the rows of all units
     std::vector<Unit> units_;
-    int64_t parts_ = 1, jobs_ = 0;  // parts of the keys of each pass; passes times parts
+    int64_t parts_ = 1, jobs_ = 0;  // parts of the keys of each unit and key head; all jobs
     std::atomic<int64_t> claimed_{0};
 };
 

@@ -1,6 +1,6 @@
-// Vectors of floats for one instruction set. Every file that includes this is compiled once for each set, wholly inside
-// the namespace MMBDHS_ISA, so that no function of one set can stand in for another's (one-definition rule); for the
-// same reason nothing here calls a template of the standard library.
+// Vectors of floats for one instruction set. Every file that includes this one is compiled once for each set, inside
+// the namespace MMBDHS_ISA, so that the linker cannot use a function of one set in place of another's (one-definition
+// rule). For the same reason nothing here calls a template of the standard library.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -11,24 +11,24 @@
 #include <cstring>
 #include <utility>
 
-// What lives in registers must not be passed through memory.
+// For functions whose arguments stay in registers: a call would pass them through memory.
 #define INLINE __attribute__((always_inline)) inline
 
 namespace mmbdhs {
 namespace MMBDHS_ISA {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
-constexpr int SUMS = 16;  // that stay in registers at once, with what they are made of
+constexpr int LANES = 16;         // floats of a vector
+constexpr int ACCUMULATORS = 16;  // vectors of sums that stay in registers together with their factors
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
-constexpr int SUMS = 8;
+constexpr int ACCUMULATORS = 8;
 #elif defined(__aarch64__)
 constexpr int LANES = 4;
-constexpr int SUMS = 16;
+constexpr int ACCUMULATORS = 16;
 #else
 constexpr int LANES = 4;
-constexpr int SUMS = 8;
+constexpr int ACCUMULATORS = 8;
 #endif
 
 template <int N>
@@ -56,7 +56,7 @@ using Half = __fp16;
 using Half = _Float16;
 #endif
 
-// By its bits: they may be something else than a float.
+// Copies the bits, which need not be a float.
 inline Vec splat(float value) {
     int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -75,7 +75,7 @@ inline void write(void* at, V value) {
     std::memcpy(at, &value, sizeof value);
 }
 
-// N numbers as floats.
+// Loads N numbers as floats.
 template <int N>
 inline Floats<N> load(const float* at) {
     return read<Floats<N>>(at);
@@ -98,7 +98,8 @@ inline Floats<N> load(const Float16* at) {
 #else
     using Words = typename Types<N>::Words;
     const Words half = __builtin_convertvector(read<typename Types<N>::Halves>(at), Words);
-    // Exponent and mantissa moved into place are too small by 2^112, subnormals included; infinity and NaN keep theirs.
+    // Moved into the places of a float, exponent and mantissa are too small by 2^112, also in subnormals. The exponents
+    // of infinity and NaN are set as a whole.
     const Words shifted = (half & 0x7FFFu) << 13;
     const Words finite = (Words)((Floats<N>)shifted * 0x1p112f);
     const Words special = (Words)((half & 0x7C00u) == 0x7C00u) & 0x7F800000u;
@@ -106,7 +107,7 @@ inline Floats<N> load(const Float16* at) {
 #endif
 }
 
-// LANES floats as numbers of the type, rounded to nearest, ties to even.
+// Stores LANES floats as numbers of the type, rounded to nearest, ties to even.
 inline void store(float* at, Vec values) { write(at, values); }
 
 inline void store(BFloat16* at, Vec values) {
@@ -129,37 +130,49 @@ inline void store(Float16* at, Vec values) {
 #endif
 }
 
-// Half or all of the lanes, from two vectors: blocks of S lanes, by turns from `a` and from `b`, the first or the second
-// of each pair of blocks.
+// Divides two vectors into blocks of S lanes and takes every other block of each, the even or the odd (SECOND) ones.
+// With S = 2 and LANES = 8:
+//
+//     a              a0 a1 | a2 a3 | a4 a5 | a6 a7
+//     b              b0 b1 | b2 b3 | b4 b5 | b6 b7
+//     even blocks    a0 a1 | b0 b1 | a4 a5 | b4 b5
+//     odd blocks     a2 a3 | b2 b3 | a6 a7 | b6 b7
 template <int S, bool SECOND, int... P>
-inline Vec pick(Vec a, Vec b, std::integer_sequence<int, P...>) {
+inline Vec pick_blocks(Vec a, Vec b, std::integer_sequence<int, P...>) {
     return __builtin_shufflevector(a, b, (P / (2 * S) * 2 * S + P % S + (SECOND ? S : 0) + (P / S % 2 ? LANES : 0))...);
 }
 
 template <int S, bool SECOND>
-inline Vec pick(Vec a, Vec b) {
-    return pick<S, SECOND>(a, b, std::make_integer_sequence<int, LANES>{});
+inline Vec pick_blocks(Vec a, Vec b) {
+    return pick_blocks<S, SECOND>(a, b, std::make_integer_sequence<int, LANES>{});
 }
 
-// Of 2 S vectors: lane i of each block of 2 S lanes in the result is the sum over that block of v[i].
+// Sums each block of 2 S lanes in 2 S vectors. Lane i of a block in the result is the sum of that block in v[i]. Adding
+// the even to the odd blocks of two vectors halves both the blocks and the number of vectors. With S = 2, LANES = 8 and
+// [v] for a sum:
+//
+//     v0    v00 v01 v02 v03 | v04 v05 v06 v07
+//     v1    v10 v11 v12 v13 | v14 v15 v16 v17      result    [v00…03] [v10…13] [v20…23] [v30…33] | [v04…07] [v14…17] …
+//     v2    …
+//     v3    …
 template <int S = LANES / 2>
-INLINE Vec sums(Vec* v) {
+INLINE Vec sum_blocks(Vec* v) {
 #pragma GCC unroll 8
-    for (int i = 0; i < S; ++i) v[i] = pick<S, false>(v[i], v[i + S]) + pick<S, true>(v[i], v[i + S]);
-    if constexpr (S > 1) return sums<S / 2>(v);
+    for (int i = 0; i < S; ++i) v[i] = pick_blocks<S, false>(v[i], v[i + S]) + pick_blocks<S, true>(v[i], v[i + S]);
+    if constexpr (S > 1) return sum_blocks<S / 2>(v);
     return v[0];
 }
 
-// 0, 1, 2, …
+// The vector 0, 1, 2, …
 template <int... P>
-inline Ints<LANES> numbered(std::integer_sequence<int, P...>) {
+inline Ints<LANES> lane_numbers(std::integer_sequence<int, P...>) {
     return Ints<LANES>{P...};
 }
-inline Ints<LANES> numbered() { return numbered(std::make_integer_sequence<int, LANES>{}); }
+inline Ints<LANES> lane_numbers() { return lane_numbers(std::make_integer_sequence<int, LANES>{}); }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// Is any lane of `a` larger than that of `b`?
+// Is any lane of `a` larger than the same lane of `b`?
 inline bool any_larger(Vec a, Vec b) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
@@ -172,27 +185,27 @@ inline bool any_larger(Vec a, Vec b) {
 #endif
 }
 
-// The lanes moved round by S places.
+// Rotates the lanes by S.
 template <int S, int... P>
-inline Vec turned(Vec v, std::integer_sequence<int, P...>) {
+inline Vec rotated(Vec v, std::integer_sequence<int, P...>) {
     return __builtin_shufflevector(v, v, ((P + S) % LANES)...);
 }
 
 template <int S = LANES / 2>
 inline float largest(Vec v) {
-    v = larger(v, turned<S>(v, std::make_integer_sequence<int, LANES>{}));
+    v = larger(v, rotated<S>(v, std::make_integer_sequence<int, LANES>{}));
     if constexpr (S > 1) return largest<S / 2>(v);
     return v[0];
 }
 
 template <int S = LANES / 2>
 inline float sum(Vec v) {
-    v += turned<S>(v, std::make_integer_sequence<int, LANES>{});
+    v += rotated<S>(v, std::make_integer_sequence<int, LANES>{});
     if constexpr (S > 1) return sum<S / 2>(v);
     return v[0];
 }
 
-// 2^x, within 2 units in the last place; 0 below -126, NaN for NaN. Coefficients: Cephes, exp2f.
+// 2^x, within 2 units in the last place; 0 below -126, NaN for NaN. The coefficients are those of exp2f in Cephes.
 inline Vec exp2(Vec x) {
 #if defined(__AVX512F__)
     const Vec rounded = (Vec)_mm512_maskz_roundscale_ps(0xFFFF, (__m512)x, 0);
@@ -215,12 +228,12 @@ inline Vec exp2(Vec x) {
     return (Vec)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)rounded);
 #else
     using I = Ints<LANES>;
-    const Vec scaled = (Vec)((I)p + ((I)rounded << 23));  // the integer sits in the low bits of `rounded`
+    const Vec scaled = (Vec)((I)p + ((I)rounded << 23));  // the integer is in the low bits of `rounded`
     return x >= -126.0f ? scaled : (x == x ? Vec{} : x);
 #endif
 }
 
-// Coefficients for small arguments: Cephes, tanhf.
+// The coefficients for small arguments are those of tanhf in Cephes.
 inline Vec tanh(Vec x) {
     const Vec square = x * x;
     Vec p = splat(-5.70498872745e-3f);
@@ -233,7 +246,7 @@ inline Vec tanh(Vec x) {
     return size < 0.625f ? x + x * square * p : (x < 0.0f ? -large : large);
 }
 
-// Into the second-level cache: the first is full with the keys at hand.
+// Fetches into the second-level cache: the first is full of the keys in use.
 inline void prefetch(const void* from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
 }

@@ -7,7 +7,7 @@
 namespace mmbdhs {
 namespace {
 
-constexpr int64_t BLOCKS_WANTED = 1024;  // enough for the largest devices, at four blocks for each multiprocessor
+constexpr int64_t BLOCKS_WANTED = 1024;  // four for each multiprocessor of the largest devices
 constexpr int64_t KEYS_PER_SPLIT = 256;  // at least
 
 int tiles_of(int64_t count, int64_t size) { return int((count + size - 1) / size); }
@@ -32,7 +32,7 @@ void with_width(int64_t head_dim, const Run& run) {
     return run(Kind<T, 256>{});
 }
 
-// Run what was compiled for these elements and this head size.
+// Runs the kernels that were compiled for these elements and this head size.
 template <class Run>
 void with_kind(int64_t dtype, int64_t head_dim, const Run& run) {
     if (dtype == FLOAT32) return with_width<float>(head_dim, run);
@@ -40,7 +40,7 @@ void with_kind(int64_t dtype, int64_t head_dim, const Run& run) {
     return with_width<__half>(head_dim, run);
 }
 
-// How the work is shared among blocks: from shapes alone, so that a captured graph serves all lengths.
+// Divides the work among blocks, by shapes alone, so that a captured graph serves all lengths.
 Parts parts_of(const SharedPrefix& a, void* workspace) {
     const int64_t group = a.q_heads / a.kv_heads;
     Parts parts = {};

@@ -1,4 +1,4 @@
-// The kernels behind attention.cu, apart from their launches.
+// The kernels that attention.cu launches.
 #pragma once
 
 #include "attention/attention.h"
@@ -7,7 +7,7 @@
 namespace mmbdhs {
 namespace {
 
-// Where the blocks of shared_prefix_kernel leave what they found: outputs of their keys alone, and lse of these.
+// The results of the blocks of shared_prefix_kernel: outputs over their own keys alone, and the lse of these.
 struct Parts {
     float* out;        // [splits (+ 1 for the suffixes), branches, q_heads, head_dim]
     float* lse;        // [splits (+ 1), branches, q_heads]
@@ -17,7 +17,7 @@ struct Parts {
     int suffix_tiles;  // for each branch and key head
 };
 
-// The prefix keys of a branch; the count is -1 if its numbers lead out of the tensors.
+// The prefix keys of a branch. The count is -1 if the numbers of the branch lead out of the tensors.
 __device__ Span prefix_of(const SharedPrefix& a, int64_t branch) {
     int64_t begin = 0, end = a.prefix_keys;
     if (a.example) {
@@ -37,20 +37,20 @@ __device__ Span suffix_of(const SharedPrefix& a, int64_t branch) {
 }
 
 template <class T>
-__device__ Keys<T> prefix_keys(const SharedPrefix& a, int head) {
+__device__ KeyList<T> prefix_keys(const SharedPrefix& a, int head) {
     const T* k = static_cast<const T*>(a.k_prefix) + head * a.kp_head;
     const T* v = static_cast<const T*>(a.v_prefix) + head * a.vp_head;
     return {k, v, a.kp_row, a.vp_row, a.visible, a.prefix_rows};
 }
 
 template <class T>
-__device__ Keys<T> suffix_keys(const SharedPrefix& a, int branch, int head) {
+__device__ KeyList<T> suffix_keys(const SharedPrefix& a, int branch, int head) {
     const T* k = static_cast<const T*>(a.k_suffix) + branch * a.ks_branch + head * a.ks_head;
     const T* v = static_cast<const T*>(a.v_suffix) + branch * a.vs_branch + head * a.vs_head;
     return {k, v, a.ks_row, a.vs_row, nullptr, a.suffix_rows};
 }
 
-// Query rows of a key head, side by side: those of branch 0, of branch 1, ….
+// The query rows of a key head, in the order of the branches.
 template <class T>
 struct BranchRows {
     const SharedPrefix& a;
@@ -73,14 +73,14 @@ struct BranchRows {
     __device__ int64_t place(int row) const { return (part * a.branches + branch(row)) * a.q_heads + head(row); }
 };
 
-// Blocks for each key head: first those of the prefix, tile by tile, then those of the suffixes, branch by branch.
+// The blocks of each key head: first those of the prefix, tile by tile, then those of the suffixes, branch by branch.
 template <class T, int D>
 __global__ __launch_bounds__(THREADS, 4) void shared_prefix_kernel(SharedPrefix a, Parts parts, Scale scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS;
     const int kv_heads = int(a.kv_heads), head = blockIdx.x % kv_heads, work = blockIdx.x / kv_heads;
     const int group = int(a.q_heads) / kv_heads, suffix_work = work - parts.prefix_tiles * parts.splits;
     BranchRows<T> rows = {a, parts, head, group, 0, 0, parts.splits};
-    Keys<T> keys;
+    KeyList<T> keys;
     Part part = {0, 1};
     if (suffix_work < 0) {
         part = {work % parts.splits, parts.splits};
@@ -97,7 +97,7 @@ __global__ __launch_bounds__(THREADS, 4) void shared_prefix_kernel(SharedPrefix 
     attend<T, D>(rows, keys, int(a.head_dim), part, scale);
 }
 
-// One block per branch and query head: the parts, weighted by what each contributes to the sum of exp(scores).
+// Adds up the parts of a branch and query head, one block for each, weighted by their share of the sum of exp(scores).
 template <class T>
 __global__ __launch_bounds__(THREADS) void combine_kernel(SharedPrefix a, Parts parts) {
     const int64_t row = blockIdx.x, rows = a.branches * a.q_heads, branch = row / a.q_heads;
@@ -120,13 +120,13 @@ __global__ __launch_bounds__(THREADS) void combine_kernel(SharedPrefix a, Parts 
 
 // The visible keys of each batch row.
 struct VisibleKeys {
-    int32_t* index;   // [batch, keys] those that are visible, in order
+    int32_t* index;   // [batch, keys] the visible ones, in order
     int32_t* before;  // [batch, keys + 1] how many of them come before a key
 };
 
-// One block per batch row.
+// Lists the visible keys, with one block for each batch row.
 __global__ __launch_bounds__(THREADS) void list_visible_kernel(const uint8_t* visible, int64_t keys, VisibleKeys list) {
-    constexpr int RUN = 8;  // keys of a thread in each turn
+    constexpr int RUN = 8;  // keys that a thread takes at a time
     WarpSums& sums = *new (shared_memory) WarpSums;
     visible += blockIdx.x * keys;
     int32_t* const index = list.index + blockIdx.x * keys;
@@ -147,7 +147,7 @@ __global__ __launch_bounds__(THREADS) void list_visible_kernel(const uint8_t* vi
     if (threadIdx.x == 0) before[keys] = reached;
 }
 
-// Query rows of a key head, side by side: those of query 0, of query 1, ….
+// The query rows of a key head, in the order of the queries.
 template <class T>
 struct QueryRows {
     const Masked& a;
@@ -167,7 +167,7 @@ struct QueryRows {
     __device__ int64_t place(int row) const { return (batch * a.q_heads + head(row)) * a.queries + query(row); }
 };
 
-// `tiles` blocks for each key head of each batch row.
+// Each key head of each batch row has `tiles` blocks.
 template <class T, int D>
 __global__ __launch_bounds__(THREADS, 4) void masked_kernel(Masked a, VisibleKeys list, int tiles, Scale scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS;
@@ -177,7 +177,7 @@ __global__ __launch_bounds__(THREADS, 4) void masked_kernel(Masked a, VisibleKey
     const QueryRows<T> rows = {a, list.before + batch * (a.keys + 1), batch, head, group, first, count};
     const T* k = static_cast<const T*>(a.k) + batch * a.k_batch + head * a.k_head;
     const T* v = static_cast<const T*>(a.v) + batch * a.v_batch + head * a.v_head;
-    const Keys<T> keys = {k, v, a.k_row, a.v_row, list.index + batch * a.keys, a.keys};
+    const KeyList<T> keys = {k, v, a.k_row, a.v_row, list.index + batch * a.keys, a.keys};
     attend<T, D>(rows, keys, int(a.head_dim), {0, 1}, scale);
 }
 

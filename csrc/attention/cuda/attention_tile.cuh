@@ -1,6 +1,6 @@
-// Attention of a tile of query rows over a list of keys, by one block: keys and values pass through shared memory tile
-// by tile, an online softmax in base 2 follows the largest score of each row, and sums are float32. Elements of 16 bits
-// are multiplied by tensor cores, however few the rows are; float32 by plain multiply-adds.
+// Attention of a tile of query rows over a list of keys, by one block. Keys and values pass through shared memory in
+// tiles, an online softmax in base 2 follows the largest score of each row, and sums are float32. Tensor cores multiply
+// elements of 16 bits, even for few rows; float32 is multiplied by plain multiply-adds.
 #pragma once
 
 #include <math.h>
@@ -20,7 +20,7 @@ template <class T>
 constexpr int CHUNK = 16 / sizeof(T);  // elements of a wide load
 constexpr float LN_2 = 0.6931471805599453f;
 
-// Neighbouring elements, loaded at once where they lie aligned. An aggregate of T may alias T.
+// Neighbouring elements, which one load reads if they are aligned. An aggregate of T may alias T.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {
     T at[N];
@@ -59,9 +59,9 @@ struct Scale {
     }
 };
 
-// The keys of one head: key i is row `index ? index[i] : i` of `rows`, and NaN if there is no such row.
+// The keys of one head: key i is row `index ? index[i] : i` of `rows`. If there is no such row, the key is NaN.
 template <class T>
-struct Keys {
+struct KeyList {
     const T* k;
     const T* v;
     int64_t k_row, v_row;  // strides in elements
@@ -69,12 +69,12 @@ struct Keys {
     int64_t rows;
 };
 
-// A query row sees `count` keys, from `begin` on.
+// The keys that a query row sees: `count` of them, from `begin` on.
 struct Span {
     int32_t begin, count;
 };
 
-// Number `index` of `count` blocks that share the keys of a tile of rows.
+// Block number `index` of the `count` blocks that share the keys of a tile of rows.
 struct Part {
     int index, count;
 };
@@ -84,13 +84,13 @@ template <class T, int D>
 struct Tiles {
     static constexpr int ROWS = TENSOR_CORES<T> ? 32 : 16;
     static constexpr int KEYS = 8192 / (D * sizeof(T));
-    static constexpr int LANES = THREADS / ROWS;  // threads that share a row
+    static constexpr int ROW_THREADS = THREADS / ROWS;  // threads that share a query row, the members of the row
     using Row = T[D + CHUNK<T>];
     alignas(16) Row q[ROWS];
     alignas(16) Row k[KEYS];
     alignas(16) Row v[KEYS];
-    float scores[ROWS][KEYS + 4];  // of the tile's keys, then their weights
-    float shrink[ROWS];            // what a row's new largest score leaves of its earlier sums
+    float scores[ROWS][KEYS + 4];  // the scores of the tile's keys, then their weights
+    float shrink[ROWS];            // the factor by which a row's earlier sums shrink under its new largest score
     float share[ROWS];             // 1 / the sum of a row's weights
     Span seen[ROWS];
 };
@@ -108,11 +108,11 @@ __device__ bool is_aligned(const T* first, int64_t stride) {
     return (reinterpret_cast<uintptr_t>(first) | uintptr_t(stride * int64_t(sizeof(T)))) % sizeof(Chunk<T>) == 0;
 }
 
-// Fill COUNT rows of shared memory: `load(row, column)` gives a chunk; the columns from head_dim on are 0.
+// Fills COUNT rows of shared memory with the chunks that load(row, column) gives; columns from head_dim on become 0.
 template <int D, int COUNT, class T, class Load>
 __device__ void fill_rows(T (*to)[D + CHUNK<T>], int head_dim, const Load& load) {
     constexpr int CHUNKS = D / CHUNK<T>;
-#pragma unroll(D > 128 ? 2 : 4)  // loads on their way, as registers allow
+#pragma unroll(D > 128 ? 2 : 4)  // as many loads at a time as registers allow
     for (int i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, column = i % CHUNKS * CHUNK<T>;
         const Chunk<T> chunk = column < head_dim ? load(row, column) : Chunk<T>{};
@@ -120,9 +120,9 @@ __device__ void fill_rows(T (*to)[D + CHUNK<T>], int head_dim, const Load& load)
     }
 }
 
-// Keys and values first … first + count; those of the tile after them are 0.
+// Loads the keys and values first … first + count - 1; the others of the tile become 0.
 template <class T, int D>
-__device__ void load_keys(Tiles<T, D>& tiles, const Keys<T>& keys, int head_dim, int64_t first, int count) {
+__device__ void load_keys(Tiles<T, D>& tiles, const KeyList<T>& keys, int head_dim, int64_t first, int count) {
     const auto fill = [&](T(*to)[D + CHUNK<T>], const T* from, int64_t stride, float missing) {
         const bool aligned = is_aligned(from, stride);
         fill_rows<D, Tiles<T, D>::KEYS>(to, head_dim, [&](int key, int column) {
@@ -138,7 +138,8 @@ __device__ void load_keys(Tiles<T, D>& tiles, const Keys<T>& keys, int head_dim,
     fill(tiles.v, keys.v, keys.v_row, 0);
 }
 
-// A thread's part of the products: tensor cores. Two warps share 16 rows, each has half of the columns in blocks of 8.
+// A thread's part of the products, by tensor cores. Two warps share 16 rows; each has half of the columns in blocks of
+// 8.
 template <class T, int D>
 class Products {
   public:
@@ -217,28 +218,29 @@ class Products {
     float sums_[D / 16][4] = {};
 };
 
-// The same by multiply-adds: eight threads share a row.
+// The same by multiply-adds. The eight members of a row share its keys, and then the columns of its output.
 template <int D>
 class Products<float, D> {
   public:
     __device__ static void scores(Tiles<float, D>& tiles) {
-        const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-        float sums[KEYS / LANES][4] = {};  // four of each: shorter chains of roundings, and of waiting
+        const int row = threadIdx.x / ROW_THREADS, member = threadIdx.x % ROW_THREADS;
+        float sums[KEYS / ROW_THREADS][4] =
+            {};  // four sums for each score make the chains of rounding and waiting shorter
         for (int column = 0; column < D; column += 4) {
             const auto q = load<4>(&tiles.q[row][column]);
 #pragma unroll
-            for (int i = 0; i < KEYS / LANES; ++i) {
-                const auto k = load<4>(&tiles.k[lane + LANES * i][column]);
+            for (int i = 0; i < KEYS / ROW_THREADS; ++i) {
+                const auto k = load<4>(&tiles.k[member + ROW_THREADS * i][column]);
                 for (int e = 0; e < 4; ++e) sums[i][e] += q.at[e] * k.at[e];
             }
         }
-        for (int i = 0; i < KEYS / LANES; ++i) {
-            tiles.scores[row][lane + LANES * i] = (sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3]);
+        for (int i = 0; i < KEYS / ROW_THREADS; ++i) {
+            tiles.scores[row][member + ROW_THREADS * i] = (sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3]);
         }
     }
 
     __device__ void add(const Tiles<float, D>& tiles) {
-        const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        const int row = threadIdx.x / ROW_THREADS, member = threadIdx.x % ROW_THREADS;
 #pragma unroll
         for (auto& chunk : sums_) {
             for (float& sum : chunk) sum *= tiles.shrink[row];
@@ -248,7 +250,7 @@ class Products<float, D> {
             const float weight = tiles.scores[row][key];
 #pragma unroll
             for (int i = 0; i < D / 32; ++i) {
-                const auto v = load<4>(&tiles.v[key][(lane + LANES * i) * 4]);
+                const auto v = load<4>(&tiles.v[key][(member + ROW_THREADS * i) * 4]);
                 for (int e = 0; e < 4; ++e) sums_[i][e] += weight * v.at[e];
             }
         }
@@ -256,59 +258,61 @@ class Products<float, D> {
 
     template <class Store>
     __device__ void store(const Store& to) const {
-        const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        const int row = threadIdx.x / ROW_THREADS, member = threadIdx.x % ROW_THREADS;
 #pragma unroll
         for (int i = 0; i < D / 32; ++i) {
-            for (int e = 0; e < 4; ++e) to(row, (lane + LANES * i) * 4 + e, sums_[i][e]);
+            for (int e = 0; e < 4; ++e) to(row, (member + ROW_THREADS * i) * 4 + e, sums_[i][e]);
         }
     }
 
   private:
-    static constexpr int LANES = Tiles<float, D>::LANES, KEYS = Tiles<float, D>::KEYS;
+    static constexpr int ROW_THREADS = Tiles<float, D>::ROW_THREADS, KEYS = Tiles<float, D>::KEYS;
     float sums_[D / 32][4] = {};
 };
 
-// What a thread knows of its row's softmax: the largest score so far, and the weights of its own keys.
+// The softmax of a thread's row: its largest score so far, and the sum of the weights of the thread's own keys.
 template <class T, int D>
 class Softmax {
   public:
-    // Turn the scores of keys first, first + 1, … into weights; the row sees those before `count`.
+    // Turns the scores of the keys from `first` on into weights. The row sees the keys before `count`.
     __device__ void take(Tiles<T, D>& tiles, int count, int first, Scale scale) {
-        float* scores = &tiles.scores[row_][lane_];
-        const int left = count - first - lane_;
+        float* scores = &tiles.scores[row_][member_];
+        const int left = count - first - member_;
         const float before = top_;
-        for (int key = 0; key < KEYS; key += LANES) {
+        for (int key = 0; key < KEYS; key += ROW_THREADS) {
             scores[key] = key < left ? scale(scores[key]) : -INFINITY;
             top_ = fmaxf(top_, scores[key]);
         }
-        for (int step = LANES / 2; step > 0; step /= 2) top_ = fmaxf(top_, __shfl_xor_sync(ALL_LANES, top_, step));
+        for (int step = ROW_THREADS / 2; step > 0; step /= 2)
+            top_ = fmaxf(top_, __shfl_xor_sync(FULL_WARP, top_, step));
         const float shrink = exp2f(before - base());
         sum_ *= shrink;
-        for (int key = 0; key < KEYS; key += LANES) {
+        for (int key = 0; key < KEYS; key += ROW_THREADS) {
             scores[key] = exp2f(scores[key] - base());
             sum_ += scores[key];
         }
-        if (lane_ == 0) tiles.shrink[row_] = shrink;
+        if (member_ == 0) tiles.shrink[row_] = shrink;
     }
 
-    // Leave the row's share, and return the natural log of the sum of exp(scores).
+    // Stores the row's share. Returns the natural log of the sum of exp(scores).
     __device__ float finish(Tiles<T, D>& tiles) {
-        for (int step = LANES / 2; step > 0; step /= 2) sum_ += __shfl_xor_sync(ALL_LANES, sum_, step);
-        if (lane_ == 0) tiles.share[row_] = sum_ == 0 ? 0 : 1 / sum_;
+        for (int step = ROW_THREADS / 2; step > 0; step /= 2) sum_ += __shfl_xor_sync(FULL_WARP, sum_, step);
+        if (member_ == 0) tiles.share[row_] = sum_ == 0 ? 0 : 1 / sum_;
         return (top_ + log2f(sum_)) * LN_2;
     }
 
   private:
-    static constexpr int LANES = Tiles<T, D>::LANES, KEYS = Tiles<T, D>::KEYS;
+    static constexpr int ROW_THREADS = Tiles<T, D>::ROW_THREADS, KEYS = Tiles<T, D>::KEYS;
 
-    // What weights are relative to; a row that sees nothing has no largest score.
+    // The score with the weight 1. A row that sees nothing has no largest score.
     __device__ float base() const { return top_ == -INFINITY ? 0 : top_; }
 
-    int row_ = threadIdx.x / LANES, lane_ = threadIdx.x % LANES;
+    int row_ = threadIdx.x / ROW_THREADS, member_ = threadIdx.x % ROW_THREADS;
     float top_ = -INFINITY, sum_ = 0;
 };
 
-// The keys that the first row with this row's `begin` walks over for all such rows; none for the others.
+// Rows whose keys begin at the same place are worked on together: the first of them gets the span of the longest, the
+// others get an empty one.
 template <class T, int D>
 __device__ Span due_at(const Tiles<T, D>& tiles, int row) {
     Span due = tiles.seen[row];
@@ -321,9 +325,9 @@ __device__ Span due_at(const Tiles<T, D>& tiles, int row) {
     return due;
 }
 
-// The block's work. `rows` has a `count` of query rows, and for each of them q(row), seen(row), out(row) and lse(row).
+// The whole work of a block. `rows` has `count` query rows, and q(row), seen(row), out(row) and lse(row) of each.
 template <class T, int D, class Rows>
-__device__ void attend(const Rows& rows, const Keys<T>& keys, int head_dim, Part part, Scale scale) {
+__device__ void attend(const Rows& rows, const KeyList<T>& keys, int head_dim, Part part, Scale scale) {
     using Memory = Tiles<T, D>;
     static_assert(sizeof(Memory) <= 40 * 1024, "four blocks should fit a multiprocessor");
     Memory& tiles = *new (shared_memory) Memory;
@@ -341,10 +345,10 @@ __device__ void attend(const Rows& rows, const Keys<T>& keys, int head_dim, Part
         if (due.count == 0) continue;
         const int length = ((due.count + Memory::KEYS - 1) / Memory::KEYS + part.count - 1) / part.count * Memory::KEYS;
         const int last = min(due.count, length * (part.index + 1));
-        const Span seen = tiles.seen[threadIdx.x / Memory::LANES];
+        const Span seen = tiles.seen[threadIdx.x / Memory::ROW_THREADS];
         const int count = seen.begin == due.begin ? seen.count : 0;
         for (int first = length * part.index; first < last; first += Memory::KEYS) {
-            __syncthreads();  // nobody reads the last tile any more
+            __syncthreads();  // no thread still reads the previous tile
             load_keys(tiles, keys, head_dim, int64_t{due.begin} + first, last - first);
             __syncthreads();
             products.scores(tiles);
@@ -355,7 +359,8 @@ __device__ void attend(const Rows& rows, const Keys<T>& keys, int head_dim, Part
         }
     }
     const float lse = softmax.finish(tiles);
-    if (mine % Memory::LANES == 0 && mine / Memory::LANES < rows.count) *rows.lse(mine / Memory::LANES) = lse;
+    if (mine % Memory::ROW_THREADS == 0 && mine / Memory::ROW_THREADS < rows.count)
+        *rows.lse(mine / Memory::ROW_THREADS) = lse;
     __syncthreads();
     products.store([&](int row, int column, float sum) {
         if (row >= rows.count || column >= head_dim) return;

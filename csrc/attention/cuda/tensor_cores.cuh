@@ -1,6 +1,6 @@
-// Products of small matrices, spread over the lanes of a warp as the PTX manual lays them out (mma.m16n8k16). Lane l is
-// the member l % 4 of group l / 4; each register holds two neighbouring elements. Hopper's wgmma would be faster there,
-// these run on everything from sm_80 on.
+// Products of small matrices, spread over the lanes of a warp as the PTX manual describes (mma.m16n8k16). Lane l is
+// number l % 4 of group l / 4, and each register holds two neighbouring elements. Hopper's wgmma would be faster on
+// Hopper; these instructions run on everything from sm_80 on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -32,7 +32,7 @@ __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32
     }
 }
 
-// b [16, 8] from a row-major matrix in shared memory: lane l points at row l % 16, aligned to 16 bytes.
+// Loads b [16, 8] from a row-major matrix in shared memory: lane l points at row l % 16, aligned to 16 bytes.
 template <class T>
 __device__ void load_transposed(uint32_t (&b)[2], const T* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
@@ -44,4 +44,4 @@ __device__ void load_transposed(uint32_t (&b)[2], const T* row) {
 }  // namespace
 }  // namespace mmbdhs
 
-#endif  // without nvcc, the tests' emulator stands in for both
+#endif  // without nvcc, the emulator of the tests defines both
