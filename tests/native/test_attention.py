@@ -28,7 +28,7 @@ def run(implementation: ModuleType, arguments: dict) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_shared_prefix_sizes(implementation, dtype, size):
+def test_shared_prefix_sizes(implementation: ModuleType, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
     for number, (heads, head_dim) in enumerate(zip(GROUPS, HEAD_DIMS, strict=False)):
         arguments = truth.random_shared_prefix(size[0], heads, head_dim, *size[1:], dtype, seed=number)
         truth.assert_close(run(implementation, arguments), truth.shared_prefix(arguments))
@@ -36,7 +36,7 @@ def test_shared_prefix_sizes(implementation, dtype, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_shared_prefix_examples_and_views(implementation, dtype, head_dim):
+def test_shared_prefix_examples_and_views(implementation: ModuleType, dtype: torch.dtype, head_dim: int) -> None:
     for branches, examples, gather, step_major in ((1, 1, True, False), (9, 3, True, True), (33, 6, False, True)):
         options = {"examples": examples, "gather": gather, "step_major": step_major, "seed": branches}
         arguments = truth.random_shared_prefix(branches, (8, 2), head_dim, 129, 31, dtype, **options)
@@ -45,7 +45,7 @@ def test_shared_prefix_examples_and_views(implementation, dtype, head_dim):
             truth.assert_close(run(implementation, capped), truth.shared_prefix(capped))
 
 
-def test_every_stride():
+def test_every_stride() -> None:
     """Heads and tokens at any distance from each other, even none."""
     arguments = truth.random_shared_prefix(3, (4, 2), 32, 9, 5)
     for name in ("q", "k_prefix", "v_prefix", "k_suffix", "v_suffix"):
@@ -61,7 +61,7 @@ def test_every_stride():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
-def test_masked(implementation, dtype, causal, softcap):
+def test_masked(implementation: ModuleType, dtype: torch.dtype, causal: bool, softcap: float) -> None:
     chance = torch.Generator().manual_seed(1)
     for queries, keys, heads, head_dim in (
         (1, 1, (1, 1), 32),
@@ -77,7 +77,7 @@ def test_masked(implementation, dtype, causal, softcap):
         truth.assert_close(got, truth.masked(q, k, v, visible, causal, softcap))
 
 
-def test_rows_that_see_nothing(implementation):
+def test_rows_that_see_nothing(implementation: ModuleType) -> None:
     arguments = truth.random_shared_prefix(4, (2, 1), 32, 5, 3)
     arguments |= {"prefix_count": int32(0, 5, 0, 1), "suffix_length": int32(0, 0, 3, 0)}
     out, lse = run(implementation, arguments)
@@ -88,7 +88,7 @@ def test_rows_that_see_nothing(implementation):
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 0), (0, 0, 0)])
-def test_nothing_at_all(implementation, shape):
+def test_nothing_at_all(implementation: ModuleType, shape: tuple[int, int, int]) -> None:
     branches, prefix, suffix = shape
     arguments = truth.random_shared_prefix(branches, (2, 1), 32, prefix, suffix)
     out, lse = run(implementation, arguments)
@@ -100,7 +100,7 @@ def test_nothing_at_all(implementation, shape):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_broken_branch_stays_alone(implementation, bad, dtype):
+def test_a_broken_branch_stays_alone(implementation: ModuleType, bad: float, dtype: torch.dtype) -> None:
     """A NaN in one branch, or in keys that nobody may see, reaches no other."""
     arguments = truth.random_shared_prefix(3, (2, 1), 64, 9, 5, dtype)
     arguments |= {"prefix_count": int32(8, 8, 8), "suffix_length": int32(4, 4, 4)}
@@ -114,7 +114,7 @@ def test_a_broken_branch_stays_alone(implementation, bad, dtype):
     truth.assert_close((out[keep], lse[keep]), (expected[0][keep], expected[1][keep]))
 
 
-def test_nan_scores_give_nan(implementation):
+def test_nan_scores_give_nan(implementation: ModuleType) -> None:
     """Whatever bits the NaN has."""
     arguments = truth.random_shared_prefix(2, (1, 1), 32, 3, 0)
     arguments["prefix_count"] = int32(3, 3)
@@ -125,7 +125,7 @@ def test_nan_scores_give_nan(implementation):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slope", [-20, -2, 0.5, 4, 7.9, 8.1, 20])
-def test_scores_that_rise_or_fall(implementation, dtype, slope):
+def test_scores_that_rise_or_fall(implementation: ModuleType, dtype: torch.dtype, slope: float) -> None:
     """Scores drift by `slope` powers of two in 64 keys: a row's maximum is passed by little, by much, or never."""
     arguments = truth.random_shared_prefix(3, (4, 2), 64, 150, 70, dtype)
     arguments["q"][..., 0] = 8.0  # with a scale of 1 / 8, the first number of a key adds to its score as it is
@@ -136,7 +136,7 @@ def test_scores_that_rise_or_fall(implementation, dtype, slope):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_share_the_keys(dtype):
+def test_threads_share_the_keys(dtype: torch.dtype) -> None:
     """One key head on several threads: each takes a part of the keys, and the parts are merged."""
     threads = torch.get_num_threads()
     try:
@@ -159,7 +159,7 @@ _VALUES = "sizes or rise or views or stride or test_masked or nothing or broken 
 
 
 @pytest.mark.parametrize("instruction_set", ["base", "avx2", "avx512", "avx512_bf16"])
-def test_instruction_sets(instruction_set):
+def test_instruction_sets(instruction_set: str) -> None:
     environment = {**os.environ, "MMBDHS_ISA": instruction_set}
     name = [sys.executable, "-c", "from mmbdhs.native import _extension as e; print(e.instruction_set())"]
     found = subprocess.run(name, env=environment, capture_output=True, text=True, check=False)
@@ -171,7 +171,7 @@ def test_instruction_sets(instruction_set):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_unknown_instruction_set():
+def test_unknown_instruction_set() -> None:
     code = "from mmbdhs.native import _extension as e; e.instruction_set()"
     environment = {**os.environ, "MMBDHS_ISA": "avx1024"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -179,7 +179,7 @@ def test_unknown_instruction_set():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_after_a_fork():
+def test_after_a_fork() -> None:
     """The child has one thread of the parent's pool, and must not wait for the others."""
     code = """
 import os, torch
@@ -208,7 +208,7 @@ def masked_arguments(dtype: torch.dtype = torch.float32) -> dict:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
-def test_gradients(monkeypatch, causal, softcap, scores_at_once):
+def test_gradients(monkeypatch: pytest.MonkeyPatch, causal: bool, softcap: float, scores_at_once: int) -> None:
     """Against autograd through the float64 definition; some queries see nothing, and lse has a gradient too."""
     monkeypatch.setattr(attention, "_BACKWARD_SCORES", scores_at_once)
     arguments = masked_arguments()
@@ -222,7 +222,7 @@ def test_gradients(monkeypatch, causal, softcap, scores_at_once):
         torch.testing.assert_close(gradient, true.nan_to_num(0), rtol=1e-5, atol=1e-5)
 
 
-def test_decoding_has_no_gradients():
+def test_decoding_has_no_gradients() -> None:
     arguments = truth.random_shared_prefix(3, (4, 2), 64, 31, 9, torch.float32)
     arguments["q"].requires_grad_()
     out, _ = attention.shared_prefix_attention(**arguments)
@@ -230,14 +230,14 @@ def test_decoding_has_no_gradients():
         out.sum().backward()
 
 
-def test_gradients_keep_the_dtype():
+def test_gradients_keep_the_dtype() -> None:
     arguments = masked_arguments(torch.bfloat16)
     arguments["q"].requires_grad_()
     attention.masked_attention(**arguments)[0].sum().backward()
     assert arguments["q"].grad.dtype == torch.bfloat16
 
 
-def test_opcheck():
+def test_opcheck() -> None:
     prefix = truth.random_shared_prefix(3, (4, 2), 32, 9, 5, examples=2, gather=True)
     torch.library.opcheck(torch.ops.mmbdhs.shared_prefix_attention.default, (*prefix.values(), None, 0.0))
     masked = masked_arguments()
@@ -246,12 +246,12 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.mmbdhs.masked_attention.default, (*masked.values(), True, None, 0.0))
 
 
-def test_compiles_whole():
+def test_compiles_whole() -> None:
     """One graph, forward and backward."""
     arguments = masked_arguments()
     operands = [arguments[name].requires_grad_() for name in "qkv"]
 
-    def loss(q, k, v, visible):
+    def loss(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return attention.masked_attention(q.sin(), k, v, visible, causal=True)[0].square().sum()
 
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(**arguments), operands)
@@ -262,7 +262,7 @@ def test_compiles_whole():
     truth.assert_close(compiled(), truth.shared_prefix(prefix))
 
 
-def test_backends_take_the_same_arguments():
+def test_backends_take_the_same_arguments() -> None:
     arguments = truth.random_shared_prefix(5, (4, 2), 32, 33, 7, examples=2, gather=True)
     for got, expected in zip(run(binding, arguments), run(reference, arguments), strict=True):
         torch.testing.assert_close(got, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -86,13 +87,13 @@ WRONG_MASKED = [
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), WRONG_PREFIX)
-def test_shared_prefix(name, value, error, message):
+def test_shared_prefix(name: str, value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         attention.shared_prefix_attention(**{**prefix_arguments(), name: value})
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), WRONG_MASKED)
-def test_masked(name, value, error, message):
+def test_masked(name: str, value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         attention.masked_attention(**{**masked_arguments(), "causal": True, name: value})
 
@@ -157,7 +158,7 @@ def spoil(draw: st.DrawFn, value: torch.Tensor | None) -> torch.Tensor | None:
     return ways[draw(st.sampled_from(tuple(ways)))]()
 
 
-def check(op, definition, arguments: dict[str, Any]) -> None:
+def check(op: Callable[..., Any], definition: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Either the right numbers, or an error of the checks, which begins with the name of an argument.
 
     Whatever else is raised fails the test: the dispatcher itself lets all of these tensors through, and None too.
@@ -174,11 +175,11 @@ def check(op, definition, arguments: dict[str, Any]) -> None:
 
 @settings(max_examples=1500, deadline=None, derandomize=True)
 @given(prefix_cases())
-def test_fuzzed_shared_prefix(arguments):
+def test_fuzzed_shared_prefix(arguments: dict[str, Any]) -> None:
     check(attention.shared_prefix_attention, truth.shared_prefix, arguments)
 
 
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(masked_cases())
-def test_fuzzed_masked(arguments):
+def test_fuzzed_masked(arguments: dict[str, Any]) -> None:
     check(attention.masked_attention, lambda given: truth.masked(**given), arguments)

@@ -29,7 +29,7 @@ def on_device(arguments: dict, device: str = "cuda") -> dict:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("shape", "options"), SHARED_PREFIX)
-def test_shared_prefix(shape, options, dtype):
+def test_shared_prefix(shape: tuple, options: dict, dtype: torch.dtype) -> None:
     arguments, expected = shared_prefix(dtype, shape, **options)
     assert_close(attention.shared_prefix_attention(**on_device(arguments)), expected)
 
@@ -37,13 +37,13 @@ def test_shared_prefix(shape, options, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("shape", "options"), MASKED)
-def test_masked(shape, options, dtype):
+def test_masked(shape: tuple, options: dict, dtype: torch.dtype) -> None:
     arguments, expected = masked(dtype, shape, **options)
     assert_close(attention.masked_attention(**on_device(arguments)), expected)
 
 
 @pytest.mark.gpu
-def test_runs_on_the_callers_stream():
+def test_runs_on_the_callers_stream() -> None:
     """q is written by the same stream after a pause: a launch elsewhere would read it too early."""
     arguments, expected = masked(torch.float16, (1, (4, 2), 33, 129, 64))
     moved = on_device(arguments)
@@ -59,7 +59,7 @@ def test_runs_on_the_callers_stream():
 
 
 @pytest.mark.gpu
-def test_runs_on_the_tensors_device():
+def test_runs_on_the_tensors_device() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     arguments, expected = masked(torch.float16, (1, (4, 2), 33, 129, 64))
@@ -69,7 +69,7 @@ def test_runs_on_the_tensors_device():
 
 
 @pytest.mark.gpu
-def test_captured_graph_follows_the_lengths():
+def test_captured_graph_follows_the_lengths() -> None:
     """One capture serves other lengths; numbers out of range, which capture cannot check, give NaN."""
     arguments = truth.random_shared_prefix(3, (4, 2), 128, 300, 40, torch.bfloat16)
     moved = on_device(arguments)
@@ -90,7 +90,7 @@ def test_captured_graph_follows_the_lengths():
 
 
 @pytest.mark.gpu
-def test_opcheck():
+def test_opcheck() -> None:
     shared = on_device(shared_prefix(torch.float32, (3, (4, 2), 64, 31, 9), examples=2, gather=True)[0])
     order = inspect.signature(attention.shared_prefix_attention).parameters
     torch.library.opcheck(torch.ops.mmbdhs.shared_prefix_attention.default, tuple(map(shared.get, order)))
@@ -103,7 +103,7 @@ def test_opcheck():
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_compute_sanitizer(tool):
+def test_compute_sanitizer(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("needs compute-sanitizer")

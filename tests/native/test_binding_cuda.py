@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,9 @@ class OnMps(torch.Tensor):
 class Allocations(TorchFunctionMode):
     """Makes on the CPU what is asked for on the device, and keeps the last."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if (kwargs or {}).get("device") != OnCuda.device:
             return func(*args, **kwargs or {})
         self.last = func(*args, **{**kwargs, "device": "cpu"})
@@ -39,17 +43,17 @@ class Allocations(TorchFunctionMode):
 
 
 @pytest.fixture
-def allocations(monkeypatch):
+def allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocations]:
     """The device has a stream of its own, which is current only inside `torch.cuda.device`."""
     entered = [None]
 
     @contextmanager
-    def device(chosen):
+    def device(chosen: torch.device) -> Iterator[None]:
         entered.append(chosen)
         yield
         entered.pop()
 
-    def current_stream():
+    def current_stream() -> SimpleNamespace:
         return SimpleNamespace(cuda_stream=STREAM if entered[-1] == OnCuda.device else 0)
 
     monkeypatch.setattr(torch.cuda, "device", device)
@@ -58,15 +62,15 @@ def allocations(monkeypatch):
         yield mode
 
 
-def test_visible_tokens(allocations, monkeypatch):
+def test_visible_tokens(allocations: Allocations, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, tokens = random_keys(3).as_subclass(OnCuda), int32(5, 0, 9)
     inputs = (2**64 - 1, keys.data_ptr(), 7, tokens.data_ptr(), 3, 1 << 31)
 
-    def count(*arguments):
+    def count(*arguments: Any) -> None:
         assert arguments[:6] == inputs and arguments[7:] == (STREAM,)
         (ctypes.c_int64 * 3).from_address(arguments[6])[:] = 2, 0, 3
 
-    def write(*arguments):
+    def write(*arguments: Any) -> None:
         assert arguments[:6] == inputs and arguments[8:] == (STREAM,)
         assert list((ctypes.c_int64 * 4).from_address(arguments[6])) == [0, 2, 2, 5]
         (ctypes.c_int32 * 5).from_address(arguments[7])[:] = 1, 4, 0, 3, 8
@@ -89,11 +93,11 @@ MASKED = {"q": Q, "k": K, "v": K, "visible": VISIBLE, "causal": True, **NUMBERS}
     ("op", "arguments"),
     [("shared_prefix_attention", (SharedPrefix(**PREFIX),)), ("masked_attention", tuple(MASKED.values()))],
 )
-def test_attention(allocations, monkeypatch, op, arguments):
+def test_attention(allocations: Allocations, monkeypatch: pytest.MonkeyPatch, op: str, arguments: Any) -> None:
     """The same fields as on the CPU, but for the results, and as much room as the extension asks for."""
     seen = {}
 
-    def launch(fields, scale, softcap, room, stream):
+    def launch(fields: dict[str, int], scale: float, softcap: float, room: int, stream: int) -> None:
         assert allocations.last.data_ptr() == room and allocations.last.nbytes == WORKSPACE
         seen["cuda"] = fields, scale, softcap, stream
 
@@ -115,7 +119,9 @@ def test_attention(allocations, monkeypatch, op, arguments):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
-def test_reference_runs_elsewhere(kind, name, monkeypatch, caplog):
+def test_reference_runs_elsewhere(
+    kind: type[torch.Tensor], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """On devices that the extension has no kernels for the reference backend runs, with one warning."""
     monkeypatch.setattr(binding, "_extension", object())
     monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))

@@ -25,7 +25,7 @@ def announcements(done: subprocess.CompletedProcess) -> list[str]:
 
 
 @pytest.mark.slow
-def test_cpu_build(tmp_path):
+def test_cpu_build(tmp_path: Path) -> None:
     done = configure(tmp_path, "-DMMBDHS_CUDA=off")
     assert done.returncode == 0, done.stderr
     assert announcements(done) == ["-- mmbdhs: CPU build (MMBDHS_CUDA=off)"]
@@ -35,7 +35,7 @@ def test_cpu_build(tmp_path):
     assert done.stdout == "none False\n"
 
 
-def test_without_cuda_compiler(tmp_path):
+def test_without_cuda_compiler(tmp_path: Path) -> None:
     missing = {"CUDACXX": str(tmp_path / "no-nvcc")}
     done = configure(tmp_path / "auto", "-DMMBDHS_CUDA=auto", **missing)
     assert done.returncode == 0, done.stderr
@@ -46,13 +46,13 @@ def test_without_cuda_compiler(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["ON", "yes", ""])
-def test_unknown_switch(tmp_path, value):
+def test_unknown_switch(tmp_path: Path, value: str) -> None:
     done = configure(tmp_path, f"-DMMBDHS_CUDA={value}")
     assert done.returncode != 0 and f"MMBDHS_CUDA must be auto, on or off, got '{value}'" in done.stderr
 
 
 @pytest.mark.slow
-def test_arm(tmp_path):
+def test_arm(tmp_path: Path) -> None:
     """The CPU attention compiles for NEON, and is right under an emulator."""
     compiler = shutil.which("aarch64-linux-gnu-g++") or lacking("aarch64", "aarch64-linux-gnu-g++")
     program, sources = tmp_path / "check", (ROOT / "csrc/attention/cpu").glob("*.cpp")

@@ -36,7 +36,7 @@ def nvcc() -> str:
 
 
 @pytest.fixture(scope="module")
-def compiled(nvcc, request, tmp_path_factory) -> tuple[str, Path]:
+def compiled(nvcc: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What ptxas says of one source, and the folder with its PTX."""
     folder = tmp_path_factory.mktemp("nvcc")
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
@@ -49,7 +49,7 @@ def compiled(nvcc, request, tmp_path_factory) -> tuple[str, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("compiled", "kernels"), KERNELS.items(), indirect=["compiled"])
-def test_kernels(compiled, kernels):
+def test_kernels(compiled: tuple[str, Path], kernels: dict[str, int]) -> None:
     """Nothing spills, and rows are read 16 bytes at a time, never byte by byte."""
     report, folder = compiled
     found = [match.groupdict() for match in REPORT.finditer(report)]

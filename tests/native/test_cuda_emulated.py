@@ -18,12 +18,12 @@ SIZES = (0, 1, 3, 4, 5, 31, 129, 511, 512, 513, 1134, 2047)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return build(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture
-def emulated(library, monkeypatch) -> Extension:
+def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Extension:
     """The emulator behind `binding`, whose attention functions then run the CUDA launchers on CPU tensors."""
     monkeypatch.setattr(binding, "_extension", Extension(library))
     return binding._extension
@@ -53,7 +53,7 @@ def check_masked(dtype: torch.dtype, shape: tuple, options: dict) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
-def test_visible(emulated, threshold, schedule):
+def test_visible(emulated: Extension, threshold: float, schedule: str) -> None:
     emulated.schedule(schedule)
     check_visible(emulated, threshold)
 
@@ -61,7 +61,7 @@ def test_visible(emulated, threshold, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("shape", "options"), SHARED_PREFIX)
-def test_shared_prefix(emulated, shape, options, dtype, schedule):
+def test_shared_prefix(emulated: Extension, shape: tuple, options: dict, dtype: torch.dtype, schedule: str) -> None:
     emulated.schedule(schedule)
     check_shared_prefix(dtype, shape, options)
 
@@ -69,7 +69,7 @@ def test_shared_prefix(emulated, shape, options, dtype, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("shape", "options"), MASKED)
-def test_masked(emulated, shape, options, dtype, schedule):
+def test_masked(emulated: Extension, shape: tuple, options: dict, dtype: torch.dtype, schedule: str) -> None:
     emulated.schedule(schedule)
     check_masked(dtype, shape, options)
 
@@ -86,7 +86,7 @@ def test_masked(emulated, shape, options, dtype, schedule):
         *[("visible", 0, value) for value in (-1, 60, -INT_MAX - 1, INT_MAX)],
     ],
 )
-def test_numbers_out_of_range(emulated, name, row, value, dtype):
+def test_numbers_out_of_range(emulated: Extension, name: str, row: int, value: int, dtype: torch.dtype) -> None:
     """Nothing checks them while a graph is captured: the branches concerned come back as NaN, the others right."""
     arguments, _ = shared_prefix(dtype, (7, (4, 2), 64, 60, 9), examples=3, gather=True)
     example, offsets, count = (arguments[key] for key in ("example", "prefix_offsets", "prefix_count"))
@@ -103,7 +103,7 @@ def test_numbers_out_of_range(emulated, name, row, value, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_nothing_to_do(emulated, dtype):
+def test_nothing_to_do(emulated: Extension, dtype: torch.dtype) -> None:
     keys = torch.zeros(2, 5, 64, dtype=dtype)
     none, nowhere = int32(), torch.zeros(0, 2, 5, 64, dtype=dtype)
     shared = SharedPrefix(nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none, scale=1.0)
@@ -123,7 +123,7 @@ def test_nothing_to_do(emulated, dtype):
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_emulator_notices(emulated, kernel, message, schedule):
+def test_emulator_notices(emulated: Extension, kernel: str, message: str, schedule: str) -> None:
     emulated.schedule(schedule)
     with pytest.raises(RuntimeError, match=message):
         emulated.launch(f"run_{kernel}")
@@ -151,6 +151,6 @@ def is_caught(emulated: Extension) -> bool:
 
 
 @pytest.mark.parametrize("place", ["", *barriers()])
-def test_every_barrier_is_needed(emulated, place):
+def test_every_barrier_is_needed(emulated: Extension, place: str) -> None:
     emulated.remove_barrier(place)
     assert is_caught(emulated) == bool(place)

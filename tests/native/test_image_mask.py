@@ -1,3 +1,5 @@
+from types import ModuleType
+
 import pytest
 import torch
 from helpers.ragged import int32, random_keys, rows
@@ -11,7 +13,7 @@ THRESHOLDS = (0.0, 0.5, 0.99, 1.0)
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("sizes", [(), *[(n,) for n in SIZES], SIZES, SIZES[::-1]])
-def test_backends_agree(sizes, threshold):
+def test_backends_agree(sizes: tuple[int, ...], threshold: float) -> None:
     arguments = (3, random_keys(len(sizes)), 2, int32(*sizes), threshold)
     (native, native_offsets), (plain, plain_offsets) = (
         module.sample_visible(*arguments) for module in (binding, reference)
@@ -20,7 +22,7 @@ def test_backends_agree(sizes, threshold):
     assert torch.equal(native, plain) and torch.equal(native_offsets, plain_offsets)
 
 
-def test_agrees_with_uniforms(implementation):
+def test_agrees_with_uniforms(implementation: ModuleType) -> None:
     """Eq. 6 by definition: token i is visible iff its uniform number is at least the threshold."""
     keys, sizes, threshold = random_keys(len(SIZES), seed=1), int32(*SIZES), 0.7
     indices, offsets = implementation.sample_visible(9, keys, 4, sizes, threshold)
@@ -30,7 +32,7 @@ def test_agrees_with_uniforms(implementation):
         assert visible.tolist() == (row[:size] >= threshold).nonzero().flatten().tolist()
 
 
-def test_extreme_thresholds(implementation):
+def test_extreme_thresholds(implementation: ModuleType) -> None:
     sizes = int32(*SIZES)
     everything, offsets = implementation.sample_visible(0, random_keys(len(SIZES)), 0, sizes, 0.0)
     assert [row.tolist() for row in rows(everything, offsets)] == [list(range(n)) for n in SIZES]
@@ -38,11 +40,11 @@ def test_extreme_thresholds(implementation):
     assert nothing.tolist() == [] and offsets.tolist() == [0] * (len(SIZES) + 1)
 
 
-def test_negative_counts(implementation):
+def test_negative_counts(implementation: ModuleType) -> None:
     assert implementation.sample_visible(0, random_keys(3), 0, int32(5, -1, 7), 0.5) is None
 
 
-def test_threshold_rounds_up():
+def test_threshold_rounds_up() -> None:
     """The word k / 2^32 is visible at the threshold k / 2^32 and hidden just above."""
     assert reference.visible_from(3 / 2**32) == 3
     assert reference.visible_from(3.000001 / 2**32) == 4
@@ -50,21 +52,21 @@ def test_threshold_rounds_up():
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.5, 0.98, 0.99])
-def test_visible_share(implementation, threshold):
+def test_visible_share(implementation: ModuleType, threshold: float) -> None:
     """Exact binomial test of the share 1 - threshold; false alarm 1e-6 each."""
     sizes = torch.full((400,), 576, dtype=torch.int32)
     visible = len(implementation.sample_visible(11, random_keys(400), 0, sizes, threshold)[0])
     assert stats.binomtest(visible, 400 * 576, 1 - threshold).pvalue > 1e-6
 
 
-def test_every_place_is_equally_likely(implementation):
+def test_every_place_is_equally_likely(implementation: ModuleType) -> None:
     """Chi-square over the 64 places; false alarm 1e-6."""
     sizes = torch.full((4000,), 64, dtype=torch.int32)
     indices, _ = implementation.sample_visible(12, random_keys(4000), 1, sizes, 0.9)
     assert stats.chisquare(torch.bincount(indices, minlength=64).numpy()).pvalue > 1e-6
 
 
-def test_draws_depend_on_their_address_alone():
+def test_draws_depend_on_their_address_alone() -> None:
     keys, sizes = random_keys(8), int32(*SIZES)
     indices, offsets = ops.sample_visible(1, keys, 3, sizes, 0.5)
     together = rows(indices, offsets)
@@ -77,7 +79,7 @@ def test_draws_depend_on_their_address_alone():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_cuda_agrees(threshold):
+def test_cuda_agrees(threshold: float) -> None:
     keys, sizes = random_keys(100_000), torch.arange(100_000, dtype=torch.int32) % 700
     expected = ops.sample_visible(3, keys, 2, sizes, threshold)
     stream = torch.cuda.Stream()

@@ -71,7 +71,7 @@ def call_backend(name: str, module: ModuleType) -> Any:
     return function(OPERANDS[name](**good)) if name in OPERANDS else function(**good)
 
 
-def assert_same(got, expected):
+def assert_same(got: Any, expected: Any) -> None:
     for value, truth in zip(
         torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(expected), strict=True
     ):
@@ -79,14 +79,14 @@ def assert_same(got, expected):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_op_equals_both_backends(name):
+def test_every_op_equals_both_backends(name: str) -> None:
     assert_same(call(name), call_backend(name, reference))
     assert_same(call(name), call_backend(name, binding))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("module", [binding, reference])
-def test_backends_have_the_same_arguments(name, module):
+def test_backends_have_the_same_arguments(name: str, module: ModuleType) -> None:
     """Either the parameters of the op, or one named tuple with a field for each of them."""
     hints, own = get_type_hints(getattr(ops, name)), get_type_hints(getattr(module, name))
     hints.pop("return"), own.pop("return")
@@ -97,7 +97,7 @@ def test_backends_have_the_same_arguments(name, module):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slices_of_larger_tensors(name):
+def test_slices_of_larger_tensors(name: str) -> None:
     """Every second element of a larger tensor: the pointers must follow a contiguous copy."""
     plain = arguments()[name]
     strided = {
@@ -108,7 +108,7 @@ def test_slices_of_larger_tensors(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name):
+def test_opcheck(name: str) -> None:
     good = arguments()[name]
     if "seed" in good:
         good["seed"] = -1  # the same bits as 2^64 - 1: schemas know signed integers only
@@ -201,7 +201,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "argument", "value", "message"), WRONG)
-def test_wrong_arguments(name, argument, value, message):
+def test_wrong_arguments(name: str, argument: str, value: Any, message: str) -> None:
     with pytest.raises(TypeError if "dtype" in message else ValueError, match=message):
         call(name, **{argument: value})
 
@@ -219,7 +219,7 @@ def test_wrong_arguments(name, argument, value, message):
         (2, 0, 3, "yes or no as the word of a swapped sentence, got b'' in sentence 0"),
     ],
 )
-def test_wrong_tables(column, row, value, message):
+def test_wrong_tables(column: int, row: int, value: Any, message: str) -> None:
     table = arguments()["join_splices"]["table"].clone()
     table[row, column] = value
     with pytest.raises(ValueError, match=message):
@@ -227,24 +227,24 @@ def test_wrong_tables(column, row, value, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_missing_tensors(name):
+def test_missing_tensors(name: str) -> None:
     for argument, value in arguments()[name].items():
         if isinstance(value, torch.Tensor):
             with pytest.raises(TypeError, match=f"^{argument}: needs a tensor, got None"):
                 call(name, **{argument: None})
 
 
-def test_seed_must_be_an_integer():
+def test_seed_must_be_an_integer() -> None:
     with pytest.raises(TypeError, match=r"seed: needs an integer, got 1\.5"):
         call("sample_visible", seed=1.5)
 
 
-def test_wrong_device():
+def test_wrong_device() -> None:
     with pytest.raises(ValueError, match="keys: needs device cpu, got meta"):
         checks.tensor("keys", torch.zeros(1, device="meta"), torch.float32)
 
 
-def test_registered_ops_check_too():
+def test_registered_ops_check_too() -> None:
     """Whoever calls the dispatcher meets the same checks."""
     with pytest.raises(ValueError, match="offsets: needs entries that rise"):
         torch.ops.mmbdhs.split_sentences(torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 4]))
@@ -260,7 +260,7 @@ BLOCK = "import sys; sys.modules['mmbdhs.native._extension'] = None; "
 ASK = "from mmbdhs.native import backend; print(backend.live().name)"
 
 
-def test_backend_override():
+def test_backend_override() -> None:
     """With the reference asked for, no binary is touched; with the binary asked for, its lack is an error."""
     assert run_python(ASK, MMBDHS_BACKEND="native").stdout == "native\n"
     blocked = run_python(BLOCK + ASK, MMBDHS_BACKEND="native")
@@ -270,7 +270,7 @@ def test_backend_override():
     assert "MMBDHS_BACKEND: needs 'native' or 'reference', got 'cuda'" in unknown.stderr
 
 
-def test_backend_is_announced_once(caplog, monkeypatch):
+def test_backend_is_announced_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMBDHS_BACKEND", "reference")
     backend.live.cache_clear()
     try:
@@ -285,7 +285,7 @@ def test_backend_is_announced_once(caplog, monkeypatch):
         backend.live.cache_clear()
 
 
-def test_doctor_without_binary_or_transformers():
+def test_doctor_without_binary_or_transformers() -> None:
     code = "import sys; sys.modules['transformers'] = None; " + BLOCK
     done = run_python(code + "from mmbdhs.cli import main; main(['doctor'])")
     assert done.returncode == 0, done.stderr
@@ -294,7 +294,7 @@ def test_doctor_without_binary_or_transformers():
     assert lines["torch"] and lines["python"] == sys.version.split()[0]
 
 
-def test_doctor_report():
+def test_doctor_report() -> None:
     facts = doctor.report()
     assert facts["extension"].endswith(binding._extension.__file__.split("/")[-1])
     assert facts["backend"].startswith(backend.live().name)

@@ -1,3 +1,5 @@
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ KNOWN_ANSWERS = [
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_known_answers(counter, key, words):
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
     counter = np.array(counter, dtype=np.uint32)
     seed = key[0] | key[1] << 32
     native = np.empty(4, dtype=np.uint32)
@@ -28,11 +30,11 @@ def test_known_answers(counter, key, words):
     assert tuple(reference.philox(counter, seed)) == words
 
 
-def test_address_layout_is_one():
+def test_address_layout_is_one() -> None:
     assert _extension.address_layout() == reference.ADDRESS_LAYOUT
 
 
-def test_address_words(implementation):
+def test_address_words(implementation: ModuleType) -> None:
     """Each part of an address stands in its own bits of the counter or key."""
     seed, key, purpose, iteration, sentence = 0x0123456789ABCDEF, -0x123456789ABCDEF, 15, 4095, 65535
     got = implementation.random_uniform(seed, torch.tensor([key]), purpose, iteration, int32(sentence), 7)[0]
@@ -43,14 +45,14 @@ def test_address_words(implementation):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 31, 1134])
 @pytest.mark.parametrize("n", [0, 1, 7])
-def test_uniform_backends_agree(n, count):
+def test_uniform_backends_agree(n: int, count: int) -> None:
     arguments = (2**64 - 1, random_keys(n), reference.NOISE, 17, arange32(n), count)
     native, plain = binding.random_uniform(*arguments), reference.random_uniform(*arguments)
     assert native.shape == (n, count) and native.dtype == torch.float64
     assert torch.equal(native, plain)
 
 
-def test_uniform_is_uniform(implementation):
+def test_uniform_is_uniform(implementation: ModuleType) -> None:
     """Chi-square over 64 cells; false alarm with probability 1e-6 per run."""
     numbers = implementation.random_uniform(5, random_keys(100), reference.TOKEN, 0, arange32(100), 640).flatten()
     assert numbers.min() >= 0 and numbers.max() < 1
@@ -58,11 +60,11 @@ def test_uniform_is_uniform(implementation):
     assert stats.chisquare(cells).pvalue > 1e-6
 
 
-def test_neighbouring_addresses_are_independent(implementation):
+def test_neighbouring_addresses_are_independent(implementation: ModuleType) -> None:
     """Rank correlation between draws whose addresses differ in one part; false alarm 6e-6 (six tests)."""
     keys, sentences, count = torch.arange(64), torch.zeros(64, dtype=torch.int32), 64
 
-    def draw(seed=1, shift=0, purpose=4, iteration=3, sentence=0):
+    def draw(seed: int = 1, shift: int = 0, purpose: int = 4, iteration: int = 3, sentence: int = 0) -> torch.Tensor:
         return implementation.random_uniform(
             seed, keys + shift, purpose, iteration, sentences + sentence, count
         ).flatten()

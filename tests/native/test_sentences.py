@@ -1,6 +1,7 @@
 import random
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ ABBREVIATIONS = (
 OFTEN_LAST = "etc Inc inc Ltd ltd Co Corp corp Jr Sr al a.m p.m A.M P.M"
 
 
-def spans_of(implementation, text: str | bytes) -> list[bytes]:
+def spans_of(implementation: ModuleType, text: str | bytes) -> list[bytes]:
     raw = text.encode() if isinstance(text, str) else text
     table, offsets = implementation.split_sentences(*flat([raw]))
     assert offsets.tolist() == [0, len(table)]
@@ -104,7 +105,7 @@ def spans_of(implementation, text: str | bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_worked_cases(implementation, case):
+def test_worked_cases(implementation: ModuleType, case: str) -> None:
     text = case.replace("|", "")
     expected = [span.encode() for span in case.split("|")] if text else []
     assert spans_of(implementation, text) == expected
@@ -145,30 +146,30 @@ def test_the_next_letter_decides_after_some_abbreviations(implementation: Module
         ("it is, yes", ""),
     ],
 )
-def test_leading_yes_or_no(implementation, text, word):
+def test_leading_yes_or_no(implementation: ModuleType, text: str, word: str) -> None:
     content_end, span_end, begin, end = implementation.split_sentences(*flat([text]))[0][0].tolist()
     assert text.encode()[max(begin, 0) : max(end, 0)].decode() == word
     assert (begin < 0) == (end < 0) == (not word)
     assert content_end == span_end == len(text.encode())
 
 
-def test_yes_or_no_of_a_later_sentence(implementation):
+def test_yes_or_no_of_a_later_sentence(implementation: ModuleType) -> None:
     table, _ = implementation.split_sentences(*flat(["It is. \n No. Yes"]))
     assert table.tolist() == [[6, 9, -1, -1], [12, 13, 9, 11], [16, 16, 13, 16]]
 
 
-def test_rows_are_apart(implementation):
+def test_rows_are_apart(implementation: ModuleType) -> None:
     table, offsets = implementation.split_sentences(*flat(["One. Two", "", "three. Four", " "]))
     assert offsets.tolist() == [0, 2, 2, 4, 5]
     assert table[:, 1].tolist() == [5, 8, 7, 11, 1]
     assert table[:, 0].tolist() == [4, 8, 6, 11, 0]
 
 
-def test_more_sentences_than_first_guessed(implementation):
+def test_more_sentences_than_first_guessed(implementation: ModuleType) -> None:
     assert len(spans_of(implementation, "a\n" * 1000)) == 1000
 
 
-def test_no_text_at_all(implementation):
+def test_no_text_at_all(implementation: ModuleType) -> None:
     table, offsets = implementation.split_sentences(*flat([]))
     assert table.shape == (0, 4) and offsets.tolist() == [0]
 
@@ -215,12 +216,12 @@ def test_no_text_at_all(implementation):
         ("  ", True, 0),
     ],
 )
-def test_ends(implementation, text, final, expected):
+def test_ends(implementation: ModuleType, text: str | bytes, final: bool, expected: Any) -> None:
     arguments = (*flat([text]), torch.tensor([0]), torch.tensor([final]))
     assert implementation.sentence_ends(*arguments).tolist() == [expected]
 
 
-def test_end_looks_behind_its_begin_for_the_line(implementation):
+def test_end_looks_behind_its_begin_for_the_line(implementation: ModuleType) -> None:
     """ "2. The" is a list item after a line break only."""
     text = "One.\n2. The cat. One. 2. The cat."
     arguments = (*flat([text] * 3), torch.tensor([5, 22, 33]), torch.tensor([True] * 3))
@@ -274,7 +275,7 @@ ANY_BYTES = st.one_of(ANY_TEXT, st.binary(max_size=40), st.tuples(ANY_TEXT, st.b
 @settings(max_examples=400, deadline=None)
 @given(st.lists(ANY_BYTES, max_size=4))
 @example([b"\xf0\x90", b".\x80 A"])
-def test_backends_agree_on_any_bytes(texts):
+def test_backends_agree_on_any_bytes(texts: list[bytes]) -> None:
     arguments = flat(texts)
     for native, plain in zip(binding.split_sentences(*arguments), reference.split_sentences(*arguments), strict=True):
         assert torch.equal(native, plain)
@@ -286,7 +287,7 @@ def test_backends_agree_on_any_bytes(texts):
 
 @settings(max_examples=400, deadline=None)
 @given(ANY_BYTES)
-def test_spans_tile_the_text(raw):
+def test_spans_tile_the_text(raw: bytes) -> None:
     table = binding.split_sentences(*flat([raw]))[0]
     begin = 0
     for content_end, span_end, *_ in table.tolist():
@@ -301,7 +302,7 @@ def test_spans_tile_the_text(raw):
 
 @settings(max_examples=300, deadline=None)
 @given(ANY_BYTES)
-def test_splitting_and_stopping_agree(raw):
+def test_splitting_and_stopping_agree(raw: bytes) -> None:
     """The end of each span's sentence is what a decoder finds that starts where the span begins."""
     table = binding.split_sentences(*flat([raw]))[0]
     begins = torch.cat([torch.zeros(1, dtype=torch.int64), table[:, 1]])[:-1]
@@ -313,7 +314,7 @@ def test_splitting_and_stopping_agree(raw):
 @settings(max_examples=300, deadline=None)
 @given(ANY_BYTES)
 @example("｡*\ufffd\ufffd1".encode())
-def test_a_decided_end_never_moves(raw):
+def test_a_decided_end_never_moves(raw: bytes) -> None:
     count = len(raw) + 1
     prefixes = flat([raw[:length] for length in range(count)])
     zeros = torch.zeros(count, dtype=torch.int64)
@@ -331,7 +332,7 @@ def test_long_runs_of_one_piece(implementation: ModuleType) -> None:
         assert b"".join(spans_of(implementation, text)) == text.encode()
 
 
-def test_random_bytes_never_crash():
+def test_random_bytes_never_crash() -> None:
     generator = random.Random(0)
     for _ in range(300):
         raw = generator.randbytes(generator.randrange(200))

@@ -18,7 +18,7 @@ def columns(count: int, swappable: bool = True, choices: int = 7, swapped_choice
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 255, 256, 257, 1000])
-def test_draws_agree(count):
+def test_draws_agree(count: int) -> None:
     generator = torch.Generator().manual_seed(count)
     swappable = torch.rand(count, generator=generator) < 0.5
     ranges = [torch.randint(0, high, (count,), generator=generator, dtype=torch.int32) for high in (40, 2**31 - 1)]
@@ -30,7 +30,7 @@ def test_draws_agree(count):
     assert torch.equal(swapped, plain_swapped) and torch.equal(choice, plain_choice)
 
 
-def test_draws_come_from_their_addresses(implementation):
+def test_draws_come_from_their_addresses(implementation: ModuleType) -> None:
     """ξ is item 0 of purpose SWAP, the cut item 0 of purpose CUT."""
     keys, sentences = random_keys(50), arange32(50)
     swapped, choice = implementation.draw_splices(SpliceDraws(8, keys, 3, sentences, *columns(50)))
@@ -88,7 +88,7 @@ def join(
     return texts_of(*implementation.join_splices(splices))
 
 
-def test_joins_by_hand(implementation):
+def test_joins_by_hand(implementation: ModuleType) -> None:
     texts = ["Yes, a cat. A dog sits.\n", "", "no"]
     assert join(implementation, texts, [False, False, True], [4, 5, 3], [" a bird.", " runs.", ", it is"]) == [
         b"Yes, a bird. A dog runs.\n",
@@ -113,7 +113,7 @@ TEXTS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.data())
-def test_join_backends_agree(texts, data):
+def test_join_backends_agree(texts: list[str], data: st.DataObject) -> None:
     text = flat(texts)
     table, offsets = binding.split_sentences(*text)
     swapped = (table[:, 2] >= 0) & torch.tensor(
@@ -132,7 +132,7 @@ def test_join_backends_agree(texts, data):
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
-def test_keeping_everything_changes_nothing(texts):
+def test_keeping_everything_changes_nothing(texts: list[str]) -> None:
     text = flat(texts)
     table, offsets = ops.split_sentences(*text)
     begins = torch.cat([torch.zeros(1, dtype=torch.int64), table[:, 1]])[:-1]
@@ -165,7 +165,7 @@ def test_int32_limits(implementation: ModuleType) -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
-def test_backends_refuse_what_the_checks_refuse(data):
+def test_backends_refuse_what_the_checks_refuse(data: st.DataObject) -> None:
     """Compared over tables with up to two changed numbers, and offsets with one."""
     text = flat(["Yes, a cat. It sits.\n", "no", "", "A dog. No."])
     table, offsets = binding.split_sentences(*text)
@@ -189,7 +189,7 @@ def test_backends_refuse_what_the_checks_refuse(data):
 
 
 @pytest.mark.parametrize("sentences", [7, 256, 257, 700])
-def test_long_joins_agree(sentences):
+def test_long_joins_agree(sentences: int) -> None:
     """Sentences and completions of many lengths, up to the last byte of their texts."""
     generator = torch.Generator().manual_seed(sentences)
     lengths = torch.randint(0, 200, (sentences,), generator=generator).tolist()
