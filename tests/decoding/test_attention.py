@@ -17,13 +17,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding import autotune, exactness
+from mmbdhs.decoding import autotune
 from mmbdhs.decoding.attention import DecodeAttention
-from mmbdhs.decoding.attention_paths import Path, Rows, native_path, sdpa_path
+from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
 from mmbdhs.decoding.autotune import choose_path
-from mmbdhs.decoding.kv_cache import KeyStores, SlotLayer
+from mmbdhs.decoding.kv_cache import BranchCacheLayer, BranchKVCache, Extents
 from mmbdhs.native import backend
-from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, stand_in
+from mmbdhs.vlm import VLM
+from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, rule_mask
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
 SLOTS, PLACES, SIZE = 6, 5, 32
@@ -35,7 +36,7 @@ INDICES = [2 * place for begin, end in pairwise(PREFIXES) for place in range(end
 FIRST = [2 * count + 5 for count in COUNTS] + [0]
 
 
-def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
+def draw_step(query_heads: int, kv_heads: int) -> tuple[BranchCacheLayer, Tensor, Tensor, Tensor, DecodeBatch]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -43,14 +44,15 @@ def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tenso
 
     query = draw(len(COUNTS), query_heads, 1, SIZE)
     key, value = draw(2, len(COUNTS), kv_heads, 1, SIZE)
-    layer = SlotLayer(key, value)
+    layer = BranchCacheLayer(key, value)
     for store in layer.stores:
-        store.resize(SLOTS, PLACES, PREFIXES[-1] + 3)
-        store.row.copy_(draw(*store.row.shape))
+        store.resize(Extents(SLOTS, PLACES, PREFIXES[-1] + 3))
+        store.sequence.copy_(draw(*store.sequence.shape))
     counts, examples, offsets = (torch.tensor(x, dtype=torch.int32) for x in (COUNTS, EXAMPLES, PREFIXES))
-    extents = SLOTS, PLACES, PREFIXES[-1]
-    rows = Rows(torch.tensor(OWN), counts, examples, offsets, extents, torch.tensor(FIRST), torch.tensor(INDICES))
-    return layer, query, key, value, rows
+    first, indices = torch.tensor(FIRST), torch.tensor(INDICES)
+    extents = Extents(SLOTS, PLACES, PREFIXES[-1])
+    batch = DecodeBatch(torch.tensor(OWN), counts, examples, offsets, extents, first, indices)
+    return layer, query, key, value, batch
 
 
 def softmax_attention(step: tuple, row: int, scale: float, softcap: float) -> Tensor:
@@ -97,12 +99,12 @@ def test_what_is_not_finite_stays_in_its_row(path: Path, which: str, poison: flo
 
 
 @pytest.fixture
-def decoding() -> Iterator[tuple[DecodeAttention, KeyStores, Rows, tuple[Tensor, Tensor, Tensor]]]:
+def decoding() -> Iterator[tuple[DecodeAttention, BranchKVCache, DecodeBatch, tuple[Tensor, Tensor, Tensor]]]:
     """Attention switched on for a decoder, and the interface's arguments for one layer of it."""
     layer, query, key, value, rows = draw_step(4, 2)
-    stores = KeyStores(torch.device("cpu"))
+    stores = BranchKVCache(torch.device("cpu"))
     stores.layers = [layer]
-    yield DecodeAttention(tiny_models.llava()[0], stores), stores, rows, (query, key, value)
+    yield DecodeAttention(VLM.of(tiny_models.llava()[0]), stores), stores, rows, (query, key, value)
 
 
 def attend(*arguments: Any, **more: Any) -> Tensor:
@@ -114,7 +116,7 @@ def test_the_interface_hands_over_what_a_layer_asks_for(decoding: Any, monkeypat
     attention, stores, rows, (query, key, value) = decoding
     with attention.over(rows):
         stores.update(key, value, 0)
-        found = attend(query, key, value, scaling=0.2, softcap=2.0, position_ids=rows.places, use_cache=True)
+        found = attend(query, key, value, scaling=0.2, softcap=2.0, position_ids=rows.suffix_positions, use_cache=True)
     expected = sdpa_path(*draw_step(4, 2), 0.2, 2.0)
     assert found.shape == (len(COUNTS), 1, 4, SIZE) and torch.equal(found[:, 0], expected)
 
@@ -157,7 +159,7 @@ def test_windows_are_counted_by_the_indices_in_the_whole_sequence(window: int, d
     rule = MaskRule(and_masks(causal_mask_function, sliding_window_overlay(window)))
     with attention.over(rows):
         stores.update(key, value, 0)
-        found = attend(query, key, value, attention_mask=stand_in(rule, 5, 1, 9, "cpu"))
+        found = attend(query, key, value, attention_mask=rule_mask(rule, 5, 1, 9, "cpu"))
     layer, query, key, value, _ = draw_step(4, 2)
     for row, (count, own) in enumerate(zip(COUNTS, OWN, strict=True)):
         last, begin = FIRST[row] + own, PREFIXES[EXAMPLES[row]]
@@ -200,7 +202,7 @@ def test_the_models_own_implementation_returns() -> None:
     layer = find_text_decoder(model).layers[0]
     config = find_text_decoder(model).config
     handle = layer.register_forward_pre_hook(lambda *_: seen.add(config._attn_implementation))
-    exactness._SOUND.pop(model)
+    VLM.of(model).forget_checks()
     sample(model, processor)
     handle.remove()
     assert seen == {"sdpa", "mmbdhs"}  # the former in what the probe compares with
@@ -210,7 +212,7 @@ def test_the_models_own_implementation_returns() -> None:
 def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
     """It takes a single token to stand one place further on."""
     model, processor = tiny_models.llava()
-    exactness._SOUND.pop(model, None)
+    VLM.of(model).forget_checks()
 
     def shift(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         single = kwargs["inputs_embeds"].shape[1] == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_models
-from helpers.plain import masked_logits, picture, prompt_inputs
+from helpers.plain import FALSE_ALARM, chi_square, masked_logits, picture, prompt_inputs
 from PIL import Image
 from scipy import stats
 
@@ -22,8 +22,8 @@ from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs
 from mmbdhs.data.keys import key_address
 from mmbdhs.decoding.token_sampling import TokenChooser, vision_token_ids
 from mmbdhs.sampling.image_corruption import noisy_images
+from mmbdhs.vlm import VLM
 
-FALSE_ALARM = 1e-6  # of each statistical test
 PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
 REFERENCES = [
     "The image shows a red car. A dog sits next to it. There are two people.",
@@ -110,7 +110,7 @@ def test_splices_rebuild_the_response() -> None:
 
 def test_vision_tokens_are_never_sampled() -> None:
     model, processor = tiny_models.qwen2_5_vl()
-    suppressed = set(vision_token_ids(model, processor.tokenizer))
+    suppressed = set(vision_token_ids(VLM.of(model), processor.tokenizer))
     config = BDHSConfig(temperature=50.0, max_sentence_tokens=40, max_iterations=1)
     results = bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, config, unlike)
     drawn = {i for r in results for s in r.sentences for i in s.completion_ids}
@@ -128,8 +128,8 @@ def test_first_tokens_follow_the_model() -> None:
     chosen = [s.completion_ids[:1] for s in splices if s.prefix_ids == prefix]
     inputs = prompt_inputs(processor, [IMAGES[3]], PROMPTS[3])
     logits = masked_logits(model, inputs, tuple(range(36)), list(prefix))[-1]
-    logits[vision_token_ids(model, processor.tokenizer)] = -torch.inf
-    _chi_square(Counter(ids[0] if ids else processor.tokenizer.eos_token_id for ids in chosen), logits.softmax(0))
+    logits[vision_token_ids(VLM.of(model), processor.tokenizer)] = -torch.inf
+    chi_square(Counter(ids[0] if ids else processor.tokenizer.eos_token_id for ids in chosen), logits)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_chooser_inverts_the_distribution(temperature: float, top_k: int, top_p:
         order = expected.argsort(descending=True)
         before = expected[order].cumsum(0) - expected[order]
         expected[order[before >= top_p]] = 0
-    _chi_square(Counter(tokens.tolist()), expected / expected.sum())
+    chi_square(Counter(tokens.tolist()), expected.log())
 
 
 def test_chooser_at_the_ends_of_the_interval() -> None:
@@ -212,7 +212,7 @@ def test_povid_predicts_each_token_in_one_pass() -> None:
         noisy = noisy_images([image], 500, 1, key_address(result.key), 1)
         ids = processor.tokenizer(" " + reference)["input_ids"]
         logits = masked_logits(model, prompt_inputs(processor, noisy, prompt), tuple(range(36)), ids)[:-1]
-        logits[:, vision_token_ids(model, processor.tokenizer)] = -torch.inf
+        logits[:, vision_token_ids(VLM.of(model), processor.tokenizer)] = -torch.inf
         assert list(result.response_ids) == logits.argmax(-1).tolist()
 
 
@@ -367,18 +367,6 @@ def test_a_missing_similarity_model_says_how_to_pass_another(monkeypatch: pytest
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", unreachable)
     with pytest.raises(OSError, match=r"all-mpnet-base-v2.*Pass similarity="):
         bdhs_sample(*tiny_models.llava(), IMAGES, PROMPTS, REFERENCES, CONFIG)
-
-
-def _chi_square(counts: Counter, probabilities: torch.Tensor) -> None:
-    """Outcomes expected less than ten times are taken together with the first of the others."""
-    total = sum(counts.values())
-    common = (probabilities.double() * total >= 10).nonzero().flatten().tolist()
-    observed = np.array([counts[i] for i in common])
-    expected = np.array([float(probabilities[i]) * total for i in common])
-    observed[0] += total - observed.sum()
-    expected[0] += total - expected.sum()
-    assert all(probabilities[i] > 0 for i in counts)
-    assert stats.chisquare(observed, expected).pvalue > FALSE_ALARM
 
 
 def test_the_plain_twins_sample_the_same() -> None:

@@ -13,11 +13,10 @@ from helpers.plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
 from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding import exactness
-from mmbdhs.vlm import output_head
+from mmbdhs.vlm import VLM
 from mmbdhs.vlm.decoder_inputs import capture_decoder_inputs
-from mmbdhs.vlm.mask_rules import CAUSAL, rule_of, stand_in, table_rule
-from mmbdhs.vlm.output_head import OutputHead
+from mmbdhs.vlm.mask_rules import CAUSAL, rule_mask, rule_of, table_rule
+from mmbdhs.vlm.output_head import logits_of
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
@@ -34,13 +33,13 @@ def sample(model: Any, processor: Any, reference: str = "A red car.") -> list:
 def test_dropping_keeps_positions(family: str, rows: int) -> None:
     model, processor = getattr(tiny_models, family)()
     inputs = prompt_inputs(processor, [picture(0), picture(1, 90, 30)], "Describe it.")
-    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(VLM.of(model), inputs, inputs["input_ids"].shape[1])
     ids = inputs["input_ids"][0]
     image = (ids == model.config.image_token_id).nonzero().flatten()
     assert torch.equal(whole.image_positions, image) and len(whole) == len(ids)
     assert whole.positions.shape[0] in (rows, rows + 1)
     visible = torch.tensor([0, 3, len(image) - 1])
-    shown = whole.show(visible)
+    shown = whole.keep_visible(visible)
     keep = torch.tensor([i for i in range(len(ids)) if i not in image or i in image[visible]])
     assert torch.equal(shown.embeds, whole.embeds[keep])
     assert torch.equal(shown.positions, whole.positions[:, keep])
@@ -93,9 +92,9 @@ def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeyp
 @pytest.fixture
 def unprobed() -> Iterator[tuple[Any, Any]]:
     model, processor = tiny_models.llava()
-    exactness._SOUND.pop(model, None)
+    VLM.of(model).forget_checks()
     yield model, processor
-    exactness._SOUND.pop(model, None)
+    VLM.of(model).forget_checks()
 
 
 def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -> None:
@@ -127,8 +126,8 @@ def test_what_a_model_does_to_its_logits_is_done(unprobed: Any, monkeypatch: pyt
     sample(model, processor)
     hidden = torch.randn(3, 128)
     expected = 5 * torch.tanh(model.lm_head(hidden) / 5)
-    torch.testing.assert_close(OutputHead(model)(hidden), expected, rtol=0, atol=1e-6)
-    output_head._OWN_LOGITS.discard(model)
+    torch.testing.assert_close(logits_of(VLM.of(model), hidden), expected, rtol=0, atol=1e-6)
+    VLM.of(model).forget_checks()
 
 
 def test_logits_made_from_more_than_hidden_states_are_caught(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +185,7 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
 
     inputs = prompt_inputs(processor, [picture(0)], "Describe it.")
     with_mask(model, monkeypatch, band)
-    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(VLM.of(model), inputs, inputs["input_ids"].shape[1])
     monkeypatch.undo()
     visible = torch.tensor([2, 30, 35])
     hidden = torch.ones(len(whole), dtype=torch.bool)
@@ -195,7 +194,8 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
     mask = band(len(whole)).bool() if dtype == torch.bool else band(len(whole)) == 0
     arguments = {"inputs_embeds": whole.embeds[None], "position_ids": whole.positions}
     expected = find_text_decoder(model)(**arguments, attention_mask=mask & ~hidden)[0]
-    torch.testing.assert_close(run_decoder(model, [whole.show(visible)])[0], expected[0, ~hidden], rtol=0, atol=1e-5)
+    found = run_decoder(VLM.of(model), [whole.keep_visible(visible)])[0]
+    torch.testing.assert_close(found, expected[0, ~hidden], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_masks_that_weigh_or_differ_by_head_are_refused(make: Any, monkeypatch: 
 @pytest.mark.parametrize("change", [lambda mask: mask[..., :5], lambda mask: mask * 1.0, lambda mask: mask.float() + 1])
 def test_stand_ins_that_were_changed_are_refused(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not the whole of it is no mask."""
-    mask = stand_in(CAUSAL, 1, 7, 7, "cpu")
+    mask = rule_mask(CAUSAL, 1, 7, 7, "cpu")
     assert mask[:, :, :7] is mask is mask.to("meta")
     with pytest.raises(UnsupportedModelError, match="made otherwise"):
         rule_of(change(mask))
@@ -237,6 +237,6 @@ def test_processor_and_model_must_agree_on_the_number_of_image_tokens(monkeypatc
 
 def test_an_image_without_a_placeholder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
-    monkeypatch.setattr("mmbdhs.vlm.decoder_inputs.image_token_id", lambda model: 5)
+    monkeypatch.setattr(VLM, "image_token_id", 5)
     with pytest.raises(ExampleError, match=r"image tokens \(id 5, .* wrote 0 among \d+ tokens"):
         sample(model, processor)

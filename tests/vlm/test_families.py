@@ -15,9 +15,11 @@ from helpers.families import BUILDERS, CONDITIONS, EXACT, GROUPS, IMAGES, LIMIT,
 from helpers.plain import assert_replays, masked_logits, prompt_inputs
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding.exactness import probe
+from mmbdhs.decoding.exactness import check_decoding
+from mmbdhs.logprobs import response_logps
 from mmbdhs.sampling.examples import ExampleReader
-from mmbdhs.vlm.output_head import OutputHead
+from mmbdhs.vlm import VLM
+from mmbdhs.vlm.output_head import logits_of
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
@@ -42,11 +44,11 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
 @torch.no_grad()
 def test_kept_tokens_see_the_same_logits(family: str) -> None:
     model, processor = BUILDERS[family]()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[1], PROMPTS[1], REFERENCES[1], None)
     visible = torch.tensor([1, 4, 7])
-    shown = reader.encode(example, example.images).inputs.show(visible)
-    dropped = OutputHead(model)(run_decoder(model, [shown])[0, -len(example.turn.token_ids) - 1 :])
+    shown = reader.encode(example, example.images).inputs.keep_visible(visible)
+    dropped = logits_of(VLM.of(model), run_decoder(VLM.of(model), [shown])[0, -len(example.turn.token_ids) - 1 :])
     inputs = prompt_inputs(processor, IMAGES[1], PROMPTS[1])
     masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
     torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)
@@ -85,16 +87,24 @@ def test_refusals_say_why(family: str) -> None:
 
 
 @torch.no_grad()
-def test_a_count_of_the_models_own_is_seen_before_it_matters() -> None:
+def test_a_count_of_the_models_own_is_seen_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 4 scales its queries by the logarithm of how many 8,192 tokens it believes came before."""
     model, processor = BUILDERS["llama4"]()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[0], PROMPTS[0], REFERENCES[0], None)
     inputs = reader.encode(example, example.images).inputs
     ids = prompt_inputs(processor, IMAGES[0], PROMPTS[0])["input_ids"][0]
-    probe(model, inputs, ids, 8000)
+    check_decoding(VLM.of(model), inputs, ids, 8000)
+    with pytest.raises(UnsupportedModelError, match="its decoder after 9000 tokens against the same as if none came"):
+        check_decoding(VLM.of(model), inputs, ids, 9000)
+    VLM.of(model).exact_tokens = 9000
     with pytest.raises(UnsupportedModelError, match="decoding a token against doing so at once"):
-        probe(model, inputs, ids, 9000)
+        check_decoding(VLM.of(model), inputs, ids, 9000)
+    VLM.of(model).forget_checks()
+    monkeypatch.setattr(VLM.of(model).decoder.config, "max_position_embeddings", 10_000)
+    prompt = prompt_inputs(processor, IMAGES[0], PROMPTS[0])
+    with pytest.raises(UnsupportedModelError, match=r"its decoder after 9\d\d\d tokens against"):
+        response_logps(model, [prompt], [[[5] * 9000]])
     model, processor = BUILDERS["llama4_temperature"]()  # at every eighth token instead
     with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
         sample(model, processor)
