@@ -1,6 +1,7 @@
 """Every family of decoders: exact against a plain masked forward of the whole model, or refused for a reason.
 
-`PYTHONPATH=tests python tests/vlm/test_families.py` writes README's table from the lists that these tests run over.
+`PYTHONPATH=tests python tests/vlm/test_families.py` writes the table of docs/models.md from the lists that these tests
+run over.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mmbdhs.vlm.output_head import logits_of
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def sample(model: Any, processor: Any, **settings: Any) -> list:
@@ -124,14 +125,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_readme_shows_the_table() -> None:
-    assert table() in README.read_text(encoding="utf-8"), "run PYTHONPATH=tests python tests/vlm/test_families.py"
+def test_the_docs_show_the_table() -> None:
+    assert table() in PAGE.read_text(encoding="utf-8"), "run PYTHONPATH=tests python tests/vlm/test_families.py"
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     marked = r"(<!-- families -->\n).*(<!-- /families -->)"
-    README.write_text(re.sub(marked, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL), encoding="utf-8")
+    PAGE.write_text(re.sub(marked, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":
