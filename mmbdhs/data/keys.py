@@ -1,4 +1,4 @@
-"""Keys of examples, and the addresses under which their random draws stand."""
+"""Keys of examples, and the addresses of their random draws."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def content_key(messages: Messages, reference: str, images: list[Image]) -> str:
 
 
 def key_address(key: int | str) -> int:
-    """The 64 bits under which a key's random draws stand, as a signed integer: an integer is its own address, a
-    string is hashed."""
+    """The 64 bits that address a key's random draws, as a signed integer: an integer is its own address, a string is
+    hashed. Raises ExampleError for any other key and for integers of more than 64 bits."""
     if isinstance(key, bool) or not isinstance(key, (int, str)):
         raise ExampleError(f"keys: needs integers or strings, got {type(key).__name__}")
     if isinstance(key, str):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ class DecodeBatch:
 
     def under(self, rule: MaskRule, device: torch.device) -> DecodeBatch:
         """The same batch on another device, for layers with another rule."""
-        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        tensors: dict[str, Any] = {
+            f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
+        }
         return replace(self, rule=rule, **tensors)
 
     @functools.cached_property

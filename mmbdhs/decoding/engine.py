@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class DecodingEngine:
         results: list[tuple[int, Tensor] | None] = [None] * len(prompts)
         for row in (row for row, finite in enumerate(usable) if finite):
             at = row, slice(None), slice(len(prompts[row]))
-            layers = [(layer.keys[at], layer.values[at]) for layer in computed.layers]
+            layers = [(layer.keys[at], layer.values[at]) for layer in cast("list[Any]", computed.layers)]
             results[row] = self.cache.add_prompt(prompts[row].indices, layers), hidden[row]
         return results
 

@@ -102,7 +102,7 @@ class BranchKVCache(Cache):
         branches; `check_decoding` makes sure that it does not matter.
     """
 
-    layers: list[BranchCacheLayer]
+    layers: list[BranchCacheLayer]  # type: ignore[assignment]  # a narrower type of layer
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(layers=[])

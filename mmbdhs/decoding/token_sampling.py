@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from mmbdhs.vlm import VLM
 
@@ -44,7 +44,7 @@ class TokenChooser:
 
     def __init__(self, suppressed: list[int], temperature: float, top_k: int, top_p: float) -> None:
         self._suppressed = torch.tensor(suppressed, dtype=torch.int64)
-        self._warpers = []
+        self._warpers: list[LogitsProcessor] = []
         if temperature not in (0.0, 1.0):
             self._warpers.append(TemperatureLogitsWarper(float(temperature)))
         if top_k:

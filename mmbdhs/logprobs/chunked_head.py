@@ -100,7 +100,8 @@ def logps_through(
     return torch.cat([checkpoint(logps, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-@torch.compiler.disable  # tracing would unroll the loop over the vocabulary into hundreds of products
+# Tracing would unroll the loop over the vocabulary into a graph of hundreds of products.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _apply(hidden: Tensor, *others: Any) -> Tensor:
     learns = torch.is_grad_enabled() and hidden.requires_grad
     return _ChunkedLogps.apply(hidden, *others, learns)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm import LayerCall, RuleMask, attention_through, replaced_forward
@@ -27,7 +27,7 @@ class WindowAttention(Protocol):
         """The windows' queries [B, Hq, K, D] over the rows' keys and values [B, Hkv, L, D] -> [B, K, Hq, D]."""
 
 
-def last_layer(decoder: nn.Module) -> nn.Module:
+def last_layer(decoder: PreTrainedModel) -> Any:
     """The layer that runs last. Raises UnsupportedModelError for a decoder without a list of its layers."""
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
@@ -49,7 +49,7 @@ class LastLayer:
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: Any,
         attention: WindowAttention,
         windows: Tensor,
         length: int,
@@ -111,12 +111,12 @@ def _rows_dim(leaf: Any, rows: int, tokens: int) -> int | None:
     return next((dim for dim in range(leaf.ndim - 1) if leaf.shape[dim : dim + 2] == (rows, tokens)), None)
 
 
-def _is_checkpointed(layer: nn.Module) -> bool:
+def _is_checkpointed(layer: Any) -> bool:
     return layer.training and getattr(layer, "gradient_checkpointing", False)
 
 
 @contextmanager
-def _without_checkpoints(layer: nn.Module) -> Iterator[None]:
+def _without_checkpoints(layer: Any) -> Iterator[None]:
     checkpointed = _is_checkpointed(layer)
     if checkpointed:
         layer.gradient_checkpointing = False

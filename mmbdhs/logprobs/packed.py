@@ -132,7 +132,7 @@ def _attending(vlm: VLM, attention: PackedAttention, length: int) -> Iterator[No
 
         return checkpoint(run, *args, **kwargs)
 
-    modules = vlm.decoder.modules()
+    modules: Iterator[Any] = vlm.decoder.modules()
     layers = {m: f for m in modules if (f := getattr(m, "_gradient_checkpointing_func", None)) is not None}
     try:
         for layer, checkpoint in layers.items():

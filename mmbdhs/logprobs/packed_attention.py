@@ -84,7 +84,7 @@ def _owners(row: DecoderInputs, lengths: list[int]) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
     """q [Hq, n, D] over k, v [Hkv, m, D] -> [Hq, n, D]; causal where there is no mask."""
-    if softcap:  # SDPA has no soft-cap
+    if softcap and mask is not None:  # SDPA has no soft-cap; such calls always come with a mask
         return softmax_attention(q, k, v, mask, scale, softcap)[0]
     (out,) = functional.scaled_dot_product_attention(
         q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=len(q) != len(k)

@@ -48,7 +48,8 @@ def _batch(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> dict[str
     by_token = {name: x for name, x in batch.items() if isinstance(x, Tensor) and x.shape == shape}
     types = {name: x for name, x in by_token.items() if name not in ("input_ids", "attention_mask")}
     # Ask the model which token_type_ids it would give to generated tokens.
-    generated = vlm.model._update_model_kwargs_for_generation({}, dict(types))
+    model: Any = vlm.model
+    generated = model._update_model_kwargs_for_generation({}, dict(types))
     for name, x in types.items():
         after = generated[name][:, -1:] if generated[name].shape != x.shape else x.new_zeros(len(x), 1)
         batch[name] = torch.cat([x, after.expand(-1, longest)], dim=1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mmbdhs.data import Messages, as_messages, load_images, message_text
+from mmbdhs.data import Images, Messages, as_messages, load_images, message_text
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.responses import ResponseLogps, Responses
-from mmbdhs.vlm import VLM, encode_turn, first_tokens, render_turn
+from mmbdhs.vlm import VLM, Processor, encode_turn, first_tokens, render_turn
 
 
 def encode_responses(
-    model: nn.Module, processor: Any, images: Any, prompt: str | Messages, responses: Sequence[str]
+    model: nn.Module, processor: Processor, images: Images, prompt: str | Messages, responses: Sequence[str]
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """A prompt and its responses as `response_logps` takes them.
 
@@ -41,7 +41,7 @@ def encode_responses(
 
 
 def encode_record(
-    model: nn.Module, processor: Any, record: Mapping[str, Any]
+    model: nn.Module, processor: Processor, record: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """`encode_responses` for the chosen and then the rejected response of a record.
 
@@ -71,7 +71,7 @@ def reference_logps(
         if reference is None:
             if not hasattr(model, "disable_adapter"):
                 raise ValueError(f"reference: needs a model, or adapters to switch off in {type(model).__name__}")
-            stack.enter_context(model.disable_adapter())
+            stack.enter_context(cast("Any", model).disable_adapter())
         source = model if reference is None else reference
         stack.enter_context(torch.no_grad())
         stack.enter_context(VLM.of(source).evaluation_mode())
@@ -79,7 +79,7 @@ def reference_logps(
 
 
 def stored_reference_logps(
-    model: nn.Module, processor: Any, records: Iterable[Mapping[str, Any]], reference: nn.Module | None = None
+    model: nn.Module, processor: Processor, records: Iterable[Mapping[str, Any]], reference: nn.Module | None = None
 ) -> list[list[float]]:
     """[log p(chosen), log p(rejected)] under the reference for each record, to store with the data:
     `dataset.add_column("reference_logps", stored_reference_logps(…)).to_parquet(…)` with Hugging Face's `datasets`.

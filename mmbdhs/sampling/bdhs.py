@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Messages
+from mmbdhs.data import Images, Messages
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import numbered
 from mmbdhs.sampling.responses import in_order
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, checked_result
 from mmbdhs.sampling.sampler import Sampler
-from mmbdhs.sampling.similarity import resolve_similarity
-from mmbdhs.vlm import VLM
+from mmbdhs.sampling.similarity import SimilarityModel, resolve_similarity
+from mmbdhs.vlm import VLM, Processor
 
 
 def bdhs_sample(
     model: nn.Module,
-    processor: Any,
-    images: Sequence[Any],
+    processor: Processor,
+    images: Sequence[Images],
     prompts: Sequence[str | Messages],
     references: Sequence[str],
     config: BDHSConfig | None = None,
-    similarity: Any = None,
+    similarity: SimilarityModel = None,
     keys: Sequence[int | str] | None = None,
     progress: bool = False,
     on_error: str = "raise",
@@ -55,12 +54,12 @@ def bdhs_sample(
 
 def iter_bdhs_samples(
     model: nn.Module,
-    processor: Any,
-    images: Iterable[Any],
+    processor: Processor,
+    images: Iterable[Images],
     prompts: Iterable[str | Messages],
     references: Iterable[str],
     config: BDHSConfig | None = None,
-    similarity: Any = None,
+    similarity: SimilarityModel = None,
     keys: Iterable[int | str] | None = None,
     on_error: str = "raise",
 ) -> Iterator[tuple[int, BDHSSample | BDHSFailure]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmbdhs.native import ops
+from mmbdhs.native import ADDRESS_LAYOUT
 from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS
 
 
@@ -63,7 +63,7 @@ class BDHSConfig(SamplingConfig):
         _number("mask_threshold", self.mask_threshold, 0, 1)
         _number("similarity_threshold", self.similarity_threshold, 0, 1)
         _integer("noise_steps", self.noise_steps, 0, DIFFUSION_STEPS)
-        _integer("max_iterations", self.max_iterations, 1, ops.ADDRESS_LAYOUT["iteration_limit"] - 1)
+        _integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
         _integer("max_sentence_tokens", self.max_sentence_tokens, 1, 2**31)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmbdhs.data import Messages, as_messages, content_key, key_address, load_images
+from mmbdhs.data import Images, Messages, as_messages, content_key, key_address, load_images
 from mmbdhs.decoding import check_decoding
 from mmbdhs.errors import ExampleError, NonFiniteError
 from mmbdhs.vlm import (
     CONTEXT_TOKENS,
     VLM,
     DecoderInputs,
+    Processor,
     Turn,
     capture_decoder_inputs,
     check_layers,
@@ -85,11 +86,13 @@ class ExampleReader:
     Raises UnsupportedModelError for a model in which hidden tokens cannot be left out.
     """
 
-    def __init__(self, vlm: VLM, processor: Any, generated: int = 0) -> None:
+    def __init__(self, vlm: VLM, processor: Processor, generated: int = 0) -> None:
         self._vlm, self._processor, self._generated = vlm, processor, generated
         check_layers(vlm.decoder)
 
-    def read(self, index: int, images: Any, prompt: str | Messages, reference: str, key: int | str | None) -> Example:
+    def read(
+        self, index: int, images: Images, prompt: str | Messages, reference: str, key: int | str | None
+    ) -> Example:
         """An example from what the user has. Raises ExampleError for what cannot be sampled from."""
         if not isinstance(reference, str) or not reference.strip():
             raise ExampleError(f"references: needs text, got {reference!r}")
@@ -99,7 +102,7 @@ class ExampleReader:
         turn = render_turn(self._processor, messages, reference)
         return Example(index, key, key_address(key), loaded, turn, reference)
 
-    def read_prompt(self, index: int, images: Any, prompt: str | Messages, key: Any) -> PromptExample:
+    def read_prompt(self, index: int, images: Images, prompt: str | Messages, key: Any) -> PromptExample:
         """The same for a prompt without a reference."""
         loaded = load_images(images)
         messages = as_messages(prompt, len(loaded))

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Messages
+from mmbdhs.data import Images, Messages
 from mmbdhs.decoding import token_chooser
 from mmbdhs.errors import NonFiniteError
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, Example, ExampleReader, numbered
 from mmbdhs.sampling.image_corruption import noisy_images
 from mmbdhs.sampling.results import BDHSFailure, POVIDSample, checked_result
-from mmbdhs.vlm import VLM, decode_after, logits_of, run_decoder, tokenizer_of
+from mmbdhs.vlm import VLM, Processor, decode_after, logits_of, run_decoder, tokenizer_of
 
 
 def povid_sample(
     model: nn.Module,
-    processor: Any,
-    images: Sequence[Any],
+    processor: Processor,
+    images: Sequence[Images],
     prompts: Sequence[str | Messages],
     references: Sequence[str],
     noise_steps: int = 500,

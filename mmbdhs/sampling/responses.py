@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Messages, key_address
+from mmbdhs.data import Images, Messages, key_address
 from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
 from mmbdhs.sampling.config import SamplingConfig
@@ -18,15 +18,15 @@ from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader, PromptExampl
 from mmbdhs.sampling.results import BDHSFailure, SampledResponse, checked_result
 from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.stopping import ResponseBranch
-from mmbdhs.vlm import VLM, DecoderInputs
+from mmbdhs.vlm import VLM, DecoderInputs, Processor
 
 Keys = int | str | Sequence[int | str]
 
 
 def sample_responses(
     model: nn.Module,
-    processor: Any,
-    images: Sequence[Any],
+    processor: Processor,
+    images: Sequence[Images],
     prompts: Sequence[str | Messages],
     config: SamplingConfig | None = None,
     num_return_sequences: int = 1,
@@ -59,8 +59,8 @@ def sample_responses(
 
 def iter_responses(
     model: nn.Module,
-    processor: Any,
-    images: Iterable[Any],
+    processor: Processor,
+    images: Iterable[Images],
     prompts: Iterable[str | Messages],
     config: SamplingConfig | None = None,
     num_return_sequences: int = 1,
@@ -142,7 +142,7 @@ class _Request:
 
 
 class _ResponseSampler:
-    def __init__(self, vlm: VLM, processor: Any, config: SamplingConfig, count: int) -> None:
+    def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig, count: int) -> None:
         self._config, self._count = config, count
         self._reader = ExampleReader(vlm, processor, config.max_new_tokens)
         self._scheduler: Scheduler[_Request] = Scheduler(vlm, processor, config)
@@ -176,7 +176,7 @@ class _ResponseSampler:
         self._exhausted = True
         return None
 
-    def _keys(self, key: Keys) -> Sequence[int | str]:
+    def _keys(self, key: Any) -> Sequence[int | str]:
         if not isinstance(key, (list, tuple)):
             key_address(key)  # raises for what cannot be a key
             return [f"{key}/{number}" for number in range(self._count)]

@@ -20,7 +20,7 @@ from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.similarity import Similarity
 from mmbdhs.sampling.splicing import Reference
 from mmbdhs.sampling.stopping import ResponseBranch, SentenceBranch
-from mmbdhs.vlm import VLM
+from mmbdhs.vlm import VLM, Processor
 
 _SCORED_TOGETHER = 32  # responses given to the similarity model at once
 
@@ -54,7 +54,7 @@ class Sampler:
     similarity: (responses, references) -> how alike each pair is.
     """
 
-    def __init__(self, vlm: VLM, processor: Any, config: BDHSConfig, similarity: Similarity) -> None:
+    def __init__(self, vlm: VLM, processor: Processor, config: BDHSConfig, similarity: Similarity) -> None:
         self._processor, self._config, self._similarity = processor, config, similarity
         self._reader = ExampleReader(vlm, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         self._scheduler: Scheduler[_Pair] = Scheduler(vlm, processor, config)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from mmbdhs.decoding import BranchPool, end_token_ids, token_chooser
 from mmbdhs.sampling.config import SamplingConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS
 from mmbdhs.sampling.stopping import ResponseBranch, ResponseStops
-from mmbdhs.vlm import VLM, DecoderInputs, tokenizer_of
+from mmbdhs.vlm import VLM, DecoderInputs, Processor, tokenizer_of
 
 _PREFILL_TOKENS = 8192  # padded tokens of one prefill: bounds its memory whatever max_branches is
 
@@ -21,7 +21,7 @@ Started = tuple[DecoderInputs, Sequence[ResponseBranch]]
 class Scheduler(Generic[J]):
     """Runs jobs, each of which continues one prompt by some branches."""
 
-    def __init__(self, vlm: VLM, processor: Any, config: SamplingConfig) -> None:
+    def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig) -> None:
         tokenizer = tokenizer_of(processor)
         choose = token_chooser(vlm, tokenizer, config.temperature, config.top_k, config.top_p)
         stops = ResponseStops(tokenizer, end_token_ids(vlm, tokenizer))

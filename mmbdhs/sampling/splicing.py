@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmbdhs.native import COUNTERPARTS, ops
-from mmbdhs.vlm import Turn, common_length, reworded
+from mmbdhs.vlm import Processor, Turn, common_length, reworded
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Cut:
 class Reference:
     """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7)."""
 
-    def __init__(self, processor: Any, turn: Turn, text: str) -> None:
+    def __init__(self, processor: Processor, turn: Turn, text: str) -> None:
         self.text, self.token_ids = text, turn.token_ids
         self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
@@ -131,7 +130,7 @@ class Reference:
         return [self._cut(sentence, swapped, choice) for sentence, swapped, choice in pairs]
 
     def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
-        variant = sentence.swapped if swapped else sentence.written
+        variant = sentence.swapped if swapped and sentence.swapped else sentence.written
         text, before = variant.text, self.text[: sentence.begin]
         # Of a sentence of one token only the white space before it can be kept.
         cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))

@@ -13,6 +13,7 @@ is compared with masking them).
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
 from mmbdhs.vlm.chat_processor import (
     CONTEXT_TOKENS,
+    Processor,
     Turn,
     common_length,
     decode_after,
@@ -51,6 +52,7 @@ __all__ = [
     "DecoderInputs",
     "LayerCall",
     "MaskRule",
+    "Processor",
     "RuleMask",
     "TokenRows",
     "Turn",

@@ -75,7 +75,7 @@ def mask_configs(model: nn.Module, decoder: nn.Module) -> list[PreTrainedConfig]
     name = next(name for name, module in model.named_modules() if module is decoder)
     parts = name.split(".")
     around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
-    configs = [module.config for module in around if isinstance(getattr(module, "config", None), PreTrainedConfig)]
+    configs = _distinct(getattr(module, "config", None) for module in around)
     return _distinct([*decoder_configs(decoder), *(config.get_text_config() for config in configs)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTEXT_TOKENS = 8  # enough context to tell how the text of the next token begins
+
+
+class Processor(Protocol):
+    """A processor of `transformers`, with a chat template and a fast tokenizer in its attribute `tokenizer`."""
+
+    def __call__(self, *, text: Any, images: Any, return_tensors: Any, padding: Any) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Turn:
     closing_ids: tuple[int, ...]
 
 
-def render_turn(processor: Any, messages: Messages, response: str) -> Turn:
+def render_turn(processor: Processor, messages: Messages, response: str) -> Turn:
     """Write prompt and assistant turn with the processor's chat template, and find the response's tokens in it.
 
     Raises ExampleError for messages that the template refuses, and for a template that changes the response.
@@ -60,18 +68,18 @@ def render_turn(processor: Any, messages: Messages, response: str) -> Turn:
     return _turn(processor, text, opening, start, start + len(body), len(response) - len(response.lstrip()))
 
 
-def render_prompt(processor: Any, messages: Messages) -> str:
+def render_prompt(processor: Processor, messages: Messages) -> str:
     """The prompt as the chat template writes it for generation."""
     return _render(processor, messages, True)
 
 
-def reworded(processor: Any, turn: Turn, response: str) -> Turn:
+def reworded(processor: Processor, turn: Turn, response: str) -> Turn:
     """The turn with another response, tokenised in the first one's place; it ends with the response."""
     text = turn.text[: turn.start] + response.strip()
     return _turn(processor, text, turn.opening, turn.start, len(text), len(response) - len(response.lstrip()))
 
 
-def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: int) -> Turn:
+def _turn(processor: Processor, text: str, opening: int, start: int, end: int, lead: int) -> Turn:
     """The turn whose response is text[start:end]; `lead` characters of white space precede it in the user's text."""
     encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
     raw = encoding["offset_mapping"]
@@ -87,7 +95,7 @@ def _turn(processor: Any, text: str, opening: int, start: int, end: int, lead: i
 
 
 def encode_turn(
-    processor: Any, turn: Turn, images: list[Image], device: torch.device, dtype: torch.dtype
+    processor: Processor, turn: Turn, images: list[Image], device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Any], int]:
     """The processor's output (batch size 1) over prompt and response, and the number of tokens before the response.
 
@@ -105,7 +113,7 @@ def encode_turn(
 
 
 def encode_prompt(
-    processor: Any, messages: Messages, images: list[Image], device: torch.device, dtype: torch.dtype
+    processor: Processor, messages: Messages, images: list[Image], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The processor's output (batch size 1) over the prompt alone, ready for generation.
 
@@ -143,7 +151,7 @@ def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(shared) if a != b), min(len(first), len(second)))
 
 
-def tokenizer_of(processor: Any) -> Any:
+def tokenizer_of(processor: Processor) -> Any:
     """The processor's tokenizer. Raises ValueError for one that does not report character offsets."""
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(tokenizer, "is_fast", False):
@@ -154,7 +162,7 @@ def tokenizer_of(processor: Any) -> Any:
     return tokenizer
 
 
-def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> str:
+def _render(processor: Processor, messages: Messages, add_generation_prompt: bool) -> str:
     tokenizer = tokenizer_of(processor)
     if not any(getattr(holder, "chat_template", None) for holder in (processor, tokenizer)):
         raise ExampleError(
@@ -172,7 +180,7 @@ def _render(processor: Any, messages: Messages, add_generation_prompt: bool) -> 
     return text
 
 
-def _call(processor: Any, text: str, images: list[Image]) -> Mapping[str, Any]:
+def _call(processor: Processor, text: str, images: list[Image]) -> Mapping[str, Any]:
     try:
         return processor(text=[text], images=[images], return_tensors="pt", padding=True)
     except Exception as error:

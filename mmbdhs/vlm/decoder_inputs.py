@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -89,8 +90,9 @@ class DecoderInputs:
         index = index.to(self.embeds.device)
         image_mask, image_index = self.image_mask, index[:0]
         if image_mask is not None:
+            row = image_mask.cumsum(0) - 1  # of each image token among the image rows
             image_mask = image_mask.index_select(0, index)
-            image_index = (self.image_mask.cumsum(0) - 1).index_select(0, index)[image_mask]
+            image_index = row.index_select(0, index)[image_mask]
         return replace(
             self,
             embeds=self.embeds.index_select(0, index),
@@ -198,13 +200,13 @@ def _mask_argument(rows: list[DecoderInputs]) -> Any:
         return (torch.arange(size) < lengths[:, None]).to(device, torch.int64)
     if isinstance(rules, MaskRule):
         return batched(lambda rules: rules)
-    return {kind: batched(lambda rules, kind=kind: rules[kind]) for kind in rules}
+    return {kind: batched(itemgetter(kind)) for kind in rules}
 
 
 def _stop_at_decoder(vlm: VLM, inputs: Mapping[str, Any]) -> dict[str, Any]:
     captured: dict[str, Any] = {}
 
-    def record(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured.update(kwargs, **({"input_ids": args[0]} if args else {}))
         raise _AtTheDoor
 

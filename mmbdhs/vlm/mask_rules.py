@@ -30,7 +30,7 @@ class MaskRule:
     explicit: whether the model wants the mask written out even where it is plainly causal.
     """
 
-    function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    function: Callable[..., Any]  # transformers annotates its own functions with int
     rows: tuple[MaskRule, ...] = ()
     explicit: bool = False
 

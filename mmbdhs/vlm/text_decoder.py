@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from mmbdhs.errors import UnsupportedModelError
@@ -13,7 +12,7 @@ from mmbdhs.errors import UnsupportedModelError
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def find_text_decoder(model: nn.Module) -> nn.Module:
+def find_text_decoder(model: Any) -> PreTrainedModel:
     """The module that runs the decoder layers over `inputs_embeds`.
 
     Raises UnsupportedModelError for a model that has none of its own.
@@ -29,7 +28,7 @@ def find_text_decoder(model: nn.Module) -> nn.Module:
     return decoder
 
 
-def _inside(decoder: nn.Module) -> nn.Module:
+def _inside(decoder: Any) -> PreTrainedModel:
     """The decoder inside a causal language model or a model around one; the argument itself if there is none."""
     if hasattr(decoder, "lm_head"):
         return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
@@ -37,7 +36,7 @@ def _inside(decoder: nn.Module) -> nn.Module:
     return get_decoder() if get_decoder else decoder
 
 
-def check_layers(decoder: nn.Module) -> None:
+def check_layers(decoder: PreTrainedModel) -> None:
     """Raises UnsupportedModelError if the configuration tells that layers see token order through more than position
     ids and masks: leaving tokens out would then differ from masking them."""
     config: Any = decoder.config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -10,7 +12,7 @@ from transformers import PreTrainedModel
 from mmbdhs.errors import UnsupportedModelError
 
 
-def unwrap(model: nn.Module) -> PreTrainedModel:
+def unwrap(model: Any) -> PreTrainedModel:
     """Take off torch.compile, (Distributed)DataParallel and PEFT.
 
     Raises UnsupportedModelError for wrappers without which the model does not work.

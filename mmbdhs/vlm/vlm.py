@@ -77,7 +77,7 @@ class VLM:
         return type(self.model).__name__
 
     @cached_property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> PreTrainedModel:
         """The module that runs the decoder layers. Raises UnsupportedModelError if there is none."""
         return find_text_decoder(self.model)
 
@@ -99,8 +99,8 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """The device on which the model takes token ids; offloaded weights are elsewhere until they run."""
-        embeddings = self.model.get_input_embeddings()
-        device = embeddings.weight.device
+        embeddings: Any = self.model.get_input_embeddings()
+        device: torch.device = embeddings.weight.device
         return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
 
     @property
