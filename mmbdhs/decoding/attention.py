@@ -37,12 +37,10 @@ class DecodeAttention:
             raise not_every_layer(len(self._updated), len(self._cache.layers))
 
     def attend(self, call: LayerCall) -> Tensor:
-        layer, operands = self._layer(call.key, call.value), (call.query, call.key, call.value)
-        rule = rule_of(call.mask)
+        layer, rule = self._layer(call.key, call.value), rule_of(call.mask)
         if layer not in self._paths:  # one path for the life of the cache: a path relies on what it wrote before
-            self._paths[layer] = choose_path(*operands, rule)
-        batch = self._batch_for(rule, call.query.device)
-        return self._paths[layer](layer, *operands, batch, call.scale, call.softcap)[:, None]
+            self._paths[layer] = choose_path(call, rule)
+        return self._paths[layer](layer, call, self._batch_for(rule, call.query.device))[:, None]
 
     def _layer(self, key: Tensor, value: Tensor) -> BranchCacheLayer:
         """The layer whose update these are: the last one, or an earlier one that shares its keys and values."""

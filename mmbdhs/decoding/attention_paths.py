@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, softmax_attention
-from mmbdhs.vlm import CAUSAL, MaskRule
+from mmbdhs.vlm import CAUSAL, LayerCall, MaskRule
 
 
 @dataclass(frozen=True)
@@ -77,28 +77,20 @@ class DecodeBatch:
         return self.rule(self.slots[:, None], queries[:, None], keys[None])
 
 
-# (layer, q [n, Hq, 1, D], new keys and values [n, Hkv, 1, D], batch, scale, softcap) -> [n, Hq, D]
-Path = Callable[[BranchCacheLayer, Tensor, Tensor, Tensor, DecodeBatch, float, float], Tensor]
+# (layer, call with queries [n, Hq, 1, D] and new keys and values [n, Hkv, 1, D], batch) -> [n, Hq, D]
+Path = Callable[[BranchCacheLayer, LayerCall, DecodeBatch], Tensor]
 
 
-def native_path(
-    layer: BranchCacheLayer,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    batch: DecodeBatch,
-    scale: float,
-    softcap: float,
-) -> Tensor:
+def native_path(layer: BranchCacheLayer, call: LayerCall, batch: DecodeBatch) -> Tensor:
     """Attention by the native op: each row reads the keys that it sees and no others.
 
     The op is called without its checks: they would go through the same integers in every layer, and wait for them on
     a GPU. `autotune` has checked dtypes and shapes, and the pool keeps the numbers in range.
     """
-    layer.write(batch.slots, batch.suffix_positions, key, value)
-    count = len(query)
+    layer.write(batch.slots, batch.suffix_positions, call.key, call.value)
+    count = len(call.query)
     out, _ = backend.live().twin.shared_prefix_attention(
-        query[:, :, 0].contiguous(),
+        call.query[:, :, 0].contiguous(),
         layer.key_store.prefix,
         layer.value_store.prefix,
         batch.prefix_count,
@@ -108,31 +100,24 @@ def native_path(
         None,
         batch.prompt_index,
         batch.prefix_offsets,
-        scale,
-        softcap,
+        call.scale,
+        call.softcap,
     )
     return out
 
 
-def sdpa_path(
-    layer: BranchCacheLayer,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    batch: DecodeBatch,
-    scale: float,
-    softcap: float,
-) -> Tensor:
+def sdpa_path(layer: BranchCacheLayer, call: LayerCall, batch: DecodeBatch) -> Tensor:
     """Attention by PyTorch's SDPA over one sequence of all suffixes and prefixes, most of which a mask hides."""
+    key, value = call.key, call.value
     layer.write(batch.slots, batch.suffix_positions, key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0))
     keys, values = (store.sequence[:, : batch.mask.shape[1]] for store in layer.stores)
-    query = query[:, :, 0].transpose(0, 1)
-    if softcap:  # SDPA has no soft-cap
-        out, _ = softmax_attention(query, keys, values, batch.mask, scale, softcap)
+    query = call.query[:, :, 0].transpose(0, 1)
+    if call.softcap:  # SDPA has no soft-cap
+        out, _ = softmax_attention(query, keys, values, batch.mask, call.scale, call.softcap)
     else:
-        grouped = len(query) != len(keys)
+        grouped, mask = len(query) != len(keys), batch.mask[None, None]
         (out,) = functional.scaled_dot_product_attention(
-            query[None], keys[None], values[None], attn_mask=batch.mask[None, None], scale=scale, enable_gqa=grouped
+            query[None], keys[None], values[None], attn_mask=mask, scale=call.scale, enable_gqa=grouped
         )
     # A hidden key has weight 0, and 0 · NaN is NaN: so only finite numbers are stored, and a row whose newest key or
     # value is not finite becomes NaN here, by itself.

@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, checks
-from mmbdhs.vlm import MaskRule
+from mmbdhs.vlm import LayerCall, MaskRule
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
@@ -27,7 +27,7 @@ _PROMPTS, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 2, 4, 64, 16
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # rounds stop at the time limit, but between these bounds
 
 
-_Step = tuple[BranchCacheLayer, Tensor, Tensor, Tensor, DecodeBatch]
+_Step = tuple[BranchCacheLayer, LayerCall, DecodeBatch]
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,12 @@ def override() -> str | None:
     return wanted or None
 
 
-def choose_path(query: Tensor, key: Tensor, value: Tensor, rule: MaskRule) -> Path:
-    """The path that the override asks for, or else the faster one for this shape.
-
-    query: [n, Hq, 1, D].
-    key, value: the new ones, [n, Hkv, 1, D] and [n, Hkv, 1, Dv].
-    rule: the layer's mask.
+def choose_path(call: LayerCall, rule: MaskRule) -> Path:
+    """The path that the override asks for, or else the faster one for the shape of a layer's call under `rule`.
 
     Raises ValueError if the override asks for the native path and the op does not take this shape.
     """
+    query, key, value = call.query, call.key, call.value
     shape = _Shape(
         query.shape[1],
         key.shape[1],
@@ -129,7 +126,7 @@ def _measure(shape: _Shape) -> dict[str, float]:
 
 def _seconds(path: Path, shape: _Shape, step: _Step) -> float:
     begin = time.perf_counter()
-    path(*step, 1.0, 0.0)
+    path(*step)
     if shape.device.type == "cuda":
         torch.cuda.synchronize(shape.device)
     return time.perf_counter() - begin
@@ -158,4 +155,4 @@ def _random_step(shape: _Shape) -> _Step:
         first_index=slots,
         prefix_index=slots,
     )
-    return layer, query, key, value, batch
+    return layer, LayerCall(nn.Identity(), query, key, value, None, 1.0, 0.0), batch

@@ -11,22 +11,13 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from helpers import tiny_models
-from helpers.plain import picture
+from helpers.plain import IMAGES, PROMPTS, REFERENCES
 
 from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.decoding import branch_pool
 from mmbdhs.decoding.cuda_graphs import EagerSteps, GraphSteps
 from mmbdhs.decoding.engine import DecodingEngine, Slots
 from mmbdhs.decoding.kv_cache import bucket
-
-PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
-REFERENCES = [
-    "The image shows a red car. A dog sits next to it. There are two people.",
-    "No, there is a cat on the table. Yes, the tree is green.",
-    "A banana",
-    "Yes.",
-]
-IMAGES = [picture(seed) for seed in range(4)]
 
 
 class PaddedSteps(EagerSteps):

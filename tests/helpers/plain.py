@@ -22,6 +22,16 @@ def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
+REFERENCES = [
+    "The image shows a red car. A dog sits next to it. There are two people.",
+    "No, there is a cat on the table. Yes, the tree is green.",
+    "A banana",
+    "Yes.",
+]
+IMAGES = [picture(seed) for seed in range(4)]
+
+
 def prompt_inputs(processor: Any, images: list[Image.Image], prompt: str) -> dict[str, Any]:
     """What the chat template and the processor make of the prompt alone."""
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]

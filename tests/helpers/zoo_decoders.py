@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from helpers.tiny_models import (
     LLAVA_TEMPLATE,
     built,
@@ -15,18 +16,6 @@ from helpers.tiny_models import (
     vision_settings,
 )
 from helpers.zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, square
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Ernie4_5_VLMoeConfig,
-    Ernie4_5_VLMoeForConditionalGeneration,
-    Ernie4_5_VLMoeProcessor,
-    Granite4VisionConfig,
-    Granite4VisionForConditionalGeneration,
-    Granite4VisionProcessor,
-    Kimi_K25Config,
-    Kimi_K25ForConditionalGeneration,
-)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -44,7 +33,7 @@ def blip2() -> tuple[Any, Any]:
         "<image>",
         lambda features, index: "<image>" * 16,
     )
-    config = Blip2Config(
+    config = transformers.Blip2Config(
         text_config={
             **text_settings(model_type="opt", vocab_size=len(words)),
             "ffn_dim": 96,
@@ -65,7 +54,7 @@ def blip2() -> tuple[Any, Any]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         initializer_range=0.14,
     )
-    model = built(Blip2ForConditionalGeneration, config, words)
+    model = built(transformers.Blip2ForConditionalGeneration, config, words)
     torch.nn.init.normal_(model.query_tokens)  # all alike as built
     return model, processor
 
@@ -82,12 +71,12 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
         "video_end_token": "<|VIDEO_END|>",
     }
     words = chatml_tokenizer(**names)
-    processor = images_only(Ernie4_5_VLMoeProcessor)(
+    processor = images_only(transformers.Ernie4_5_VLMoeProcessor)(
         Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}),
         words,
         chat_template=chatml("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     )
-    config = Ernie4_5_VLMoeConfig(
+    config = transformers.Ernie4_5_VLMoeConfig(
         text_config=text_settings(
             vocab_size=len(words),
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 6, 4]},
@@ -101,7 +90,7 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
         **{f"{name}_id": getattr(words, f"{name}_id") for name in names},
         tie_word_embeddings=False,
     )
-    return built(Ernie4_5_VLMoeForConditionalGeneration, config, words), processor
+    return built(transformers.Ernie4_5_VLMoeForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -119,7 +108,7 @@ def kimi_k25() -> tuple[Any, Any]:
         count = int(features["image_grid_thw"][index].prod()) // 4
         return "<|media_begin|>" + "<|media_pad|>" * count + "<|media_end|>"
 
-    config = Kimi_K25Config(
+    config = transformers.Kimi_K25Config(
         text_config=text_settings(
             model_type="deepseek_v3",
             vocab_size=len(words),
@@ -145,7 +134,7 @@ def kimi_k25() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     processor = MinimalProcessor(patches, words, chatml("<|media_pad|>"), "<|media_pad|>", expand)
-    return built(Kimi_K25ForConditionalGeneration, config, words), processor
+    return built(transformers.Kimi_K25ForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -153,7 +142,7 @@ def granite4_vision() -> tuple[Any, Any]:
     """Image tokens are nothing at first: every decoder layer adds visual features of its own."""
     words = chatml_tokenizer("<image>")
     grid = [[32, 64], [64, 32], [64, 64]]
-    processor = Granite4VisionProcessor(
+    processor = transformers.Granite4VisionProcessor(
         LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid),
         words,
         patch_size=8,
@@ -162,7 +151,7 @@ def granite4_vision() -> tuple[Any, Any]:
         downsample_rate="1/2",
         chat_template=chatml("<image>"),
     )
-    config = Granite4VisionConfig(
+    config = transformers.Granite4VisionConfig(
         text_config=text_settings(
             vocab_size=len(words), num_hidden_layers=3, attention_multiplier=0.2, residual_multiplier=0.5
         ),
@@ -174,7 +163,7 @@ def granite4_vision() -> tuple[Any, Any]:
         deepstack_layer_map=[[-2, 0]],
         spatial_target_layers=[1, 2],
     )
-    return built(Granite4VisionForConditionalGeneration, config, words), processor
+    return built(transformers.Granite4VisionForConditionalGeneration, config, words), processor
 
 
 BUILDERS = (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_models
-from helpers.plain import FALSE_ALARM, chi_square, masked_logits, picture, prompt_inputs
+from helpers.plain import FALSE_ALARM, IMAGES, PROMPTS, REFERENCES, chi_square, masked_logits, prompt_inputs
 from PIL import Image
 from scipy import stats
 
@@ -24,14 +24,6 @@ from mmbdhs.decoding.token_sampling import TokenChooser, vision_token_ids
 from mmbdhs.sampling.image_corruption import noisy_images
 from mmbdhs.vlm import VLM
 
-PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
-REFERENCES = [
-    "The image shows a red car. A dog sits next to it. There are two people.",
-    "No, there is a cat on the table. Yes, the tree is green.",
-    "A banana",
-    "Yes.",
-]
-IMAGES = [picture(seed) for seed in range(4)]
 CONFIG = BDHSConfig(mask_threshold=0.5, max_sentence_tokens=8, max_new_tokens=12, max_iterations=2, seed=11)
 
 
