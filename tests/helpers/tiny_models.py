@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 TEXTS = [
     "The image shows a red car next to a small dog. There are two people, e.g. a woman and a man.",
@@ -40,6 +38,14 @@ QWEN_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def image_processor(family: str, **settings: Any) -> Any:
+    """The family's image processor that works on PIL images; the others need torchvision."""
+    module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    name = f"{family}_image_processor_pil".replace("_", "")
+    names = [key for key in vars(module) if key.replace("_", "").lower() == name]
+    return getattr(module, min(names, key=len))(**settings)  # the longer name is an alias
 
 
 def tokenizer(special: tuple[str, ...], eos: str) -> transformers.PreTrainedTokenizerFast:
@@ -124,7 +130,7 @@ def llava_llama() -> tuple[Any, Any]:
 
 def _llava(words: transformers.PreTrainedTokenizerFast) -> tuple[Any, Any]:
     processor = transformers.LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
+        image_processor("clip", size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         words,
         **LLAVA_PROCESSING,
     )
@@ -141,8 +147,8 @@ def llava_next() -> tuple[Any, Any]:
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     grid = [[24, 48], [48, 24], [48, 48]]
     processor = transformers.LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
+        image_processor(
+            "llava_next", size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
         ),
         words,
         **LLAVA_PROCESSING,
@@ -177,6 +183,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     )
 
 
+PATCH_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
 QWEN3_ROPE = {"mrope_section": [4, 6, 6], "mrope_interleaved": True}
 QWEN3_VISION = {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
 
@@ -184,12 +191,7 @@ QWEN3_VISION = {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num
 @cache
 def qwen3_vl() -> tuple[Any, Any]:
     """Adds visual features inside its decoder layers (deepstack)."""
-    return qwen(
-        transformers.Qwen3VLForConditionalGeneration,
-        transformers.Qwen3VLConfig,
-        QWEN3_ROPE,
-        QWEN3_VISION,
-    )
+    return qwen(transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLConfig, QWEN3_ROPE, QWEN3_VISION)
 
 
 def qwen(
@@ -206,7 +208,7 @@ def qwen(
     )
     words = tokenizer(special, "<|im_end|>")
     processor = images_only(transformers.Qwen2_5_VLProcessor)(
-        Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
+        image_processor("qwen2_vl", patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
         words,
         chat_template=QWEN_TEMPLATE,
     )
@@ -215,11 +217,7 @@ def qwen(
             vocab_size=len(words), rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}, **text
         ),
         vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
+            **PATCH_VISION,
             "spatial_merge_size": 2,
             **vision,
         },

@@ -10,16 +10,13 @@ import transformers
 from helpers.tiny_models import (
     LLAVA_TEMPLATE,
     built,
+    image_processor,
     images_only,
     text_settings,
     tokenizer,
     vision_settings,
 )
 from helpers.zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, square
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 
 @cache
@@ -27,7 +24,7 @@ def blip2() -> tuple[Any, Any]:
     """OPT, whose learned positions come from counting what the mask shows, unless they are given."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     processor = MinimalProcessor(
-        BlipImageProcessorPil(size=square(32)),
+        image_processor("blip", size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
@@ -72,7 +69,7 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
     }
     words = chatml_tokenizer(**names)
     processor = images_only(transformers.Ernie4_5_VLMoeProcessor)(
-        Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}),
+        image_processor("ernie4_5_vl_moe", patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}),
         words,
         chat_template=chatml("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     )
@@ -98,7 +95,9 @@ def kimi_k25() -> tuple[Any, Any]:
     """DeepSeek V3: latent attention with values smaller than keys; experts. Its image processor needs torchvision."""
     words = chatml_tokenizer("<|media_pad|>", "<|media_video|>", "<|media_begin|>", "<|media_end|>")
 
-    flat = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=256, max_pixels=4096)
+    flat = image_processor(
+        "qwen2_vl", patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=256, max_pixels=4096
+    )
 
     def patches(images: list[Any], return_tensors: str) -> dict[str, Any]:
         features = flat(images, return_tensors=return_tensors)
@@ -143,7 +142,7 @@ def granite4_vision() -> tuple[Any, Any]:
     words = chatml_tokenizer("<image>")
     grid = [[32, 64], [64, 32], [64, 64]]
     processor = transformers.Granite4VisionProcessor(
-        LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid),
+        image_processor("llava_next", size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid),
         words,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -166,9 +165,4 @@ def granite4_vision() -> tuple[Any, Any]:
     return built(transformers.Granite4VisionForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    blip2,
-    ernie4_5_vl_moe,
-    kimi_k25,
-    granite4_vision,
-)
+BUILDERS = (blip2, ernie4_5_vl_moe, kimi_k25, granite4_vision)

@@ -10,9 +10,11 @@ import transformers
 from helpers.tiny_models import (
     LLAVA_PROCESSING,
     LLAVA_TEMPLATE,
+    PATCH_VISION,
     QWEN3_ROPE,
     QWEN3_VISION,
     built,
+    image_processor,
     images_only,
     qwen,
     text_settings,
@@ -20,17 +22,6 @@ from helpers.tiny_models import (
     vision_settings,
 )
 from helpers.zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, siglip_settings, square
-from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
-from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 
 @cache
@@ -39,7 +30,7 @@ def llava_onevision() -> tuple[Any, Any]:
     words = tokenizer(("<pad>", "</s>", "<image>", "<video>"), "</s>")
     grid = [[24, 48], [48, 24], [48, 48]]
     processor = images_only(transformers.LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessorPil(size=square(24), image_grid_pinpoints=grid),
+        image_processor("llava_onevision", size=square(24), image_grid_pinpoints=grid),
         words,
         num_image_tokens=9,
         vision_feature_select_strategy="full",
@@ -79,7 +70,7 @@ def _idefics3(model_class: type, config_class: type) -> tuple[Any, Any]:
     tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     around = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
     words = chatml_tokenizer("<image>", *around, *tiles)
-    images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    images = image_processor("idefics3", size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = transformers.Idefics3Processor(images, words, image_seq_len=4, chat_template=chatml("<image>"))
     config = config_class(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
@@ -107,7 +98,7 @@ def _glm(model_class: type, config_class: type, **text: Any) -> tuple[Any, Any]:
     }
     words = chatml_tokenizer(*names.values())
     processor = images_only(transformers.Glm4vProcessor)(
-        Glm4vImageProcessorPil(patch_size=8, size={"shortest_edge": 512, "longest_edge": 8192}),
+        image_processor("glm4v", patch_size=8, size={"shortest_edge": 512, "longest_edge": 8192}),
         words,
         chat_template=chatml("<|begin_of_image|><|image|><|end_of_image|>"),
     )
@@ -115,11 +106,7 @@ def _glm(model_class: type, config_class: type, **text: Any) -> tuple[Any, Any]:
     config = config_class(
         text_config=text_settings(vocab_size=len(words), rope_parameters=rope, **text),
         vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
+            **PATCH_VISION,
             "image_size": 64,
             "out_hidden_size": 128,
         },
@@ -165,7 +152,7 @@ def _pixtral(merge: int) -> tuple[transformers.PreTrainedTokenizerFast, Any, dic
         height, width = (int(side) // patch for side in features["image_sizes"][index])
         return "[IMG_BREAK]".join(["[IMG]" * width] * height) + "[IMG_END]"
 
-    images = PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size=patch)
+    images = image_processor("pixtral", size={"longest_edge": 48}, patch_size=patch)
     settings = {
         "text_config": text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
         "vision_config": PIXTRAL_VISION,
@@ -184,7 +171,7 @@ def internvl() -> tuple[Any, Any]:
         video_token="<video>",
     )
     processor = images_only(transformers.InternVLProcessor)(
-        GotOcr2ImageProcessorPil(size=square(32), max_patches=4),
+        image_processor("got_ocr2", size=square(32), max_patches=4),
         words,
         image_seq_length=4,
         chat_template=chatml("<IMG_CONTEXT>"),
@@ -203,7 +190,7 @@ def internvl() -> tuple[Any, Any]:
 def idefics2() -> tuple[Any, Any]:
     """A resampler gives every image the same number of tokens."""
     words = chatml_tokenizer("<image>", "<fake_token_around_image>", "<end_of_utterance>")
-    images = Idefics2ImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}, do_image_splitting=False)
+    images = image_processor("idefics2", size={"shortest_edge": 32, "longest_edge": 64}, do_image_splitting=False)
     config = transformers.Idefics2Config(
         text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
         vision_config=plain_vision(64),
@@ -227,7 +214,7 @@ def idefics2() -> tuple[Any, Any]:
 def vipllava() -> tuple[Any, Any]:
     """LLaVA with the features of several vision layers."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32))
+    images = image_processor("clip", size={"shortest_edge": 32}, crop_size=square(32))
     config = transformers.VipLlavaConfig(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         vision_config=vision_settings(32),
@@ -242,7 +229,7 @@ def vipllava() -> tuple[Any, Any]:
 @cache
 def deepseek_vl() -> tuple[Any, Any]:
     words = chatml_tokenizer(image_token="<image_placeholder>")
-    images = DeepseekVLImageProcessorPil(size=square(32))
+    images = image_processor("deepseek_vl", size=square(32))
     template = chatml("<image_placeholder>")
     config = transformers.DeepseekVLConfig(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
@@ -276,7 +263,7 @@ def janus() -> tuple[Any, Any]:
         image_token_id=words.image_token_id,
         tie_word_embeddings=False,
     )
-    images = JanusImageProcessorPil(size=square(32))
+    images = image_processor("janus", size=square(32))
     processor = transformers.JanusProcessor(images, words, chat_template=template, num_image_tokens=16)
     return built(transformers.JanusForConditionalGeneration, config, words), processor
 
@@ -286,7 +273,7 @@ def ovis2() -> tuple[Any, Any]:
     """Image tokens are mixtures of a table of embeddings, from which the tokens between tiles come too."""
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
     words = chatml_tokenizer("<image>", "<IMG_ATOM>", *marks)
-    images = Ovis2ImageProcessorPil(size=square(32), crop_to_patches=True, max_patches=2)
+    images = image_processor("ovis2", size=square(32), crop_to_patches=True, max_patches=2)
     config = transformers.Ovis2Config(
         text_config=text_settings(model_type="qwen2", vocab_size=len(words)),
         vision_config={**plain_vision(32), "vocab_size": 37},
@@ -304,7 +291,7 @@ def ovis2() -> tuple[Any, Any]:
 def aria() -> tuple[Any, Any]:
     """Learned queries make the image tokens; experts."""
     words = chatml_tokenizer(image_token="<|img|>")
-    images = AriaImageProcessorPil(max_image_size=980, min_image_size=980)
+    images = image_processor("aria", max_image_size=980, min_image_size=980)
     config = transformers.AriaConfig(
         text_config=text_settings(
             vocab_size=len(words), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, pad_token_id=0
@@ -326,10 +313,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
         transformers.Qwen3VLMoeConfig,
         QWEN3_ROPE,
         QWEN3_VISION,
-        moe_intermediate_size=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        head_dim=32,
+        **{"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 32},
     )
 
 

@@ -7,11 +7,8 @@ from typing import Any
 
 import torch
 import transformers
-from helpers.tiny_models import LLAVA_TEMPLATE, built, qwen, text_settings, tokenizer
+from helpers.tiny_models import LLAVA_TEMPLATE, built, image_processor, qwen, text_settings, tokenizer
 from helpers.zoo_parts import FULL, MinimalProcessor, chatml, chatml_tokenizer, siglip_settings, square
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 
 @cache
@@ -19,7 +16,7 @@ def mllama() -> tuple[Any, Any]:
     """No image tokens in the sequence: one of the layers attends to the image features instead."""
     words = chatml_tokenizer("<|image|>", "<|python_tag|>", "<s>")
     words.bos_token = "<s>"
-    images = MllamaImageProcessorPil(size=square(32))
+    images = image_processor("mllama", size=square(32))
     config = transformers.MllamaConfig(
         text_config=text_settings(
             vocab_size=len(words), num_hidden_layers=3, cross_attention_layers=[1], pad_token_id=words.pad_token_id
@@ -48,7 +45,7 @@ def mllama() -> tuple[Any, Any]:
 def lfm2_vl() -> tuple[Any, Any]:
     """Convolution layers, which mix neighbouring tokens; not its own processor: that of images needs torchvision."""
     words = chatml_tokenizer("<image>", "<|image_start|>", "<|image_end|>")
-    patches = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=48)
+    patches = image_processor("siglip2", patch_size=8, max_num_patches=48)
 
     def expand(features: dict[str, Any], index: int) -> str:
         return "<|image_start|>" + "<image>" * 12 + "<|image_end|>"
@@ -96,7 +93,7 @@ def florence2() -> tuple[Any, Any]:
     """An encoder takes images and prompt; the decoder, BART's, attends to what it makes of them. Not its own
     processor, which knows no conversation."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = SiglipImageProcessorPil(size=square(32))
+    images = image_processor("siglip", size=square(32))
     config = transformers.Florence2Config(
         text_config={
             "model_type": "bart",
@@ -135,9 +132,4 @@ def florence2() -> tuple[Any, Any]:
     return built(transformers.Florence2ForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    mllama,
-    lfm2_vl,
-    qwen3_5,
-    florence2,
-)
+BUILDERS = (mllama, lfm2_vl, qwen3_5, florence2)

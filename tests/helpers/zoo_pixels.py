@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from helpers.tiny_models import (
-    LLAVA_TEMPLATE,
-    built,
-    text_settings,
-    tokenizer,
-)
+from helpers.tiny_models import LLAVA_TEMPLATE, built, image_processor, text_settings, tokenizer
 from helpers.zoo_parts import MinimalProcessor, square
-from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
 
 @cache
@@ -54,7 +48,7 @@ def chameleon() -> tuple[Any, Any]:
     codes = [f"IMGIMG{letter}Z" for letter in "ABCDEFGH"]
     words = tokenizer(("<pad>", "</s>", "<image>", "<racm3:break>", "<eoss>", *codes), "</s>")
     processor = MinimalProcessor(
-        ChameleonImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32)),
+        image_processor("chameleon", size={"shortest_edge": 32}, crop_size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
@@ -102,8 +96,4 @@ def emu3() -> tuple[Any, Any]:
     return built(transformers.Emu3ForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    fuyu,
-    chameleon,
-    emu3,
-)
+BUILDERS = (fuyu, chameleon, emu3)

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from helpers.tiny_models import LLAVA_PROCESSING, LLAVA_TEMPLATE, built, text_settings, tokenizer, vision_settings
+from helpers.tiny_models import (
+    LLAVA_PROCESSING,
+    LLAVA_TEMPLATE,
+    built,
+    image_processor,
+    text_settings,
+    tokenizer,
+    vision_settings,
+)
 from helpers.zoo_parts import (
     FULL,
     SLIDING,
@@ -19,19 +27,14 @@ from helpers.zoo_parts import (
     square,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3n.configuration_gemma3n import Gemma3nVisionConfig
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 
 @cache
 def llava_mistral_sliding() -> tuple[Any, Any]:
     """LLaVA over Mistral: every layer sees a window shorter than the prompt."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=square(48))
+    images = image_processor("clip", size={"shortest_edge": 48}, crop_size=square(48))
     config = transformers.LlavaConfig(
         vision_config=vision_settings(48),
         text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=24),
@@ -46,7 +49,7 @@ def llava_mistral_sliding() -> tuple[Any, Any]:
 def gemma3() -> tuple[Any, Any]:
     """Sliding layers and a full one; the tokens of an image see each other both ways."""
     words = chatml_tokenizer(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>")
-    images = Gemma3ImageProcessorPil(size=square(32), do_pan_and_scan=False)
+    images = image_processor("gemma3", size=square(32), do_pan_and_scan=False)
     processor = transformers.Gemma3Processor(images, words, chatml("<start_of_image>"), image_seq_length=16)
     text = text_settings(
         vocab_size=len(words),
@@ -96,7 +99,7 @@ def _paligemma(**text: Any) -> tuple[Any, Any]:
     """The processor is not PaliGemma's own, which knows no conversation and ends every text with a new line."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     processor = MinimalProcessor(
-        SiglipImageProcessorPil(size=square(32)),
+        image_processor("siglip", size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
@@ -130,7 +133,7 @@ def aya_vision() -> tuple[Any, Any]:
     marks = ("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL")
     words = chatml_tokenizer("<image>", *marks)
     processor = transformers.AyaVisionProcessor(
-        GotOcr2ImageProcessorPil(size=square(32), max_patches=4),
+        image_processor("got_ocr2", size=square(32), max_patches=4),
         words,
         patch_size=8,
         img_size=32,
@@ -161,7 +164,7 @@ def llama4_temperature() -> tuple[Any, Any]:
 
 def _siglip_processor(words: Any, size: int, marker: str, expanded: str) -> MinimalProcessor:
     """Writes the same tokens for every image; the families' own processors of images need torchvision."""
-    images = SiglipImageProcessorPil(size=square(size))
+    images = image_processor("siglip", size=square(size))
     return MinimalProcessor(images, words, chatml(marker), marker, lambda features, index: expanded)
 
 
@@ -207,7 +210,7 @@ def cohere2_vision() -> tuple[Any, Any]:
         eoi_token="<|END_OF_IMG|>",
         img_line_break_token="<|IMG_LINE_BREAK|>",
     )
-    images = GotOcr2ImageProcessorPil(size=square(32), crop_to_patches=True, max_patches=4)
+    images = image_processor("got_ocr2", size=square(32), crop_to_patches=True, max_patches=4)
     images.patch_size = 2  # tokens on each side of a tile
     config = transformers.Cohere2VisionConfig(
         text_config=text_settings(vocab_size=len(words), **COHERE2),
@@ -250,7 +253,7 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
     """Writes what Gemma 4's own processor would, which needs one for videos."""
     words = chatml_tokenizer(image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>")
     processor = MinimalProcessor(
-        Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+        image_processor("gemma4", patch_size=4, max_soft_tokens=70),
         words,
         chatml("<|image|>"),
         "<|image|>",
