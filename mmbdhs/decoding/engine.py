@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from mmbdhs.decoding.attention import DecodeAttention
 from mmbdhs.decoding.attention_paths import DecodeBatch
 from mmbdhs.decoding.branch import Branch
-from mmbdhs.decoding.kv_cache import BranchKVCache, bucket, enlarged
+from mmbdhs.decoding.kv_cache import BranchKVCache, bucket, grow
 from mmbdhs.vlm import VLM, DecoderInputs, logits_of, run_decoder, step_logits
 
 Chooser = Callable[[Tensor, Tensor | None], Tensor]
@@ -65,7 +65,7 @@ class Slots:
         for name, new in columns.items():
             column = getattr(self, name)
             room = zip(column.shape, (first + len(new), *new.shape[1:]), strict=True)
-            column = enlarged(column, *(max(size, bucket(needed)) for size, needed in room))
+            column = grow(column, *(max(size, bucket(needed)) for size, needed in room))
             rows = (slice(first, first + len(new)), *map(slice, new.shape[1:]))
             column[rows] = new.to(column)
             setattr(self, name, column)

@@ -34,7 +34,7 @@ def bucket(count: int) -> int:
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
-def enlarged(store: Tensor, *shape: int) -> Tensor:
+def grow(store: Tensor, *shape: int) -> Tensor:
     """`store` as the leading corner of zeros of `shape`, or `store` itself if it has that shape."""
     if store.shape == shape:
         return store
@@ -167,7 +167,7 @@ class BranchKVCache(Cache):
         if grown == self.extents:
             return
         self.extents = grown
-        self.prefix_index = enlarged(self.prefix_index, grown.prefix)
+        self.prefix_index = grow(self.prefix_index, grown.prefix)
         for layer in self.layers:
             for store in layer.stores:
                 store.resize(grown)
