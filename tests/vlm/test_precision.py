@@ -24,7 +24,7 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 
 def choices(family: str, dtype: torch.dtype, seeds: int = 1) -> Iterator[tuple[float, float]]:
-    """For each generated token how far its logit lies below the best of a masked forward in the same dtype, and the
+    """For each generated token how far its logit is below the best of a masked forward in the same dtype, and the
     noise of that forward: twice its largest distance from float32 on the same weights."""
     model, processor = ZOO[family]()
     half = copy.deepcopy(model).to(dtype)
