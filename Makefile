@@ -22,6 +22,7 @@ test: setup
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
 format: setup
@@ -36,7 +37,7 @@ gpu-check:
 	@$(PYTHON) benchmarks/gpu_check.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mmbdhs/native/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info mmbdhs/native/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 setup: $(VENV)/installed
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from mmbdhs.decoding import Branch, BranchPool, TokenChooser
-from mmbdhs.vlm import DecoderInputs, decoder_arguments, find_text_decoder
+from mmbdhs.vlm import VLM, DecoderInputs, decoder_arguments
 
 TEXT_TOKENS = 120
 STEPS = 8  # in one timed call: on a GPU the pool runs several between two looks at what was chosen
@@ -69,7 +69,7 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     equal = min(float((tokens[:, :shared] == chosen[0][:, :shared]).double().mean()) for tokens in chosen)
     # Rounding tips near ties, which random weights make, and what a branch says after one differs altogether.
     assert equal > 0.9 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
-    weights = [*find_text_decoder(model).parameters(), model.get_output_embeddings().weight]
+    weights = [*VLM.of(model).decoder.parameters(), model.get_output_embeddings().weight]
     weights = sum(w.nbytes for w in weights) - model.get_input_embeddings().weight.nbytes
     memory = weights / copy_bandwidth(options.device)
     products = 2 * branches * weights / model.dtype.itemsize / fma_peak(options.device, model.dtype)
@@ -110,7 +110,7 @@ class Prompt:
         embeds = 0.02 * torch.randn(total, model.config.text_config.hidden_size, device=device).to(model.dtype)
         indices = torch.arange(total, device=device)
         full = DecoderInputs(embeds, indices[None], torch.arange(20, 20 + IMAGE_TOKENS), indices, total)
-        inputs = full.show(torch.randperm(IMAGE_TOKENS)[: IMAGE_TOKENS // 100].sort().values)
+        inputs = full.keep_visible(torch.randperm(IMAGE_TOKENS)[: IMAGE_TOKENS // 100].sort().values)
         return cls(inputs, inputs.positions[0], len(inputs) - torch.arange(branches, device=device) % 16)
 
     def row_bytes(self, model: Any, full: bool, generated: int) -> int:
@@ -125,7 +125,7 @@ class Pool:
 
     def __init__(self, model: Any, prompt: Prompt, branches: int, limit: int) -> None:
         chooser = TokenChooser([], temperature=0.0, top_k=0, top_p=1.0)
-        self._pool = BranchPool(model, branches, chooser, lambda live: [False] * len(live))
+        self._pool = BranchPool(VLM.of(model), branches, chooser, lambda live: [False] * len(live))
         self._branches = [Branch(length, limit) for length in prompt.lengths.tolist()]
         self._pool.add([(prompt.inputs, self._branches)])
 
@@ -144,7 +144,7 @@ class Rows:
     """A row for each branch, its first keys copied from one prefill. kind: "dynamic", "static" or "compact"."""
 
     def __init__(self, model: Any, prompt: Prompt, kind: str, steps: int) -> None:
-        self._decoder, self._head = find_text_decoder(model), model.get_output_embeddings()
+        self._decoder, self._head = VLM.of(model).decoder, model.get_output_embeddings()
         self._embed = model.get_input_embeddings()
         once = DynamicCache()
         arguments = decoder_arguments([prompt.inputs])

@@ -22,8 +22,9 @@ from transformers import DynamicCache
 
 from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample
 from mmbdhs.decoding import BranchPool, vision_token_ids
-from mmbdhs.decoding.exactness import _SOUND
-from mmbdhs.sampling import ExampleReader, Reference, Sampler, examples
+from mmbdhs.sampling import ExampleReader, Reference, examples
+from mmbdhs.sampling.sampler import Sampler
+from mmbdhs.vlm import VLM
 
 PROMPT = "Describe the image in detail."
 REFERENCE = (
@@ -77,8 +78,8 @@ def measure(model: Any, processor: Any, options: Options) -> dict[str, Any]:
             model, processor, images, [PROMPT] * pairs, [REFERENCE] * pairs, config, lambda a, b: [0.0] * len(a)
         )
 
-    _SOUND.pop(model, None)
-    with stages(probe=(examples, "probe")) as once:
+    VLM.of(model).forget_checks()
+    with stages(probe=(examples, "check_decoding")) as once:
         samples = ours()
     baseline = MaskedGeneration(model, processor, images[0], samples[0], steps)
     equal = min(equal_share(samples[0], side(), steps) for side in (baseline.batched, baseline.shared))
@@ -102,8 +103,8 @@ def stage_times(sample: Callable[[], Any], pairs: int) -> dict[str, float]:
     with stages(
         read=(ExampleReader, "read"),
         split=(Reference, "__init__"),
-        processor=(examples, "encode"),
-        vision=(examples, "decoder_inputs"),
+        processor=(examples, "encode_turn"),
+        vision=(examples, "capture_decoder_inputs"),
         prefill=(BranchPool, "add"),
         decode=(BranchPool, "step"),
         schedule=(Sampler, "_advance"),
@@ -128,7 +129,7 @@ class MaskedGeneration:
         self.model, self.processor, self.image, self.steps = model, processor, image, steps
         self.prefixes = [list(splice.prefix_ids) for splice in sample.sentences]
         self.visible = list(sample.visible_image_tokens)
-        self.suppressed = vision_token_ids(model, processor.tokenizer)
+        self.suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
         self.device = model.device
 
     def prompt(self) -> tuple[torch.Tensor, torch.Tensor]:

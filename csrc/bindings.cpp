@@ -87,28 +87,35 @@ void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
 }  // namespace
 
 PYBIND11_MODULE(_extension, module) {
-    module.def("address_layout", &address_layout);
     module.def("build_info", &build_info);
-    module.def("dtypes", &dtypes);
     module.def("struct_fields", &struct_fields);
-    module.def("character_ranges", &character_ranges);
-    module.def("word_tables", &word_tables);
-    module.attr("NO_STOP") = NO_STOP;
-    module.attr("UNDECIDED") = UNDECIDED;
+
+    // Random draws and image masks.
+    module.def("address_layout", &address_layout);
     define(module, "philox", &philox_words);
     define(module, "random_uniform", &random_uniform);
     define(module, "total_tokens", &total_tokens);
     define(module, "sample_visible", &sample_visible);
+
+    // Texts.
+    module.def("character_ranges", &character_ranges);
+    module.def("word_tables", &word_tables);
+    module.attr("NO_STOP") = NO_STOP;
+    module.attr("UNDECIDED") = UNDECIDED;
     define(module, "split_sentences", &split_sentences);
     define(module, "sentence_ends", &sentence_ends);
     define(module, "draw_splices", &draw_splices);
     define_struct(module, "join_splices", &join_splices);
+
+    // Attention.
+    module.def("dtypes", &dtypes);
     define(module, "lengths_fit", &lengths_fit, "prefix_count"_a, "suffix_length"_a, "branches"_a, "visible"_a,
            "prefix_keys"_a, "example"_a, "prefix_offsets"_a, "examples"_a, "prefix_rows"_a, "suffix_rows"_a);
     define_struct(module, "shared_prefix_attention", &shared_prefix_attention);
     define_struct(module, "masked_attention", &masked_attention);
     define(module, "instruction_set", &instruction_set);
     define(module, "multiply_add_rounds", &multiply_add_rounds);
+
 #ifdef MMBDHS_WITH_CUDA
     define(module, "count_visible_cuda", &count_visible_cuda);
     define(module, "write_visible_cuda", &write_visible_cuda);

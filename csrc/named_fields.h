@@ -26,78 +26,40 @@ struct Field {
 template <class Struct>
 constexpr auto fields_of = std::array<Field, 0>{};
 
-#define MMBDHS_FIELD(name) \
-    Field { #name, offsetof(Struct, name) }
+// clang-format off
+#define F(name) Field{#name, offsetof(Struct, name)}
 
 template <>
 constexpr auto fields_of<SharedPrefix> = [] {
     using Struct = SharedPrefix;
-    return std::array{MMBDHS_FIELD(q),
-                      MMBDHS_FIELD(k_prefix),
-                      MMBDHS_FIELD(v_prefix),
-                      MMBDHS_FIELD(k_suffix),
-                      MMBDHS_FIELD(v_suffix),
-                      MMBDHS_FIELD(out),
-                      MMBDHS_FIELD(lse),
-                      MMBDHS_FIELD(prefix_count),
-                      MMBDHS_FIELD(visible),
-                      MMBDHS_FIELD(suffix_length),
-                      MMBDHS_FIELD(prefix_offsets),
-                      MMBDHS_FIELD(example),
-                      MMBDHS_FIELD(dtype),
-                      MMBDHS_FIELD(branches),
-                      MMBDHS_FIELD(q_heads),
-                      MMBDHS_FIELD(kv_heads),
-                      MMBDHS_FIELD(head_dim),
-                      MMBDHS_FIELD(prefix_rows),
-                      MMBDHS_FIELD(prefix_keys),
-                      MMBDHS_FIELD(suffix_rows),
-                      MMBDHS_FIELD(examples),
-                      MMBDHS_FIELD(q_branch),
-                      MMBDHS_FIELD(q_head),
-                      MMBDHS_FIELD(kp_head),
-                      MMBDHS_FIELD(kp_row),
-                      MMBDHS_FIELD(vp_head),
-                      MMBDHS_FIELD(vp_row),
-                      MMBDHS_FIELD(ks_branch),
-                      MMBDHS_FIELD(ks_head),
-                      MMBDHS_FIELD(ks_row),
-                      MMBDHS_FIELD(vs_branch),
-                      MMBDHS_FIELD(vs_head),
-                      MMBDHS_FIELD(vs_row)};
+    return std::array{
+        F(q), F(k_prefix), F(v_prefix), F(k_suffix), F(v_suffix), F(out), F(lse), F(prefix_count),
+        F(suffix_length), F(visible), F(example), F(prefix_offsets), F(dtype), F(branches), F(q_heads),
+        F(kv_heads), F(head_dim), F(prefix_rows), F(prefix_keys), F(suffix_rows), F(examples), F(q_branch),
+        F(q_head), F(kp_head), F(kp_row), F(vp_head), F(vp_row), F(ks_branch), F(ks_head), F(ks_row),
+        F(vs_branch), F(vs_head), F(vs_row)};
 }();
 
 template <>
 constexpr auto fields_of<Masked> = [] {
     using Struct = Masked;
-    return std::array{MMBDHS_FIELD(q),        MMBDHS_FIELD(k),        MMBDHS_FIELD(v),       MMBDHS_FIELD(out),
-                      MMBDHS_FIELD(lse),      MMBDHS_FIELD(visible),  MMBDHS_FIELD(dtype),   MMBDHS_FIELD(batch),
-                      MMBDHS_FIELD(q_heads),  MMBDHS_FIELD(kv_heads), MMBDHS_FIELD(queries), MMBDHS_FIELD(keys),
-                      MMBDHS_FIELD(head_dim), MMBDHS_FIELD(causal),   MMBDHS_FIELD(q_batch), MMBDHS_FIELD(q_head),
-                      MMBDHS_FIELD(q_row),    MMBDHS_FIELD(k_batch),  MMBDHS_FIELD(k_head),  MMBDHS_FIELD(k_row),
-                      MMBDHS_FIELD(v_batch),  MMBDHS_FIELD(v_head),   MMBDHS_FIELD(v_row)};
+    return std::array{
+        F(q), F(k), F(v), F(out), F(lse), F(visible), F(dtype), F(batch), F(q_heads), F(kv_heads), F(queries),
+        F(keys), F(head_dim), F(causal), F(q_batch), F(q_head), F(q_row), F(k_batch), F(k_head), F(k_row),
+        F(v_batch), F(v_head), F(v_row)};
 }();
 
 template <>
 constexpr auto fields_of<Splices> = [] {
     using Struct = Splices;
-    return std::array{MMBDHS_FIELD(text),
-                      MMBDHS_FIELD(text_size),
-                      MMBDHS_FIELD(offsets),
-                      MMBDHS_FIELD(rows),
-                      MMBDHS_FIELD(table),
-                      MMBDHS_FIELD(sentences),
-                      MMBDHS_FIELD(swapped),
-                      MMBDHS_FIELD(sentence_offsets),
-                      MMBDHS_FIELD(kept_bytes),
-                      MMBDHS_FIELD(completions),
-                      MMBDHS_FIELD(completions_size),
-                      MMBDHS_FIELD(joined),
-                      MMBDHS_FIELD(completion_offsets),
-                      MMBDHS_FIELD(joined_offsets)};
+    return std::array{
+        F(text), F(text_size), F(offsets), F(rows), F(table), F(sentences), F(sentence_offsets), F(swapped),
+        F(kept_bytes), F(completions), F(completions_size), F(completion_offsets), F(joined),
+        F(joined_offsets)};
 }();
 
-#undef MMBDHS_FIELD
+#undef F
+// clang-format on
 
 // Fills a struct from a dict with an integer for each of its fields and nothing else. The names are interned once,
 // which makes the look-ups of a decoding step cheap, and never freed: the interpreter is gone before statics are

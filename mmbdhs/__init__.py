@@ -10,36 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmbdhs.errors import ExampleError as ExampleError
     from mmbdhs.errors import UnsupportedModelError as UnsupportedModelError
     from mmbdhs.native import masked_attention as masked_attention
     from mmbdhs.native import shared_prefix_attention as shared_prefix_attention
     from mmbdhs.sampling import BDHSConfig as BDHSConfig
     from mmbdhs.sampling import BDHSFailure as BDHSFailure
     from mmbdhs.sampling import BDHSSample as BDHSSample
-    from mmbdhs.sampling import ExampleError as ExampleError
     from mmbdhs.sampling import POVIDSample as POVIDSample
+    from mmbdhs.sampling import SampledResponse as SampledResponse
+    from mmbdhs.sampling import SamplingConfig as SamplingConfig
     from mmbdhs.sampling import SentenceSplice as SentenceSplice
     from mmbdhs.sampling import bdhs_sample as bdhs_sample
     from mmbdhs.sampling import iter_bdhs_samples as iter_bdhs_samples
+    from mmbdhs.sampling import iter_responses as iter_responses
     from mmbdhs.sampling import povid_sample as povid_sample
+    from mmbdhs.sampling import sample_responses as sample_responses
     from mmbdhs.training import TrainConfig as TrainConfig
     from mmbdhs.training import train as train
 
 __version__ = "0.1.0"
 
 _WINGS = {
-    "errors": ["UnsupportedModelError"],
+    "errors": ["ExampleError", "UnsupportedModelError"],
     "native": ["masked_attention", "shared_prefix_attention"],
     "sampling": [
         "BDHSConfig",
         "BDHSFailure",
         "BDHSSample",
-        "ExampleError",
         "POVIDSample",
+        "SampledResponse",
+        "SamplingConfig",
         "SentenceSplice",
         "bdhs_sample",
         "iter_bdhs_samples",
+        "iter_responses",
         "povid_sample",
+        "sample_responses",
     ],
     "training": ["TrainConfig", "train"],
 }

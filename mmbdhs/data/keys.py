@@ -1,4 +1,4 @@
-"""Keys of examples, and the addresses under which their random draws stand."""
+"""Keys of examples, and the addresses of their random draws."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from mmbdhs.data.messages import Messages
+from mmbdhs.errors import ExampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,12 +21,12 @@ def content_key(messages: Messages, reference: str, images: list[Image]) -> str:
 
 
 def key_address(key: int | str) -> int:
-    """The 64 bits under which a key's random draws stand, as a signed integer: an integer is its own address, a
-    string is hashed."""
+    """The 64 bits that address a key's random draws, as a signed integer: an integer is its own address, a string is
+    hashed. Raises ExampleError for any other key and for integers of more than 64 bits."""
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f"keys: needs integers or strings, got {type(key).__name__}")
+        raise ExampleError(f"keys: needs integers or strings, got {type(key).__name__}")
     if isinstance(key, str):
         key = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
     if not -(2**63) <= key < 2**64:
-        raise ValueError(f"keys: needs integers of at most 64 bits, got {key}")
+        raise ExampleError(f"keys: needs integers of at most 64 bits, got {key}")
     return key - 2**64 if key >= 2**63 else key

@@ -3,60 +3,71 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mmbdhs.errors import ExampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Messages = list[dict[str, Any]]
+Messages: TypeAlias = list[dict[str, Any]]
+ImageSource: TypeAlias = "Image | str | os.PathLike[str] | bytes"
+Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 
 
-def load_images(images: Any) -> list[Image]:
-    """One image or a list of them, each a PIL image, a path, or encoded bytes, as RGB images."""
-    several = images if isinstance(images, (list, tuple)) else [images]
+def load_images(images: Images) -> list[Image]:
+    """The RGB images of one prompt. Raises ExampleError for none, or one that cannot be decoded.
+
+    images: a PIL image, a path or encoded bytes, or a list of these.
+    """
+    several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
     if not several or any(image is None for image in several):
-        raise ValueError(f"images: needs at least one image for each prompt, got {images!r}")
+        raise ExampleError(f"images: needs at least one image for each prompt, got {images!r}")
     return [_load_image(image) for image in several]
 
 
-def _load_image(image: Any) -> Image:
+def _load_image(image: ImageSource) -> Image:
     from PIL import Image as PILImage
 
     if isinstance(image, PILImage.Image):
         return image.convert("RGB")
-    if not isinstance(image, (str, Path, bytes)):
-        raise TypeError(f"images: needs a PIL image, a path or encoded bytes, got {type(image).__name__}")
+    if not isinstance(image, (str, os.PathLike, bytes)):
+        raise ExampleError(f"images: needs a PIL image, a path or encoded bytes, got {type(image).__name__}")
     try:
         with PILImage.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return opened.convert("RGB")
-    except (OSError, ValueError) as error:
-        name = f"{len(image)} bytes" if isinstance(image, bytes) else repr(str(image))
-        raise ValueError(f"images: needs an image that can be decoded, got {name} ({error})") from error
+    except (OSError, ValueError, PILImage.DecompressionBombError) as error:
+        name = f"{len(image)} bytes" if isinstance(image, bytes) else repr(os.fspath(image))
+        raise ExampleError(f"images: needs an image that can be decoded, got {name} ({error})") from error
 
 
 def as_messages(prompt: str | Messages, image_count: int) -> Messages:
-    """A string becomes a user turn with the images first; a message list is checked against the images."""
+    """The prompt as messages: a string becomes a user turn with the images first.
+
+    prompt: a string, or a message list with one placeholder for each image.
+    image_count: number of the prompt's images.
+
+    Raises ExampleError for a list without roles or with another number of placeholders.
+    """
     if isinstance(prompt, str):
         content = [{"type": "image"}] * image_count + [{"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]
-    if not isinstance(prompt, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in prompt):
-        raise TypeError(f"prompts: needs a string or a list of messages with a role, got {type(prompt).__name__}")
-    placeholders = sum(
-        part.get("type") == "image"
-        for message in prompt
-        if not isinstance(message.get("content"), str)
-        for part in message.get("content") or ()
-    )
+    given: Any = prompt
+    if not isinstance(given, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in given):
+        raise ExampleError(f"prompts: needs a string or a list of messages with a role, got {type(prompt).__name__}")
+    contents = [message.get("content") or () for message in given]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    placeholders = sum(part.get("type") == "image" for part in parts)
     if placeholders != image_count:
-        raise ValueError(
+        raise ExampleError(
             f"prompts: needs as many image placeholders as images, got {placeholders} for {image_count} image(s)"
         )
-    return [dict(message) for message in prompt]
+    return [dict(message) for message in given]
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """What a message says: its content, or the text parts of its content."""
+    """The text of a message: its content, or the text parts of its content."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")

@@ -1,17 +1,27 @@
-"""Many continuations over shared prefixes, decoded together."""
+"""Shared-prefix decoding: many continuations of many prompts, decoded together.
 
-from mmbdhs.decoding.branch_pool import Branch, BranchPool
-from mmbdhs.decoding.engine import Decoding
-from mmbdhs.decoding.exactness import probe
+A prompt is prefilled once and its keys are stored once, however many branches continue it; live branches run one token
+each in one batch. Attention reads a branch's own keys and the part of its prompt that it may see, and nothing else.
+
+Read in this order: `branch` (one continuation), `branch_pool` (which branches run, start and end), `engine` (one token
+of all of them), `kv_cache` (where their keys are), `attention` and `attention_paths` (how they are read), `autotune`
+(which path is faster), `cuda_graphs` (steps replayed on a GPU), `token_sampling` (the next token), `exactness`
+(decoding is compared with computing everything at once).
+"""
+
+from mmbdhs.decoding.branch import Branch
+from mmbdhs.decoding.branch_pool import BranchPool
+from mmbdhs.decoding.engine import DecodingEngine
+from mmbdhs.decoding.exactness import check_decoding
 from mmbdhs.decoding.token_sampling import TokenChooser, end_token_ids, token_chooser, vision_token_ids
 
 __all__ = [
     "Branch",
     "BranchPool",
-    "Decoding",
+    "DecodingEngine",
     "TokenChooser",
+    "check_decoding",
     "end_token_ids",
-    "probe",
     "token_chooser",
     "vision_token_ids",
 ]

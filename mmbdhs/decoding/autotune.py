@@ -1,5 +1,7 @@
-"""Which path runs the attention of decoding: measured on the model's own shape, announced once, overridden by
-MMBDHS_ATTENTION."""
+"""Which path runs the attention of decoding: measured on the model's own shape, announced once.
+
+The environment variable MMBDHS_ATTENTION=native|sdpa overrides the measurement.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,27 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmbdhs.decoding.attention_paths import Path, Rows, native_path, sdpa_path
-from mmbdhs.decoding.kv_cache import SlotLayer
+from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
+from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, checks
-from mmbdhs.vlm import MaskRule
+from mmbdhs.vlm import LayerCall, MaskRule
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
-# What is timed: milliseconds of work even at 7B, and kind to SDPA, whose cost grows with other branches' keys.
+# The timed step takes milliseconds even at 7B. It is small in SDPA's favour, whose cost grows with other branches.
 _PROMPTS, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 2, 4, 64, 16
-_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # the time is a limit between the two
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # rounds stop at the time limit, but between these bounds
+
+
+_Step = tuple[BranchCacheLayer, LayerCall, DecodeBatch]
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Of one layer's attention, and what else its speed depends on."""
+    """The shape of one layer's attention, and what else its speed depends on."""
 
     query_heads: int
     kv_heads: int
@@ -46,18 +51,19 @@ class _Shape:
 
 
 def override() -> str | None:
-    """The path that MMBDHS_ATTENTION asks for, None for none. Raises ValueError for an unknown one."""
+    """The path that MMBDHS_ATTENTION asks for; None where it is not set. Raises ValueError for an unknown path."""
     wanted = os.environ.get(_VARIABLE)
     if wanted and wanted not in _PATHS:
         raise ValueError(f"{_VARIABLE} must be 'native' or 'sdpa', got {wanted!r}")
     return wanted or None
 
 
-def choose_path(query: Tensor, key: Tensor, value: Tensor, rule: MaskRule) -> Path:
-    """The override, or the faster path for query [n, Hq, 1, D], new key [n, Hkv, 1, D] and value [n, Hkv, 1, Dv] of
-    a layer under `rule`.
+def choose_path(call: LayerCall, rule: MaskRule) -> Path:
+    """The path that the override asks for, or else the faster one for the shape of a layer's call under `rule`.
 
-    Raises ValueError if the override asks for the native path and the op does not take this shape."""
+    Raises ValueError if the override asks for the native path and the op does not take this shape.
+    """
+    query, key, value = call.query, call.key, call.value
     shape = _Shape(
         query.shape[1],
         key.shape[1],
@@ -80,7 +86,7 @@ def _chosen(shape: _Shape, wanted: str | None) -> str:
 
 def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
     if not shape.causal:
-        return "sdpa", "the only path for layers that see less than all that came before"
+        return "sdpa", "the only path for layers that do not see all that came before"
     obstacle = _obstacle(shape)
     if wanted == "native" and obstacle:
         raise ValueError(f"{_VARIABLE} must be 'sdpa' for this model, got 'native': {obstacle}")
@@ -94,7 +100,7 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
 
 
 def _obstacle(shape: _Shape) -> str:
-    """Why the op cannot take this shape; empty if it can."""
+    """The reason why the op cannot take this shape; empty if it can."""
     if shape.device.type not in ("cpu", "cuda"):
         return f"the op has no kernels for {shape.device.type}"
     if shape.key_size != shape.value_size or len(set(shape.dtypes)) > 1:
@@ -108,7 +114,7 @@ def _obstacle(shape: _Shape) -> str:
 
 @torch.no_grad()
 def _measure(shape: _Shape) -> dict[str, float]:
-    """The least seconds of each path's calls on random tensors; the paths take turns, so that noise hits them alike."""
+    """The least seconds of each path's calls on random tensors. The paths take turns, so that noise affects both."""
     step = _random_step(shape)
     for path in _PATHS.values():  # warm up
         _seconds(path, shape, step)
@@ -118,16 +124,16 @@ def _measure(shape: _Shape) -> dict[str, float]:
     return {name: min(times) for name, times in zip(_PATHS, zip(*rounds, strict=True), strict=True)}
 
 
-def _seconds(path: Path, shape: _Shape, step: tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]) -> float:
+def _seconds(path: Path, shape: _Shape, step: _Step) -> float:
     begin = time.perf_counter()
-    path(*step, 1.0, 0.0)
+    path(*step)
     if shape.device.type == "cuda":
         torch.cuda.synchronize(shape.device)
     return time.perf_counter() - begin
 
 
-def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
-    chance = torch.Generator(shape.device).manual_seed(0)  # of its own: the caller's draws stay as they were
+def _random_step(shape: _Shape) -> _Step:
+    chance = torch.Generator(shape.device).manual_seed(0)  # leaves the caller's generator alone
 
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=chance, dtype=shape.dtypes[0], device=shape.device)
@@ -135,18 +141,18 @@ def _random_step(shape: _Shape) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows
     slots = torch.arange(_PROMPTS * _BRANCHES_PER_PROMPT, device=shape.device)
     query = draw(len(slots), shape.query_heads, 1, shape.key_size)
     key, value = (draw(len(slots), shape.kv_heads, 1, shape.key_size) for _ in range(2))
-    layer = SlotLayer(key, value)
-    extents = len(slots), _SUFFIX, _PROMPTS * _PREFIX
+    layer = BranchCacheLayer(key, value)
+    extents = Extents(len(slots), _SUFFIX, _PROMPTS * _PREFIX)
     for store in layer.stores:
-        store.resize(*extents)
-        store.row.normal_(generator=chance)
-    rows = Rows(
-        places=torch.full_like(slots, _SUFFIX - 1),
+        store.resize(extents)
+        store.sequence.normal_(generator=chance)
+    batch = DecodeBatch(
+        suffix_positions=torch.full_like(slots, _SUFFIX - 1),
         prefix_count=torch.full_like(slots, _PREFIX, dtype=torch.int32),
-        example=(slots // _BRANCHES_PER_PROMPT).int(),
-        prefix_offsets=torch.arange(0, extents[2] + 1, _PREFIX, dtype=torch.int32, device=shape.device),
+        prompt_index=(slots // _BRANCHES_PER_PROMPT).int(),
+        prefix_offsets=torch.arange(0, extents.prefix + 1, _PREFIX, dtype=torch.int32, device=shape.device),
         extents=extents,
         first_index=slots,
         prefix_index=slots,
     )
-    return layer, query, key, value, rows
+    return layer, LayerCall(nn.Identity(), query, key, value, None, 1.0, 0.0), batch

@@ -1,25 +1,41 @@
-"""Keys and values of branches that decode together: each prompt's once, and each branch's own."""
+"""Keys and values of branches that decode together: each prompt's once, and each branch's own.
+
+One layer stores its keys (and likewise its values) as one sequence of all suffixes and then all prefixes:
+
+    | slot 0: T keys | slot 1: T keys | … | prompt 0 | prompt 1 | … |
+    |<-------------- suffix ---------->   |<------- prefix -------->|
+
+Attention reads either part through a view, or the whole sequence under a mask.
+"""
 
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-_PLACES = 16  # of a suffix at least: most sentences end within it
+_SUFFIX = 16  # the least room for a suffix: most sentences end within it
+
+
+class Extents(NamedTuple):
+    """Sizes of a store: its slots, the keys T that each slot has room for, and the keys of all prompts together."""
+
+    slots: int
+    suffix: int
+    prefix: int
 
 
 def bucket(count: int) -> int:
-    """The least 2^n or 3 · 2^n that is at least `count`: few values, at most half apart."""
+    """The least 2^n or 3 · 2^n that is at least `count`: few values, each at most half above the one before."""
     power = 1 << (count - 1).bit_length() if count else 0
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
 
 
-def enlarged(store: Tensor, *shape: int) -> Tensor:
-    """`store` as the leading corner of zeros of `shape`, or itself if it has that shape."""
+def grow(store: Tensor, *shape: int) -> Tensor:
+    """`store` as the leading corner of zeros of `shape`, or `store` itself if it has that shape."""
     if store.shape == shape:
         return store
     larger = store.new_zeros(shape)
@@ -27,68 +43,75 @@ def enlarged(store: Tensor, *shape: int) -> Tensor:
     return larger
 
 
-class Store:
-    """Keys or values of one layer, zeros where nothing was written.
+class KeyStore:
+    """Keys or values of one layer, with zeros where nothing was written.
 
-    row: [Hkv, slots · T + P, D], every slot's suffix and then prompt after prompt's prefix, so that they are one
-    sequence to whoever wants one. suffix [slots, Hkv, T, D] and prefix [Hkv, P, D] are views of it.
+    sequence: [Hkv, slots · T + P, D].
+    suffix: its view [slots, Hkv, T, D].
+    prefix: its view [Hkv, P, D].
     """
 
     def __init__(self, like: Tensor) -> None:
-        """like: [n, Hkv, L, D]"""
-        self.row = like.new_zeros(like.shape[1], 0, like.shape[3])
+        """like: [n, Hkv, L, D], for heads, head size, dtype and device."""
+        self.sequence = like.new_zeros(like.shape[1], 0, like.shape[3])
         self._set_views(0, 0)
 
-    def resize(self, slots: int, places: int, prefix: int) -> None:
-        """Make room for `places` keys in each of `slots` suffixes and `prefix` keys of prompts, no less than before."""
+    def resize(self, extents: Extents) -> None:
+        """Grow to `extents`, none of which is less than before."""
+        slots, suffix, prefix = extents
         before = self.suffix, self.prefix
-        self.row = self.row.new_zeros(self.row.shape[0], slots * places + prefix, self.row.shape[2])
-        self._set_views(slots, places)
+        self.sequence = self.sequence.new_zeros(self.sequence.shape[0], slots * suffix + prefix, self.sequence.shape[2])
+        self._set_views(slots, suffix)
         for view, old in zip((self.suffix, self.prefix), before, strict=True):
             view[tuple(map(slice, old.shape))] = old
 
-    def _set_views(self, slots: int, places: int) -> None:
-        self.suffix = self.row[:, : slots * places].unflatten(1, (slots, places)).transpose(0, 1)
-        self.prefix = self.row[:, slots * places :]
+    def _set_views(self, slots: int, suffix: int) -> None:
+        self.suffix = self.sequence[:, : slots * suffix].unflatten(1, (slots, suffix)).transpose(0, 1)
+        self.prefix = self.sequence[:, slots * suffix :]
 
 
-class SlotLayer(DynamicLayer):
-    """The stores of one layer."""
+class BranchCacheLayer(DynamicLayer):
+    """The keys and values of one layer."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """keys [n, Hkv, L, D], values [n, Hkv, L, Dv]: tell heads, sizes, dtype and device."""
+        """keys [n, Hkv, L, D], values [n, Hkv, L, Dv], for heads, head sizes, dtype and device."""
         super().__init__()
-        self.stores = self.key_store, self.value_store = Store(keys), Store(values)
+        self.stores = self.key_store, self.value_store = KeyStore(keys), KeyStore(values)
         self.is_initialized = True
 
-    def write(self, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys, values [n, Hkv, 1, D] of `slots` (int64 [n]) at `places` (int64 [n]) of their suffixes."""
-        self.key_store.suffix[slots, :, places] = keys[:, :, 0]
-        self.value_store.suffix[slots, :, places] = values[:, :, 0]
+    def write(self, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store one new key and value of each slot.
+
+        slots: int64 [n].
+        positions: int64 [n], the key's position in the suffix of its slot.
+        keys, values: [n, Hkv, 1, D].
+        """
+        self.key_store.suffix[slots, :, positions] = keys[:, :, 0]
+        self.value_store.suffix[slots, :, positions] = values[:, :, 0]
 
 
-class KeyStores(Cache):
-    """The cache of decoding. `update` stores nothing: it notes whose keys come next, and the attention that follows
-    writes them (see `decode_attention`).
+class BranchKVCache(Cache):
+    """The cache of decoding. `update` stores nothing: it notes which layer's keys come next, and the attention call
+    that follows writes them (see `decoding.attention`).
 
-    slots, places, prefix: the extents of every store.
-    offsets: the prompts' prefixes lie at offsets[e] … offsets[e + 1] of the prefix stores.
-    prefix_offsets: the same on the device, int32 [≥ prompts + 1], its last entry repeated.
-    prefix_index: int64 [prefix], where the prefixes' tokens stand in their whole sequences.
-    seen_tokens: what a model hears that asks how many tokens came before. One number cannot be true of all branches;
-        `probe` sees to it that it does not matter.
+    extents: the sizes of every store.
+    offsets: the prefix of prompt i is at offsets[i] … offsets[i + 1] of the prefix stores.
+    prefix_offsets: the same on the device, int32 [≥ prompts + 1], padded with its last entry.
+    prefix_index: int64 [prefix], the indices that the prefixes' tokens have in their whole sequences.
+    seen_tokens: the answer to a model that asks how many tokens came before. One number cannot be true of all
+        branches; `check_decoding` makes sure that it does not matter.
     """
 
-    layers: list[SlotLayer]
+    layers: list[BranchCacheLayer]  # type: ignore[assignment]  # a narrower type of layer
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(layers=[])
-        self.slots = self.places = self.prefix = 0
+        self.extents = Extents(0, 0, 0)
         self.offsets = [0]
         self.prefix_offsets = torch.zeros(2, dtype=torch.int32, device=device)
         self.prefix_index = torch.zeros(0, dtype=torch.int64, device=device)
         self.seen_tokens = 1
-        self.pending: tuple[SlotLayer, Tensor, Tensor] | None = None
+        self.pending: tuple[BranchCacheLayer, Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -100,15 +123,18 @@ class KeyStores(Cache):
         return self.seen_tokens
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, 0  # of a mask that only stands for its rule
+        return query_length, 0  # the mask is a placeholder for its rule
 
     def add_prompt(self, indices: Tensor, layers: list[tuple[Tensor, Tensor]]) -> int:
-        """Store a prompt's keys and values, [Hkv, L, D] for each layer, and the indices of its tokens, int64 [L];
-        returns the prompt's number."""
+        """Store a prompt's keys and values; returns the prompt's number.
+
+        indices: int64 [L], the indices of its tokens in the whole sequence.
+        layers: keys and values [Hkv, L, D] of each layer.
+        """
         if not self.layers:
-            self.layers = [SlotLayer(keys[None], values[None]) for keys, values in layers]
+            self.layers = [BranchCacheLayer(keys[None], values[None]) for keys, values in layers]
         begin, end = self.offsets[-1], self.offsets[-1] + len(indices)
-        self._reserve(self.slots, self.places, end)
+        self._reserve(self.extents._replace(prefix=end))
         self.prefix_index[begin:end] = indices
         for layer, new in zip(self.layers, layers, strict=True):
             for store, tensor in zip(layer.stores, new, strict=True):
@@ -117,18 +143,18 @@ class KeyStores(Cache):
         return len(self.offsets) - 2
 
     def keep_prompts(self, numbers: list[int]) -> None:
-        """Forget every prompt but `numbers` (ascending), which are numbered anew from 0."""
+        """Forget every prompt but `numbers` (ascending), which are renumbered from 0."""
         spans = [(self.offsets[number], self.offsets[number + 1]) for number in numbers]
-        index = torch.tensor([place for span in spans for place in range(*span)], dtype=torch.int64)
+        index = torch.tensor([key for span in spans for key in range(*span)], dtype=torch.int64)
         self.prefix_index[: len(index)] = self.prefix_index[index.to(self.prefix_index.device)]
         for layer in self.layers:
             for store in layer.stores:
                 store.prefix[:, : len(index)] = store.prefix.index_select(1, index.to(store.prefix.device))
         self._set_offsets(list(accumulate((end - begin for begin, end in spans), initial=0)))
 
-    def reserve(self, slots: int, places: int) -> None:
-        """Make room for `places` keys in each of `slots` suffixes."""
-        self._reserve(slots, max(places, _PLACES), self.prefix)
+    def reserve(self, slots: int, suffix: int) -> None:
+        """Make room for `suffix` keys in each of `slots` slots."""
+        self._reserve(Extents(slots, max(suffix, _SUFFIX), self.extents.prefix))
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy the suffixes of the slots `sources` to the slots `targets`."""
@@ -136,16 +162,15 @@ class KeyStores(Cache):
             for store in layer.stores:
                 store.suffix[targets] = store.suffix[sources]
 
-    def _reserve(self, *needed: int) -> None:
-        extents = self.slots, self.places, self.prefix
-        grown = tuple(max(have, bucket(need)) for have, need in zip(extents, needed, strict=True))
-        if grown == extents:
+    def _reserve(self, needed: Extents) -> None:
+        grown = Extents(*(max(have, bucket(need)) for have, need in zip(self.extents, needed, strict=True)))
+        if grown == self.extents:
             return
-        self.slots, self.places, self.prefix = grown
-        self.prefix_index = enlarged(self.prefix_index, self.prefix)
+        self.extents = grown
+        self.prefix_index = grow(self.prefix_index, grown.prefix)
         for layer in self.layers:
             for store in layer.stores:
-                store.resize(*grown)
+                store.resize(grown)
 
     def _set_offsets(self, offsets: list[int]) -> None:
         self.offsets = offsets

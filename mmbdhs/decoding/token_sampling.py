@@ -1,4 +1,4 @@
-"""Which token comes next: what may be sampled, how it is drawn, and what ends a response."""
+"""The next token: what may be sampled, how it is drawn, and what ends a response."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from torch import Tensor
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from mmbdhs.vlm import VLM
 
 _VISION_ID_ATTRIBUTE = re.compile(r"(image|video|vision|boi|eoi).*(token_id|token_index)$")
 _VISION_TOKEN = re.compile(r"image|img|video|vision|patch", re.IGNORECASE)
 
 
-def vision_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """Every id that stands for vision input rather than text and must never be sampled, and the rows of the output
-    head beyond the tokenizer's vocabulary, which no text contains."""
+def vision_token_ids(vlm: VLM, tokenizer: Any) -> list[int]:
+    """The ids that must never be sampled: those that stand for vision input rather than text, and the rows of the
+    output head beyond the tokenizer's vocabulary."""
+    model = vlm.model
     size = model.get_output_embeddings().weight.shape[0]
     values = model.config.to_dict().items()
     ids = {value for name, value in values if _VISION_ID_ATTRIBUTE.search(name) and isinstance(value, int)}
@@ -23,9 +26,9 @@ def vision_token_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     return sorted({i for i in ids if 0 <= i < size} | set(range(len(tokenizer), size)))
 
 
-def end_token_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+def end_token_ids(vlm: VLM, tokenizer: Any) -> set[int]:
     """The ids that end a response."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = getattr(vlm.model.generation_config, "eos_token_id", None)
     ends = configured if isinstance(configured, (list, tuple)) else [configured]
     return {i for i in (*ends, tokenizer.eos_token_id) if i is not None}
 
@@ -33,12 +36,15 @@ def end_token_ids(model: nn.Module, tokenizer: Any) -> set[int]:
 class TokenChooser:
     """Chooses the next token of each row: the arg-max, or the inverse of the distribution's CDF at an addressed draw.
 
-    suppressed: ids that are never chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole.
+    suppressed: ids that are never chosen.
+    temperature: divides the logits; 0 for the arg-max.
+    top_k: number of most probable tokens that are kept; 0 for all.
+    top_p: least probability that the kept tokens have together; 1 for all tokens.
     """
 
     def __init__(self, suppressed: list[int], temperature: float, top_k: int, top_p: float) -> None:
         self._suppressed = torch.tensor(suppressed, dtype=torch.int64)
-        self._warpers = []
+        self._warpers: list[LogitsProcessor] = []
         if temperature not in (0.0, 1.0):
             self._warpers.append(TemperatureLogitsWarper(float(temperature)))
         if top_k:
@@ -47,8 +53,11 @@ class TokenChooser:
             self._warpers.append(TopPLogitsWarper(top_p))
 
     def __call__(self, logits: Tensor, draws: Tensor | None) -> Tensor:
-        """logits: [n, V]; draws: uniforms float32 [n] in [0, 1), or None for the arg-max. Returns int64 [n], -1 where
-        the logits are not finite."""
+        """The chosen token ids, int64 [n], -1 where the logits are not finite.
+
+        logits: [n, V].
+        draws: uniforms float32 [n] in [0, 1), or None for the arg-max.
+        """
         self._suppressed = self._suppressed.to(logits.device)
         scores = logits.float().index_fill(1, self._suppressed, -torch.inf)
         if draws is None:
@@ -59,14 +68,12 @@ class TokenChooser:
         cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
         target = draws[:, None] * total
-        # Rounded up to the total, a draw would fall behind the last token.
+        # A target that is rounded up to the total would be found after the last token.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target, right=True)
         return torch.where(total.isfinite(), token, -1)[:, 0]
 
 
-def token_chooser(
-    model: nn.Module, tokenizer: Any, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> TokenChooser:
+def token_chooser(vlm: VLM, tokenizer: Any, temperature: float, top_k: int = 0, top_p: float = 1.0) -> TokenChooser:
     """The chooser for a model's text: ids that stand for vision input are never chosen."""
-    return TokenChooser(vision_token_ids(model, tokenizer), temperature, top_k, top_p)
+    return TokenChooser(vision_token_ids(vlm, tokenizer), temperature, top_k, top_p)

@@ -1,11 +1,11 @@
 """Log-probabilities of given tokens from hidden states, without a tensor of tokens × vocabulary.
 
-With z the logit of the label and r the log-sum-exp of all other logits, log p = log σ(z − r), and its gradient is
-(1 − p) times the label's row of the head less the mean of the other rows, weighed by their softmax among themselves.
-Said so, nothing cancels where p is close to 1, as it is for most tokens of a trained model, in any dtype.
+With z the logit of the label and r the log-sum-exp of all other logits, log p = log σ(z − r). Its gradient is (1 − p)
+times the difference between the label's row of the head and the mean of the other rows, weighted by their softmax among
+themselves. In this form there is no cancellation when p is near 1, as it is for most tokens of a trained model.
 
-The vocabulary is cut, not the tokens: so each row of the weight's gradient is one product over all tokens, rounded
-once, in any dtype, and needs no float32 accumulator of the weight's size.
+The vocabulary is split, not the tokens. So each row of the weight's gradient is one product over all tokens, rounded
+once in any dtype, and needs no float32 accumulator of the weight's size.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmbdhs import checks
 
-# Logits at a time where nothing is said. A CPU is fastest while they stay in its cache (4 MiB); a GPU wants large
-# products (64 MiB), and so does a head that is called as a whole, which reads all its weights for every chunk.
+# Default number of logits at a time. A CPU is fastest while they stay in its cache (4 MiB). A GPU wants large products
+# (64 MiB), and so does a head that is called as a whole, which reads all its weights for every chunk.
 CACHED_LOGITS = 1 << 20
 CHUNK_LOGITS = 1 << 24
-# Of the vocabulary, whatever the number of tokens: sums over more rows of the weight might overflow float16.
+# Bounds of a chunk of the vocabulary: sums over more rows of the weight might overflow float16.
 LEAST_ENTRIES, MOST_ENTRIES = 512, 1 << 14
 
 
@@ -40,28 +40,31 @@ def chunked_logps(
 ) -> Tensor:
     """log softmax((hidden · weightᵀ + bias) / temperature)[labels] in nats: float32 [T], float64 for float64.
 
-    hidden: float [T, H], in whose dtype (under autocast: in autocast's) products are taken; sums are float32.
-    weight: float [V, H]. labels: int64 [T], in [0, V). bias: float [V].
-    chunk_vocabulary: how many of the V entries have logits at a time, by default so many that these take 64 MiB (CPU:
-    4 MiB), from 512 to 16,384. Besides what it returns, a call holds less than two such chunks and some [T, H].
+    hidden: float [T, H]. Products are taken in its dtype, or in autocast's; sums are float32.
+    weight: float [V, H].
+    labels: int64 [T], in [0, V).
+    bias: float [V].
+    temperature: divides the logits.
+    chunk_vocabulary: how many of the V entries have logits at a time; by default as many as take 64 MiB (CPU: 4 MiB),
+        from 512 to 16,384. Besides its result, a call holds less than two such chunks and some [T, H].
 
-    Where hidden needs a gradient, forward makes it up to the factor that backward brings. Backward computes logits anew
-    only for the weight's and the bias's, so a frozen head costs no third product. There is no second derivative.
-    Raises ValueError or TypeError naming the argument.
+    Where hidden needs a gradient, forward computes it up to the factor that backward brings. Backward recomputes logits
+    only for the gradients of weight and bias, so a frozen head costs no third product. There is no second derivative.
+    Raises ValueError or TypeError that names the argument.
     """
-    _checked(hidden, labels, temperature)
+    _check(hidden, labels, temperature)
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"weight: needs shape [V, {hidden.shape[1]}], got {list(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: needs shape [{len(weight)}], got {list(bias.shape)}")
-    _labels_below(len(weight), labels)
+    _check_labels(len(weight), labels)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     at_once = CACHED_LOGITS if kind == "cpu" else CHUNK_LOGITS
     width = min(max(at_once // max(1, len(hidden)), LEAST_ENTRIES), MOST_ENTRIES)
     width = _chunk("chunk_vocabulary", chunk_vocabulary, width)
-    return _applied(hidden, weight, bias, labels, temperature, width)
+    return _apply(hidden, weight, bias, labels, temperature, width)
 
 
 def logps_through(
@@ -72,17 +75,21 @@ def logps_through(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """The same for a head that is more than a linear layer: soft-capped, quantised, with an adapter. float32 [T].
+    """`chunked_logps` for a head that is more than a linear layer: soft-capped, quantised, with an adapter.
 
-    head: hidden [n, H] -> logits [n, V], each token for itself; called for each chunk of tokens, again in backward, and
-    once for the first token alone, to learn V. hidden: float [T, H]. labels: int64 [T], in [0, V).
-    chunk_tokens: how many tokens have logits at a time; by default so many that they are 64 MiB in float32.
-    Raises ValueError or TypeError naming the argument.
+    head: hidden [n, H] -> logits [n, V], each token by itself. It is called for each chunk of tokens, again in
+        backward, and once for the first token alone, to learn V.
+    hidden: float [T, H].
+    labels: int64 [T], in [0, V).
+    temperature: divides the logits.
+    chunk_tokens: how many tokens have logits at a time; by default as many as take 64 MiB in float32.
+
+    Returns float32 [T]. Raises ValueError or TypeError that names the argument.
     """
-    _checked(hidden, labels, temperature)
+    _check(hidden, labels, temperature)
     with torch.no_grad():
         vocabulary = head(hidden[:1]).shape[-1]
-    _labels_below(vocabulary, labels)
+    _check_labels(vocabulary, labels)
 
     def logps(hidden: Tensor, labels: Tensor) -> Tensor:
         (logits,) = checks.widened({"head(hidden)": head(hidden)})
@@ -93,14 +100,15 @@ def logps_through(
     return torch.cat([checkpoint(logps, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-@torch.compiler.disable  # traced, the loop over the vocabulary would be unrolled into a graph of hundreds of products
-def _applied(hidden: Tensor, *others: Any) -> Tensor:
+# Tracing would unroll the loop over the vocabulary into a graph of hundreds of products.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apply(hidden: Tensor, *others: Any) -> Tensor:
     learns = torch.is_grad_enabled() and hidden.requires_grad
     return _ChunkedLogps.apply(hidden, *others, learns)
 
 
 class _ChunkedLogps(torch.autograd.Function):
-    """Columns [T, 1] are in the wide dtype: float32, or float64 for float64."""
+    """The chunked head; columns [T, 1] are in the wide dtype, which is float32, or float64 for float64."""
 
     @staticmethod
     def forward(
@@ -114,11 +122,11 @@ class _ChunkedLogps(torch.autograd.Function):
         learns: bool,
     ) -> Tensor:
         wide = _wide(hidden)
-        lowest = torch.finfo(wide).min  # not −∞, of which differences are NaN
+        lowest = torch.finfo(wide).min  # not −∞: its differences are NaN
         at_label, top, others = (hidden.new_full((len(hidden), 1), x, dtype=wide) for x in (torch.nan, lowest, 0))
-        mean = torch.zeros_like(hidden, dtype=wide) if learns else None  # of the other rows: a sum until it is divided
+        mean = torch.zeros_like(hidden, dtype=wide) if learns else None  # of the other rows; a sum until it is divided
         for part, logits in _logits(hidden, weight, bias, temperature, width):
-            index, inside = _places(labels, part)
+            index, inside = _label_columns(labels, part)
             found = logits.gather(1, index)
             at_label = torch.where(inside, found, at_label)
             logits.scatter_(1, index, found.masked_fill(inside, -torch.inf))
@@ -132,7 +140,7 @@ class _ChunkedLogps(torch.autograd.Function):
         slope = torch.sigmoid(rest - at_label).div_(temperature)  # (1 − p) / temperature
         if mean is not None:
             mean = mean.div_(others.clamp_min_(1)).sub_(weight[labels]).mul_(-slope).to(hidden.dtype)
-        again = hidden if any(ctx.needs_input_grad[1:3]) else None  # a frozen head needs its logits no more
+        again = hidden if any(ctx.needs_input_grad[1:3]) else None  # for a frozen head, backward needs no logits
         ctx.save_for_backward(again, weight, bias, labels, rest, slope, mean)
         ctx.temperature, ctx.width = temperature, width
         return F.logsigmoid(at_label - rest).squeeze(1)
@@ -153,7 +161,7 @@ class _ChunkedLogps(torch.autograd.Function):
         pull = -grad[:, None] * slope
         pulled = (pull * hidden).to(hidden.dtype)
         for part, logits in _logits(hidden, weight, bias, ctx.temperature, ctx.width):
-            index, inside = _places(labels, part)
+            index, inside = _label_columns(labels, part)
             weights = logits.sub_(rest).exp_()
             weights.scatter_(1, index, weights.gather(1, index).masked_fill(inside, -1))
             if of_bias is not None:
@@ -167,7 +175,8 @@ class _ChunkedLogps(torch.autograd.Function):
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, width: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of the vocabulary, and logits [T, part] for each: wide, to be overwritten, in one buffer for all."""
+    """Parts of the vocabulary with their logits [T, part], in the wide dtype. The caller may overwrite the logits: one
+    buffer serves all parts."""
     buffer = hidden.new_empty(len(hidden) * min(width, len(weight)), dtype=_wide(hidden))
     for start in range(0, len(weight), width):
         part = slice(start, min(start + width, len(weight)))
@@ -181,13 +190,14 @@ def _logits(
         yield part, logits
 
 
-def _places(labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """[T, 1] each: where in its part of the vocabulary a label lies, somewhere if not in this part, and whether."""
+def _label_columns(labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """The column of each label in a part of the vocabulary (any column if the label is in another part), and whether
+    the label is in this part; both [T, 1]."""
     inside = (labels >= part.start) & (labels < part.stop)
     return (labels - part.start).clamp(0, part.stop - part.start - 1)[:, None], inside[:, None]
 
 
-# With `out` a product is not touched by an autocast in which backward may run.
+# Products with `out` ignore autocast, under which backward may run.
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     if out.dtype == left.dtype:
         torch.mm(left, right, out=out)
@@ -212,7 +222,7 @@ def _chunk(name: str, chosen: int | None, default: int) -> int:
     return chosen or default
 
 
-def _checked(hidden: Tensor, labels: Tensor, temperature: float) -> None:
+def _check(hidden: Tensor, labels: Tensor, temperature: float) -> None:
     if not hidden.is_floating_point():
         raise TypeError(f"hidden: needs a floating-point tensor, got {hidden.dtype}")
     if labels.dtype != torch.int64:
@@ -224,6 +234,6 @@ def _checked(hidden: Tensor, labels: Tensor, temperature: float) -> None:
     checks.above_zero(temperature=temperature)
 
 
-def _labels_below(vocabulary: int, labels: Tensor) -> None:
+def _check_labels(vocabulary: int, labels: Tensor) -> None:
     inside = (labels >= 0) & (labels < vocabulary)
     checks.require(checks.Rule("labels", f"tokens of a vocabulary of {vocabulary}", labels, inside))

@@ -1,8 +1,8 @@
-"""The last layer of a decoder of which only some tokens are read: of the others it makes keys and values, nothing else.
+"""A decoder's last layer, computed only for the tokens whose output is read.
 
-The layer's own forward runs twice: over all tokens up to its attention, which takes their keys and values and ends it,
-then over the tokens that are read, which attend to those. So it may be any layer that sees other tokens in its
-attention alone.
+The other tokens need no more than their keys and values. The layer's own forward runs twice: over all tokens up to its
+attention, which takes their keys and values and ends the run; then over the tokens that are read, which attend to
+those. So it may be any layer that sees other tokens in its attention alone.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmbdhs.errors import UnsupportedModelError
-from mmbdhs.vlm import LayerCall, RuleMask, running_instead, switched
+from mmbdhs.vlm import LayerCall, RuleMask, attention_through, replaced_forward
 
 
 class WindowAttention(Protocol):
-    """Attention of a window of tokens in each row, as many in one row as in another."""
+    """Attention of a window of tokens in each row, of the same size in every row."""
 
     def attend_windows(self, call: LayerCall) -> Tensor:
-        """The windows' queries [B, Hq, K, D] over the rows' keys and values [B, Hkv, L, D] -> [B, K, Hq, D]"""
+        """The windows' queries [B, Hq, K, D] over the rows' keys and values [B, Hkv, L, D] -> [B, K, Hq, D]."""
 
 
-def last_layer(decoder: nn.Module) -> nn.Module:
-    """The module. Raises UnsupportedModelError for a decoder without a list of its layers."""
+def last_layer(decoder: PreTrainedModel) -> Any:
+    """The layer that runs last. Raises UnsupportedModelError for a decoder without a list of its layers."""
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise UnsupportedModelError(
@@ -38,15 +38,18 @@ def last_layer(decoder: nn.Module) -> nn.Module:
 
 
 class LastLayer:
-    """To stand for a layer's forward: takes what that takes, returns what that returns in the windows and 0 elsewhere.
+    """Drop-in replacement for a layer's forward: outputs for the tokens in `windows` alone, zeros elsewhere.
 
-    windows: int64 [B, K], which of the tokens of B rows are read. length: L, how many tokens a row has.
-    configs: that the layer reads.
+    layer: the layer.
+    attention: runs the attention of the windows.
+    windows: int64 [B, K], the tokens of each of B rows whose output is read.
+    length: L, how many tokens a row has.
+    configs: the configurations that the layer reads.
     """
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: Any,
         attention: WindowAttention,
         windows: Tensor,
         length: int,
@@ -54,66 +57,67 @@ class LastLayer:
     ) -> None:
         self._layer, self._forward, self._attention, self._configs = layer, layer.forward, attention, configs
         self._windows, self._length = windows, length
-        self._checkpoint = layer._gradient_checkpointing_func if _checkpointed(layer) else None
+        self._checkpoint = layer._gradient_checkpointing_func if _is_checkpointed(layer) else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The layer runs by this for the length of the context."""
-        with _without_checkpoints(self._layer), running_instead(self._layer, self._run):
+        """Replaces the layer's forward for the length of the context."""
+        with _without_checkpoints(self._layer), replaced_forward(self._layer, self._run):
             yield
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._checkpoint is None:
-            return self._read(*args, **kwargs)
-        return self._checkpoint(partial(self._read, **kwargs), *args)  # around both runs of the layer, not in each
+            return self._run_twice(*args, **kwargs)
+        # One checkpoint around both runs of the layer, not one in each.
+        return self._checkpoint(partial(self._run_twice, **kwargs), *args)
 
-    def _read(self, *args: Any, **kwargs: Any) -> Any:
-        whole = _Keys()
+    def _run_twice(self, *args: Any, **kwargs: Any) -> Any:
+        keys = _KeepKeys()
         with _without_checkpoints(self._layer):
             try:
-                with switched(self._configs, whole):
-                    return self._forward(*args, **kwargs)  # by a layer that attends to nothing
+                with attention_through(keys, self._configs):
+                    return self._forward(*args, **kwargs)  # a layer without attention ends here
             except _AtTheAttention:
-                args, kwargs = tree_map(self._cut, (args, kwargs))
-            with switched(self._configs, _Queries(whole.call, self._attention)):
-                return tree_map(self._spread, self._forward(*args, **kwargs))
+                args, kwargs = tree_map(self._windows_of, (args, kwargs))
+            with attention_through(_WindowQueries(keys.call, self._attention), self._configs):
+                return tree_map(self._with_zeros, self._forward(*args, **kwargs))
 
-    def _cut(self, leaf: Any) -> Any:
-        """The windows of an argument [..., B, L, ...]; any other as it is."""
-        place = _place(leaf, len(self._windows), self._length)
-        return leaf if place is None else leaf[self._index(place, leaf)]
+    def _windows_of(self, leaf: Any) -> Any:
+        """The windows of an argument [..., B, L, ...]; any other argument unchanged."""
+        dim = _rows_dim(leaf, len(self._windows), self._length)
+        return leaf if dim is None else leaf[self._index(dim, leaf)]
 
-    def _spread(self, leaf: Any) -> Any:
-        """[..., B, K, ...] -> [..., B, L, ...]"""
+    def _with_zeros(self, leaf: Any) -> Any:
+        """An output [..., B, K, ...] as [..., B, L, ...], with zeros outside the windows."""
         rows, count = self._windows.shape
-        place = _place(leaf, rows, count)
-        if place is None:
+        dim = _rows_dim(leaf, rows, count)
+        if dim is None:
             return leaf
-        whole = leaf.new_zeros(*leaf.shape[:place], rows, self._length, *leaf.shape[place + 2 :])
-        whole[self._index(place, leaf)] = leaf
+        whole = leaf.new_zeros(*leaf.shape[:dim], rows, self._length, *leaf.shape[dim + 2 :])
+        whole[self._index(dim, leaf)] = leaf
         return whole
 
-    def _index(self, place: int, leaf: Tensor) -> tuple[Any, ...]:
+    def _index(self, dim: int, leaf: Tensor) -> tuple[Any, ...]:
         windows = self._windows.to(leaf.device)
         rows = windows.new_tensor(range(len(windows)))[:, None]
-        return *[slice(None)] * place, rows, windows
+        return *[slice(None)] * dim, rows, windows
 
 
-def _place(leaf: Any, rows: int, tokens: int) -> int | None:
-    """Where rows × tokens stand in a tensor's shape; a mask that is a rule holds for any of them."""
+def _rows_dim(leaf: Any, rows: int, tokens: int) -> int | None:
+    """The dimension at which a tensor's shape has rows × tokens; None if there is none. A mask that carries a rule
+    needs no cutting."""
     if not isinstance(leaf, Tensor) or isinstance(leaf, RuleMask):
         return None
-    places = range(leaf.ndim - 1)
-    return next((place for place in places if leaf.shape[place : place + 2] == (rows, tokens)), None)
+    return next((dim for dim in range(leaf.ndim - 1) if leaf.shape[dim : dim + 2] == (rows, tokens)), None)
 
 
-def _checkpointed(layer: nn.Module) -> bool:
+def _is_checkpointed(layer: Any) -> bool:
     return layer.training and getattr(layer, "gradient_checkpointing", False)
 
 
 @contextmanager
-def _without_checkpoints(layer: nn.Module) -> Iterator[None]:
-    checkpointed = _checkpointed(layer)
+def _without_checkpoints(layer: Any) -> Iterator[None]:
+    checkpointed = _is_checkpointed(layer)
     if checkpointed:
         layer.gradient_checkpointing = False
     try:
@@ -127,8 +131,8 @@ class _AtTheAttention(Exception):
     """Ends the layer's forward once its keys and values are known."""
 
 
-class _Keys:
-    """Handler that keeps the layer's call."""
+class _KeepKeys:
+    """Attention handler that keeps the layer's call."""
 
     call: LayerCall
 
@@ -137,8 +141,8 @@ class _Keys:
         raise _AtTheAttention
 
 
-class _Queries:
-    """Handler for the windows' queries, over the keys and values of `whole`."""
+class _WindowQueries:
+    """Attention handler for the windows' queries, over the keys and values of the whole rows."""
 
     def __init__(self, whole: LayerCall, attention: WindowAttention) -> None:
         self._whole, self._attention = whole, attention

@@ -1,8 +1,8 @@
 """One prompt, many responses, with gradients: log-probabilities of N responses for one pass over their image prompt.
 
-A row holds prompt | response 1 | … | response N. A response sees the prompt and itself, and its positions go on where
-the prompt's end, so every number is that of a row of its own. The image is encoded once, the prompt runs once, and in
-the last layer only as far as the responses need it.
+A row holds prompt | response 1 | … | response N. A response sees the prompt and itself, and its positions continue
+where the prompt ends, so every number is that of a row of its own. The image is encoded once and the prompt runs once;
+the last layer runs in full only where responses need it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmbdhs.decoding import probe
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.logprobs.last_layer import LastLayer, last_layer
 from mmbdhs.logprobs.packed_attention import PackedAttention
-from mmbdhs.logprobs.responses import ResponseLogps, Responses, checked_responses, laid_out
+from mmbdhs.logprobs.responses import ResponseLogps, Responses, as_response_logps, checked_responses
 from mmbdhs.logprobs.token_logps import token_logps
 from mmbdhs.vlm import (
+    VLM,
     DecoderInputs,
     TokenRows,
+    attention_through,
     capture_decoder_inputs,
+    check_exactness,
     decoder_arguments,
-    decoder_configs,
-    find_text_decoder,
     not_every_layer,
-    runnable,
-    switched,
     text_inputs,
 )
 
@@ -45,100 +43,101 @@ def response_logps(
     temperature: float = 1.0,
     truncate_responses: bool = False,
 ) -> ResponseLogps:
-    """Log-probabilities of N responses for each of B image prompts, with gradients; each prompt runs once.
+    """Log-probabilities of N responses to each of B image prompts, with gradients. Each prompt runs once.
 
-    model: a VLM of `transformers`, in any wrapper that `unwrapped` takes off, in training or evaluation mode.
+    model: a VLM of `transformers`, also inside torch.compile, DDP or PEFT, in training or evaluation mode.
     prompts: for each prompt the processor's output (batch size 1), generation prompt included.
-    responses: for each prompt N lists of token ids, ends of sequence included as far as they are to count.
+    responses: for each prompt N lists of token ids, with the end of sequence as far as it is to count.
     temperature: divides the logits.
-    truncate_responses: cut responses at the end of the model's context; otherwise longer ones are an error.
+    truncate_responses: whether to cut responses at the end of the model's context; otherwise longer ones are an error.
 
-    Raises ValueError for lists that do not fit and responses beyond the context, UnsupportedModelError for a model in
-    which rows cannot be shared; `separate_logps` takes those.
+    Raises ValueError for lists that do not fit and for responses beyond the context, UnsupportedModelError for a model
+    whose rows cannot be shared; `separate_logps` takes those.
     """
-    model = runnable(model)
-    ids = checked_responses(model, prompts, responses, temperature, truncate_responses)
-    rows = [_packed(model, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
-    decoder = find_text_decoder(model)
+    vlm = VLM.of(model)
+    vlm.require_whole_parameters()
+    ids = checked_responses(vlm, prompts, responses, temperature, truncate_responses)
+    rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
     lengths = [[len(text) for text in texts] for texts in ids]
-    attention = PackedAttention(rows, lengths, decoder.config._attn_implementation == "eager")
+    attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
     arguments = decoder_arguments(rows)
-    with _attending(decoder, attention, arguments["inputs_embeds"].shape[1]):
-        hidden = decoder(**arguments, use_cache=False).last_hidden_state
-    _check_layers(decoder, attention.windowed)
-    places = [_places_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
-    before = torch.cat([hidden[row, index] for row, index in enumerate(places)])
+    with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
+        hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
+    _check_windows(vlm, attention.windowed)
+    index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
+    before = torch.cat([hidden[row, tokens] for row, tokens in enumerate(index)])
     labels = torch.cat([text for texts in ids for text in texts])
-    return laid_out(token_logps(model, before, labels.to(before.device), temperature), ids)
+    return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids)
 
 
-def _packed(model: nn.Module, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:
-    """The prompt and its responses behind one another, as the decoder takes them."""
+def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:
+    """The prompt and its responses in one row, as the decoder takes them."""
     ids, together = inputs["input_ids"][0], torch.cat(texts)
-    prompt = capture_decoder_inputs(model, inputs, len(ids))
-    probe(model, prompt, ids, len(ids) + len(together))
-    text = text_inputs(model, together) if prompt.further and len(together) else None
-    embeds = model.get_input_embeddings()(together) if text is None else text.embeds
+    prompt = capture_decoder_inputs(vlm, inputs, len(ids))
+    check_exactness(vlm, prompt, ids, len(ids) + len(together))
+    text = text_inputs(vlm, together) if prompt.extra_kwargs and len(together) else None
+    embeds = vlm.model.get_input_embeddings()(together) if text is None else text.embeds
     steps = torch.cat([torch.arange(len(text), device=together.device) for text in texts])
     return replace(
         prompt,
         embeds=torch.cat([prompt.embeds, embeds.to(prompt.embeds)]),
         positions=torch.cat([prompt.positions, prompt.positions[:, -1:] + 1 + steps], dim=1),
         indices=torch.cat([prompt.indices, len(ids) + steps]),
-        further=_continued(prompt.further, {} if text is None else text.further, len(together)),
+        extra_kwargs=_extended(prompt.extra_kwargs, {} if text is None else text.extra_kwargs, len(together)),
     )
 
 
-def _continued(prompt: dict[str, Any], text: dict[str, Any], length: int) -> dict[str, Any]:
-    """The decoder's other arguments for prompt and `length` tokens of text; where text has none its rows are 0."""
+def _extended(prompt: dict[str, Any], text: dict[str, Any], length: int) -> dict[str, Any]:
+    """The decoder's extra arguments for the prompt and `length` tokens of text; rows that the text lacks are 0."""
 
-    def continued(before: Any, after: Any = None) -> Any:
+    def extended(before: Any, after: Any = None) -> Any:
         if not isinstance(before, TokenRows):
             return before
         zeros = before.rows.new_zeros(length, *before.rows.shape[1:])
         return TokenRows(torch.cat([before.rows, zeros if after is None else after.rows]))
 
-    return {name: tree_map(continued, value, *([text[name]] if name in text else [])) for name, value in prompt.items()}
+    return {name: tree_map(extended, value, *([text[name]] if name in text else [])) for name, value in prompt.items()}
 
 
-def _places_before(prompt: int, lengths: list[int]) -> list[int]:
-    """Where in a row the token before each response token stands."""
-    places, begin = [], prompt
+def _indices_before(prompt: int, lengths: list[int]) -> list[int]:
+    """For each response token of a row the index of the token that predicts it."""
+    indices, begin = [], prompt
     for length in lengths:
-        places += [prompt - 1, *range(begin, begin + length - 1)][:length]
+        indices += [prompt - 1, *range(begin, begin + length - 1)][:length]
         begin += length
-    return places
+    return indices
 
 
-def _check_layers(decoder: nn.Module, windowed: list[bool]) -> None:
-    """Only the last call of a layer may have been cut to its windows."""
+def _check_windows(vlm: VLM, windowed: list[bool]) -> None:
+    """Only the last call of a layer may have run for its windows alone."""
     if not windowed:
         raise not_every_layer(0, 1)
     if any(windowed[:-1]):
         raise UnsupportedModelError(
-            f"model: needs a decoder that runs the last of its layers once and last, got {type(decoder).__name__}"
+            f"model: needs a decoder that runs the last of its layers once and last, got {type(vlm.decoder).__name__}"
         )
 
 
 @contextmanager
-def _attending(decoder: nn.Module, attention: PackedAttention, length: int) -> Iterator[None]:
-    """The decoder's layers attend through `attention` in rows of `length` tokens, the last one only where it is read;
-    checkpointed ones also when backward runs them again."""
-    configs = decoder_configs(decoder)
-    last = LastLayer(last_layer(decoder), attention, attention.windows(length), length, configs)
+def _attending(vlm: VLM, attention: PackedAttention, length: int) -> Iterator[None]:
+    """For the length of the context the decoder's layers attend through `attention`, in rows of `length` tokens; the
+    last layer runs only for its windows. Checkpointed layers do the same when backward runs them again."""
+    configs = vlm.decoder_configs
+    last = LastLayer(last_layer(vlm.decoder), attention, attention.windows(length), length, configs)
 
-    def checkpointed(checkpoint: Callable, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def checkpointed(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def run(*inner: Any, **more: Any) -> Any:
-            with switched(configs, attention):
+            with attention_through(attention, configs):
                 return function(*inner, **more)
 
         return checkpoint(run, *args, **kwargs)
 
-    layers = {m: f for m in decoder.modules() if (f := getattr(m, "_gradient_checkpointing_func", None)) is not None}
+    modules: Iterator[Any] = vlm.decoder.modules()
+    layers = {m: f for m in modules if (f := getattr(m, "_gradient_checkpointing_func", None)) is not None}
     try:
         for layer, checkpoint in layers.items():
             layer._gradient_checkpointing_func = partial(checkpointed, checkpoint)
-        with switched(configs, attention), last.running():
+        with attention_through(attention, configs), last.running():
             yield
     finally:
         for layer, checkpoint in layers.items():

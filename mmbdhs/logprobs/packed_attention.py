@@ -1,5 +1,5 @@
-"""Attention of rows that hold one prompt and many responses: the prompt over itself, every response over the prompt and
-itself. No mask reaches over the prompt's own square."""
+"""Attention of rows with one prompt and many responses: the prompt over itself, every response over the prompt and
+itself. No mask is larger than the part of a row that needs one."""
 
 from __future__ import annotations
 
@@ -14,74 +14,79 @@ from mmbdhs.vlm import DecoderInputs, LayerCall, MaskRule, rule_of
 
 
 class PackedAttention:
-    """Handler for `rows`, each prompt | response 1 | … ; it holds in backward too, where layers may run again.
+    """The attention handler of packed rows; it serves backward too, where layers may run again.
 
-    lengths: of each row's responses. eager: whether the model's own attention always makes a mask.
+    rows: each prompt | response 1 | … .
+    lengths: of each row's responses.
+    eager: whether the model's own attention always writes its mask.
     """
 
     def __init__(self, rows: list[DecoderInputs], lengths: list[list[int]], eager: bool) -> None:
         self._rows, self._eager = rows, eager
-        self._numbers = [_numbers(row, texts) for row, texts in zip(rows, lengths, strict=True)]
-        self.windowed: list[bool] = []  # of each layer that came through, whether its windows alone did
-        self._seen: dict[tuple[MaskRule, int, int], Tensor] = {}
+        self._owners = [_owners(row, texts) for row, texts in zip(rows, lengths, strict=True)]
+        self.windowed: list[bool] = []  # for each layer that attended, whether it did for its windows alone
+        self._masks: dict[tuple[MaskRule, int, int], Tensor] = {}
 
     def windows(self, length: int) -> Tensor:
-        """int64 [B, K] on the CPU: of rows padded to `length` the prompt's last token, the responses and, where others'
-        are longer, some tokens beside them."""
+        """The tokens of each row whose output is read, int64 [B, K] on the CPU, in rows padded to `length`: the
+        prompt's last token and the responses, preceded by further tokens where other rows have longer responses."""
         count = max(len(row) - row.prompt_length for row in self._rows) + 1
         begins = torch.tensor([min(row.prompt_length - 1, length - count) for row in self._rows])
         return begins[:, None] + torch.arange(count)
 
     def attend(self, call: LayerCall) -> Tensor:
         self.windowed.append(False)
-        return self._attended(call, [(0, row.prompt_length, len(row)) for row in self._rows])
+        return self._attend(call, [(0, row.prompt_length, len(row)) for row in self._rows])
 
     def attend_windows(self, call: LayerCall) -> Tensor:
-        """As `attend`, with queries [B, Hq, K, D] of the windows alone -> [B, K, Hq, D]"""
+        """The same for queries [B, Hq, K, D] of the windows alone -> [B, K, Hq, D]."""
         self.windowed.append(True)
         begins = self.windows(call.key.shape[2])[:, 0].tolist()
-        return self._attended(call, [(begin, len(row)) for begin, row in zip(begins, self._rows, strict=True)])
+        return self._attend(call, [(begin, len(row)) for begin, row in zip(begins, self._rows, strict=True)])
 
-    def _attended(self, call: LayerCall, bounds: list[tuple[int, ...]]) -> Tensor:
-        """bounds: for each row where its first query stands, where attention has a mask of its own, where it ends."""
+    def _attend(self, call: LayerCall, bounds: list[tuple[int, ...]]) -> Tensor:
+        """Attention part by part: each part of a row sees no key after its own end, and has a mask of its own.
+
+        bounds: for each row the index of its first query, and where its parts end.
+        """
         rule = rule_of(call.mask, None if self._eager else call.layer)
         parts = []
-        for number, (first, *ends) in enumerate(bounds):
+        for row, (first, *ends) in enumerate(bounds):
             for begin, end in pairwise((first, *ends)):
                 if begin == end:
                     continue
-                seen = self._visible(rule, number, slice(begin, end), call)
-                q, k, v = call.query[number, :, begin - first : end - first], call.key[number], call.value[number]
-                parts.append(_attention(q, k[:, :end], v[:, :end], seen, call.scale, call.softcap).transpose(0, 1))
+                mask = self._mask(rule, row, slice(begin, end), call)
+                q, k, v = call.query[row, :, begin - first : end - first], call.key[row], call.value[row]
+                parts.append(_attention(q, k[:, :end], v[:, :end], mask, call.scale, call.softcap).transpose(0, 1))
             padding = call.query.shape[2] - (ends[-1] - first)
             parts.append(parts[-1].new_zeros(padding, *parts[-1].shape[1:]))
         return torch.cat(parts).unflatten(0, (len(bounds), -1))
 
-    def _visible(self, rule: MaskRule, number: int, queries: slice, call: LayerCall) -> Tensor | None:
-        """bool [queries, keys up to their end] in a row; None where a whole prompt is plainly causal."""
-        row, owner = self._rows[number], self._numbers[number]
+    def _mask(self, rule: MaskRule, number: int, queries: slice, call: LayerCall) -> Tensor | None:
+        """Which keys the queries of a row see: bool [queries, keys up to their end]; None for a causal prompt."""
+        row, owner = self._rows[number], self._owners[number]
         prompt = row.prompt_length
         if rule.causal and queries == slice(0, prompt) and not call.softcap:
             return None
         case = rule, number, queries.start
-        if case not in self._seen:
+        if case not in self._masks:
             query, key = row.indices[queries, None], row.indices[None, : queries.stop]
-            own = (owner[None, : queries.stop] == 0) | (owner[None, : queries.stop] == owner[queries, None])
-            self._seen[case] = rule.for_row(number, query, key) & own & (key < (query + 1).clamp(min=prompt))
-        return self._seen[case].to(call.query.device)
+            same = (owner[None, : queries.stop] == 0) | (owner[None, : queries.stop] == owner[queries, None])
+            self._masks[case] = rule.for_row(number, query, key) & same & (key < (query + 1).clamp(min=prompt))
+        return self._masks[case].to(call.query.device)
 
 
-def _numbers(row: DecoderInputs, lengths: list[int]) -> Tensor:
-    """int64 [n]: 0 for the prompt's tokens, i for those of response i."""
+def _owners(row: DecoderInputs, lengths: list[int]) -> Tensor:
+    """Which part of the row a token belongs to, int64 [n]: 0 for the prompt, i for response i."""
     counts = torch.tensor([row.prompt_length, *lengths], device=row.indices.device)
     return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """q [Hq, n, D] over k, v [Hkv, m, D] -> [Hq, n, D]; causal without `seen`."""
-    if softcap:  # which SDPA does not know
-        return softmax_attention(q, k, v, seen, scale, softcap)[0]
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """q [Hq, n, D] over k, v [Hkv, m, D] -> [Hq, n, D]; causal where there is no mask."""
+    if softcap and mask is not None:  # SDPA has no soft-cap; such calls always come with a mask
+        return softmax_attention(q, k, v, mask, scale, softcap)[0]
     (out,) = functional.scaled_dot_product_attention(
-        q[None], k[None], v[None], attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=len(q) != len(k)
+        q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=len(q) != len(k)
     )
     return out

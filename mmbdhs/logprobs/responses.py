@@ -1,4 +1,4 @@
-"""Responses to image prompts, and their log-probabilities: what goes in, what comes out."""
+"""Responses to image prompts, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmbdhs.vlm import context_length
+from mmbdhs.vlm import VLM
 
 Responses = Sequence[Sequence[Sequence[int] | Tensor]]
 
 
 class ResponseLogps(NamedTuple):
-    """tokens: float32 [B, N, R], log p of each response token in nats, 0 where padded. mask: bool [B, N, R]."""
+    """Log-probabilities of N responses to each of B prompts.
+
+    tokens: float32 [B, N, R], log p of each response token in nats, 0 where padded.
+    mask: bool [B, N, R], where there is a token.
+    """
 
     tokens: Tensor
     mask: Tensor
 
     @property
     def sums(self) -> Tensor:
-        """float32 [B, N], log p of each response; 0 for an empty one."""
+        """log p of each response, float32 [B, N]; 0 for an empty one."""
         return self.tokens.sum(dim=2)
 
     @property
     def lengths(self) -> Tensor:
-        """int64 [B, N]"""
+        """The number of tokens of each response, int64 [B, N]."""
         return self.mask.sum(dim=2)
 
 
 def checked_responses(
-    model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Responses, temperature: float, truncate: bool
+    vlm: VLM, prompts: Sequence[Mapping[str, Any]], responses: Responses, temperature: float, truncate: bool
 ) -> list[list[Tensor]]:
-    """The responses as int64 [R], on the prompts' device. Raises ValueError for lists that do not fit, and for
-    responses beyond the model's context unless they may be truncated; prompts never are."""
+    """The responses as int64 [R], on the prompts' device.
+
+    Raises ValueError for lists that do not fit, and for responses beyond the model's context unless they may be
+    truncated. Prompts never are.
+    """
     counts = {len(texts) for texts in responses}
     if len(prompts) != len(responses) or not prompts or len(counts) != 1 or 0 in counts:
         raise ValueError(
@@ -43,7 +50,7 @@ def checked_responses(
         )
     if not temperature > 0:
         raise ValueError(f"temperature: needs a number above 0, got {temperature}")
-    checked, longest = [], context_length(model)
+    checked, longest = [], vlm.context_length
     for number, (inputs, texts) in enumerate(zip(prompts, responses, strict=True)):
         prompt = inputs["input_ids"]
         if prompt.ndim != 2 or len(prompt) != 1:
@@ -59,8 +66,12 @@ def checked_responses(
     return checked
 
 
-def laid_out(tokens: Tensor, ids: list[list[Tensor]]) -> ResponseLogps:
-    """tokens: float32 [ΣR], those of all responses one after another."""
+def as_response_logps(tokens: Tensor, ids: list[list[Tensor]]) -> ResponseLogps:
+    """Log-probabilities by prompt and response.
+
+    tokens: float32 [ΣR], those of all responses one after another.
+    ids: the responses' tokens.
+    """
     lengths = torch.tensor([[len(text) for text in texts] for texts in ids], device=tokens.device)
     mask = torch.arange(int(lengths.max()), device=tokens.device) < lengths[..., None]
     return ResponseLogps(tokens.new_zeros(mask.shape).masked_scatter(mask, tokens), mask)

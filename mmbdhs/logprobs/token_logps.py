@@ -1,18 +1,22 @@
-"""Log-probabilities of tokens through a model's own output head."""
+"""Log-probabilities of given tokens through a model's own output head."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from functools import partial
+
+from torch import Tensor
 
 from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
-from mmbdhs.vlm import OutputHead
+from mmbdhs.vlm import VLM, linear_head, logits_of
 
 
-def token_logps(model: nn.Module, hidden: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """log p(labels[t] | hidden[t]), float32 [T], without the logits of all tokens at a time.
+def token_logps(vlm: VLM, hidden: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log p(labels[t] | hidden[t]), float32 [T], without the logits of all tokens at once.
 
-    hidden: [T, hidden]. labels: int64 [T]."""
-    head = OutputHead(model)
-    if (linear := head.linear) is not None:
-        return chunked_logps(hidden, linear.weight, labels, bias=linear.bias, temperature=temperature)
-    return logps_through(head, hidden, labels, temperature=temperature)
+    hidden: [T, hidden].
+    labels: int64 [T].
+    temperature: divides the logits.
+    """
+    if (head := linear_head(vlm)) is not None:
+        return chunked_logps(hidden, head.weight, labels, bias=head.bias, temperature=temperature)
+    return logps_through(partial(logits_of, vlm), hidden, labels, temperature=temperature)

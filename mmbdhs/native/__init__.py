@@ -11,14 +11,17 @@ sequences with hidden keys. To read it, start with
 
 from mmbdhs.native import attention, backend, checks, ops
 from mmbdhs.native.attention import masked_attention, shared_prefix_attention
-from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
+from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.plain_attention import softmax_attention
+from mmbdhs.native.reference import ADDRESS_LAYOUT
 from mmbdhs.native.sentence_rule import BREAKS, COUNTERPARTS, STOPS
 
 __all__ = [
+    "ADDRESS_LAYOUT",
     "BREAKS",
     "COUNTERPARTS",
     "STOPS",
+    "Masked",
     "SharedPrefix",
     "SpliceDraws",
     "Splices",

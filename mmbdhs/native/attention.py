@@ -9,11 +9,13 @@ CUDA device are checked too, except while a graph is captured: a branch whose nu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mmbdhs.native import backend, checks
-from mmbdhs.native.operands import SharedPrefix
+from mmbdhs.native.operands import Masked, SharedPrefix, score_factor
 from mmbdhs.native.registry import LIBRARY, register
 
 __all__ = ["masked_attention", "shared_prefix_attention"]
@@ -67,7 +69,7 @@ def shared_prefix_attention(
     return ops.shared_prefix_attention(operands)
 
 
-def _no_backward(ctx, *_grads: Tensor) -> None:
+def _no_backward(ctx: Any, *_grads: Tensor) -> None:
     raise NotImplementedError("shared_prefix_attention has no gradients, it is for decoding; use masked_attention")
 
 
@@ -90,13 +92,15 @@ def _check_shared_prefix(a: SharedPrefix) -> SharedPrefix:
     example = None if a.example is None else checks.index("example", a.example, q, branches)
     prefix_offsets = None if a.prefix_offsets is None else checks.index("prefix_offsets", a.prefix_offsets, q)
     visible = None if a.visible is None else checks.index("visible", a.visible, q)
+    checks.scale(a.scale)
+    checks.softcap(a.softcap)
     return SharedPrefix(
         *(q, a.k_prefix, a.v_prefix, prefix_count, a.k_suffix, a.v_suffix, suffix_length),
-        *(visible, example, prefix_offsets, checks.scale(a.scale, head_dim), checks.softcap(a.softcap)),
+        *(visible, example, prefix_offsets, a.scale, a.softcap),
     )
 
 
-@register(fake=lambda *operands: _empty_results(_check_masked(*operands)[0]))
+@register(fake=lambda *operands: _empty_results(_check_masked(Masked(*operands)).q))
 def masked_attention(
     q: Tensor,
     k: Tensor,
@@ -119,27 +123,22 @@ def masked_attention(
     Returns (out [N, Hq, Lq, D]; lse float32 [N, Hq, Lq], the natural log of the sum of exp(scores)). Gradients of q, k
     and v recompute the scores.
     """
-    return backend.live().ops.masked_attention(*_check_masked(q, k, v, visible, causal, scale, softcap))
+    operands = _check_masked(Masked(q, k, v, visible, causal, scale, softcap))
+    return backend.live().ops.masked_attention(operands)
 
 
-def _check_masked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    visible: Tensor,
-    causal: bool = False,
-    scale: float | None = None,
-    softcap: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, bool, float, float]:
-    """Check the arguments of `masked_attention`. Returns arguments that a backend takes."""
-    batch, _, queries, head_dim = checks.heads("q", q, 4, like=q)
-    _, kv_heads, keys, _ = checks.heads("k", k, 4, like=q, shape=(batch, None, None, head_dim))
-    checks.query_heads(q, kv_heads, "k")
-    checks.heads("v", v, 4, like=q, shape=(batch, kv_heads, keys, head_dim))
-    visible = checks.key_mask(visible, batch, keys, q.device)
-    if causal and queries > keys:
+def _check_masked(a: Masked) -> Masked:
+    """Check all arguments. Returns operands that a backend takes."""
+    batch, _, queries, head_dim = checks.heads("q", a.q, 4, like=a.q)
+    _, kv_heads, keys, _ = checks.heads("k", a.k, 4, like=a.q, shape=(batch, None, None, head_dim))
+    checks.query_heads(a.q, kv_heads, "k")
+    checks.heads("v", a.v, 4, like=a.q, shape=(batch, kv_heads, keys, head_dim))
+    visible = checks.key_mask(a.visible, batch, keys, a.q.device)
+    if a.causal and queries > keys:
         raise ValueError(f"q: needs at most as many rows as k if causal, got {queries} over {keys}")
-    return q, k, v, visible, causal, checks.scale(scale, head_dim), checks.softcap(softcap)
+    checks.scale(a.scale)
+    checks.softcap(a.softcap)
+    return Masked(a.q, a.k, a.v, visible, a.causal, a.scale, a.softcap)
 
 
 @register(fake=lambda grad_out, grad_lse, *operands: tuple(x.new_empty(x.shape) for x in operands[:3]))
@@ -159,14 +158,13 @@ def masked_attention_backward(
     """Compute the gradients of q, k and v, from scores recomputed over the visible keys alone."""
     delta = (grad_out.float() * out.float()).sum(-1) - grad_lse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # gives a row that sees nothing weights of 0, not NaN
-    grads = tuple(torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
+    factor = score_factor(q, scale)
     for n, mask in enumerate(visible):
         kept = mask.nonzero().flatten()
-        rows = (x[n] for x in (q, k, v, grad_out, delta, lse))
-        found = _row_backward(*rows, kept, causal, checks.scale(scale, q.shape[-1]), softcap)
-        grads[0][n] = found[0]
-        grads[1][n, :, kept], grads[2][n, :, kept] = found[1:]
-    return tuple(grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+        row = (q[n], k[n], v[n], grad_out[n], delta[n], lse[n])
+        grad_q[n], grad_k[n, :, kept], grad_v[n, :, kept] = _row_backward(*row, kept, causal, factor, softcap)
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 def _row_backward(
@@ -210,12 +208,12 @@ def _row_backward(
     return grad_q.flatten(0, 1), grad_k[:, 0], grad_v[:, 0]
 
 
-def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, visible, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, visible, *output)
 
 
-def _backward(ctx, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     grads = masked_attention_backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
     return (*grads, None, None, None, None)
 

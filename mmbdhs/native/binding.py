@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from mmbdhs.native import _extension, reference
-from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
+from mmbdhs.native import _extension, reference  # type: ignore[attr-defined]
+from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
 
 _LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
@@ -43,7 +44,7 @@ def _sample_visible_on_device(
 ) -> tuple[Tensor, Tensor] | None:
     if not (keys.is_cuda and hasattr(_extension, "count_visible_cuda")):
         drawn = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
-        return drawn and tuple(part.to(keys.device) for part in drawn)
+        return None if drawn is None else (drawn[0].to(keys.device), drawn[1].to(keys.device))
     if (tokens < 0).any():
         return None
     with torch.cuda.device(keys.device):
@@ -116,16 +117,21 @@ def join_splices(splices: Splices) -> tuple[Tensor, Tensor] | None:
     return None if size < 0 else (joined[:size], joined_offsets)
 
 
-def _plain_elsewhere(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+Operands = TypeVar("Operands", SharedPrefix, Masked)
+
+
+def _plain_elsewhere(
+    op: Callable[[Operands], tuple[Tensor, Tensor]],
+) -> Callable[[Operands], tuple[Tensor, Tensor]]:
     """Run `op`, or its reference implementation if q is on a device that the extension has no kernels for."""
 
     @functools.wraps(op)
-    def run(first: Tensor | SharedPrefix, *rest: object) -> tuple[Tensor, Tensor]:
-        q = first[0] if type(first) is SharedPrefix else first
+    def run(operands: Operands) -> tuple[Tensor, Tensor]:
+        q = operands.q
         if not q.is_cpu and not (q.is_cuda and hasattr(_extension, f"{op.__name__}_cuda")):
             _announce_plain_attention("CUDA" if q.is_cuda else q.device.type)
-            return getattr(reference, op.__name__)(first, *rest)
-        return op(first, *rest)
+            return getattr(reference, op.__name__)(operands)
+        return op(operands)
 
     return run
 
@@ -192,27 +198,22 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
         **{"ks_branch": ks_branch, "ks_head": ks_head, "ks_row": ks_row},
         **{"vs_branch": vs_branch, "vs_head": vs_head, "vs_row": vs_row},
     }
-    _attend("shared_prefix_attention", fields, a.scale, a.softcap, a.q.device)
+    _attend("shared_prefix_attention", fields, a)
     return out, lse
 
 
 @_plain_elsewhere
-def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
-) -> tuple[Tensor, Tensor]:
+def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
     """Native `attention.masked_attention`."""
-    batch, q_heads, queries, head_dim = q.shape
+    q, k, v, visible, causal, _, _ = operands
     out, lse = _attention_results(q)
+    batch, q_heads, queries, head_dim = q.shape
     q_batch, q_head, q_row, _ = q.stride()
     k_batch, k_head, k_row, _ = k.stride()
     v_batch, v_head, v_row, _ = v.stride()
     fields = {
-        "q": q.data_ptr(),
-        "k": k.data_ptr(),
-        "v": v.data_ptr(),
-        "out": out.data_ptr(),
-        "lse": lse.data_ptr(),
-        "visible": visible.data_ptr(),
+        **{"q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(), "visible": visible.data_ptr()},
+        **{"out": out.data_ptr(), "lse": lse.data_ptr()},
         "dtype": _DTYPES[q.dtype],
         **{"batch": batch, "q_heads": q_heads, "kv_heads": k.shape[1]},
         **{"queries": queries, "keys": k.shape[2], "head_dim": head_dim, "causal": causal},
@@ -220,20 +221,21 @@ def masked_attention(
         **{"k_batch": k_batch, "k_head": k_head, "k_row": k_row},
         **{"v_batch": v_batch, "v_head": v_head, "v_row": v_row},
     }
-    _attend("masked_attention", fields, scale, softcap, q.device)
+    _attend("masked_attention", fields, operands)
     return out, lse
 
 
-def _attend(op: str, fields: dict[str, int], scale: float, softcap: float, device: torch.device) -> None:
-    """Run the op of the extension for a device. `fields` are those of its struct in csrc/attention/attention.h."""
+def _attend(op: str, fields: dict[str, int], operands: SharedPrefix | Masked) -> None:
+    """Run the op of the extension for the device of q. `fields` belong to its struct in csrc/attention/attention.h."""
+    device, numbers = operands.q.device, (operands.factor, operands.softcap)
     if device.type != "cuda":
-        getattr(_extension, op)(fields, scale, softcap, torch.get_num_threads())
+        getattr(_extension, op)(fields, *numbers, torch.get_num_threads())
         return
     with torch.cuda.device(device):
         bytes_needed = getattr(_extension, f"{op}_workspace")(fields)
         workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=device)
         stream = torch.cuda.current_stream().cuda_stream
-        getattr(_extension, f"{op}_cuda")(fields, scale, softcap, workspace.data_ptr(), stream)
+        getattr(_extension, f"{op}_cuda")(fields, *numbers, workspace.data_ptr(), stream)
 
 
 def _attention_results(q: Tensor) -> tuple[Tensor, Tensor]:

@@ -181,20 +181,16 @@ def query_heads(q: Tensor, kv_heads: int, name: str) -> None:
         raise ValueError(f"q: needs a multiple of the {kv_heads} head(s) of {name}, got {q.shape[1]}")
 
 
-def scale(value: float | None, head_dim: int) -> float:
-    """Return the factor of the scores, by default 1/√D."""
-    if value is None:
-        return head_dim**-0.5
-    if not math.isfinite(value):
+def scale(value: float | None) -> None:
+    """Check that the factor of the scores, if given, is finite."""
+    if value is not None and not math.isfinite(value):
         raise ValueError(f"scale: needs a finite number, got {value}")
-    return value
 
 
-def softcap(value: float) -> float:
-    """Return the bound of the scores; 0 stands for none."""
+def softcap(value: float) -> None:
+    """Check the bound of the scores, where 0 stands for none."""
     if not 0 <= value < math.inf:
         raise ValueError(f"softcap: needs a finite number of at least 0, got {value}")
-    return value
 
 
 def key_mask(visible: Tensor, batch: int, keys: int, device: torch.device) -> Tensor:
@@ -221,15 +217,16 @@ def lengths(a: SharedPrefix) -> None:
     _within("suffix_length", a.suffix_length, a.k_suffix.shape[2])
     if a.visible is not None:
         _within("visible", a.visible, a.k_prefix.shape[1] - 1)
-    if a.example is None:
+    if a.examples is None:
         _within("prefix_count", a.prefix_count, a.prefix_keys)
         return
-    _within("prefix_offsets", a.prefix_offsets, a.prefix_keys)
-    sizes = np.diff(a.prefix_offsets.cpu().numpy())
+    example, prefix_offsets = a.examples
+    _within("prefix_offsets", prefix_offsets, a.prefix_keys)
+    sizes = np.diff(prefix_offsets.cpu().numpy())
     if len(sizes) and sizes.min() < 0:
         raise ValueError(f"prefix_offsets: needs entries that do not fall, got a step of {sizes.min()}")
-    _within("example", a.example, len(sizes) - 1)
-    _within("prefix_count", a.prefix_count, sizes[a.example.cpu().numpy()])
+    _within("example", example, len(sizes) - 1)
+    _within("prefix_count", a.prefix_count, sizes[example.cpu().numpy()])
 
 
 def _within(name: str, values: Tensor, highest: int | np.ndarray) -> None:

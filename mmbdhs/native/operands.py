@@ -20,13 +20,45 @@ class SharedPrefix(NamedTuple):
     visible: Tensor | None = None  # int32 [V]
     example: Tensor | None = None  # int32 [B]
     prefix_offsets: Tensor | None = None  # int32 [E + 1]
-    scale: float | None = None  # a backend needs a number
+    scale: float | None = None
     softcap: float = 0.0
 
     @property
     def prefix_keys(self) -> int:
         """How many keys the prefixes of all examples have: V, or P if no rows are selected."""
         return self.k_prefix.shape[1] if self.visible is None else len(self.visible)
+
+    @property
+    def factor(self) -> float:
+        """The factor of the scores: `scale`, by default 1/√D."""
+        return score_factor(self.q, self.scale)
+
+    @property
+    def examples(self) -> tuple[Tensor, Tensor] | None:
+        """`example` and `prefix_offsets`, or None if there is only one example."""
+        return None if self.example is None or self.prefix_offsets is None else (self.example, self.prefix_offsets)
+
+
+class Masked(NamedTuple):
+    """The arguments of `masked_attention`, in its order; see there for what they mean."""
+
+    q: Tensor  # [N, Hq, Lq, D]
+    k: Tensor  # [N, Hkv, L, D]
+    v: Tensor  # [N, Hkv, L, D]
+    visible: Tensor  # bool [N, L]
+    causal: bool = False
+    scale: float | None = None
+    softcap: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """The factor of the scores: `scale`, by default 1/√D."""
+        return score_factor(self.q, self.scale)
+
+
+def score_factor(q: Tensor, scale: float | None) -> float:
+    """Return the factor of the scores: `scale`, by default 1/√D."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
 
 
 class SpliceDraws(NamedTuple):

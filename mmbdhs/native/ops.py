@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def _seeded(op: Op) -> Op:
         checks.number("seed", value, 1 << 64)
         return op(value - (1 << 64) if value >> 63 else value, *args, **named)
 
-    return call
+    return cast(Op, call)
 
 
 def _unknown_size() -> torch.SymInt:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import sentence_rule
-from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
+from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.plain_attention import softmax_attention
 from mmbdhs.native.sentence_rule import COUNTERPARTS
 
@@ -165,28 +165,30 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
     """Reference implementation of `attention.shared_prefix_attention`: one branch after another."""
     a = operands
     lengths = zip(a.prefix_count.tolist(), a.suffix_length.tolist(), strict=True)
-    begins = [0] * len(a.q) if a.example is None else a.prefix_offsets[a.example.long()].tolist()
+    begins = [0] * len(a.q)
+    if a.examples is not None:
+        example, prefix_offsets = a.examples
+        begins = prefix_offsets[example.long()].tolist()
     out, lse = torch.empty_like(a.q), a.q.new_empty(a.q.shape[:2], dtype=torch.float32)
     for branch, ((count, length), begin) in enumerate(zip(lengths, begins, strict=True)):
         rows = slice(begin, begin + count) if a.visible is None else a.visible[begin : begin + count].long()
         k = torch.cat([a.k_prefix[:, rows], a.k_suffix[branch, :, :length]], dim=1)
         v = torch.cat([a.v_prefix[:, rows], a.v_suffix[branch, :, :length]], dim=1)
         seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=a.q.device)
-        row_out, row_lse = softmax_attention(a.q[branch, :, None], k, v, seen, a.scale, a.softcap)
+        row_out, row_lse = softmax_attention(a.q[branch, :, None], k, v, seen, a.factor, a.softcap)
         out[branch], lse[branch] = row_out[:, 0], row_lse[:, 0]
     return out, lse
 
 
-def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, scale: float, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """Reference implementation of `attention.masked_attention`."""
-    queries, keys = q.shape[2], k.shape[2]
-    order = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
-    seen = visible[:, None] & (order.tril(keys - queries) if causal else order)
-    rows = [softmax_attention(*row, scale, softcap) for row in zip(q, k, v, seen, strict=True)]
+def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
+    """Reference implementation of `attention.masked_attention`: one batch row after another."""
+    a = operands
+    queries, keys = a.q.shape[2], a.k.shape[2]
+    order = torch.ones(queries, keys, dtype=torch.bool, device=a.q.device)
+    seen = a.visible[:, None] & (order.tril(keys - queries) if a.causal else order)
+    rows = [softmax_attention(*row, a.factor, a.softcap) for row in zip(a.q, a.k, a.v, seen, strict=True)]
     if not rows:
-        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        return torch.empty_like(a.q), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     out, lse = zip(*rows, strict=True)
     return torch.stack(out), torch.stack(lse)
 

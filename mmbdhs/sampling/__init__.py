@@ -1,12 +1,22 @@
-"""Algorithm 1 and the other ways to a rejected response."""
+"""Algorithm 1, and the other ways to a rejected response.
+
+`bdhs_sample` is the front door. An example's images are encoded once; each iteration hides image tokens (Eq. 6) or adds
+noise (Eq. 9), cuts every sentence of the reference at random (Eq. 7), lets the model complete the sentences together,
+joins them, and accepts the response if its meaning differs.
+
+Read in this order: `bdhs` (the public functions), `sampler` (Algorithm 1), `examples` (what is read and encoded),
+`image_corruption` (Eq. 6, 8, 9), `splicing` (Eq. 7), `scheduler` (many examples share the decoder), `stopping` (where a
+completion ends), `similarity` (whether the meaning differs), `config` and `results`. `responses` samples without a
+reference, `povid` by teacher forcing, `llm_corruption` by a stronger language model.
+"""
 
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples
-from mmbdhs.sampling.config import BDHSConfig
+from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader
 from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each, conversation_text, corrupt_responses
 from mmbdhs.sampling.povid import povid_sample
-from mmbdhs.sampling.results import BDHSFailure, BDHSSample, ExampleError, POVIDSample
-from mmbdhs.sampling.sampler import Sampler
+from mmbdhs.sampling.responses import iter_responses, sample_responses
+from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
 from mmbdhs.sampling.similarity import Similarity, resolve_similarity
 from mmbdhs.sampling.splicing import Reference, SentenceSplice
 
@@ -17,11 +27,11 @@ __all__ = [
     "BDHSSample",
     "ChatEndpoint",
     "EndpointError",
-    "ExampleError",
     "ExampleReader",
     "POVIDSample",
     "Reference",
-    "Sampler",
+    "SampledResponse",
+    "SamplingConfig",
     "SentenceSplice",
     "Similarity",
     "ask_each",
@@ -29,6 +39,8 @@ __all__ = [
     "conversation_text",
     "corrupt_responses",
     "iter_bdhs_samples",
+    "iter_responses",
     "povid_sample",
     "resolve_similarity",
+    "sample_responses",
 ]

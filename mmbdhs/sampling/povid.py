@@ -1,4 +1,4 @@
-"""POVID-style image distortion (section 3.3): another way to a rejected response."""
+"""POVID-style image distortion (section 3.3): a teacher-forced way to a rejected response."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Messages
+from mmbdhs.data import Images, Messages
 from mmbdhs.decoding import token_chooser
 from mmbdhs.errors import NonFiniteError
 from mmbdhs.sampling.config import BDHSConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, Example, ExampleReader, numbered_examples
+from mmbdhs.sampling.examples import EXAMPLE_ERRORS, Example, ExampleReader, numbered
 from mmbdhs.sampling.image_corruption import noisy_images
-from mmbdhs.sampling.results import BDHSFailure, POVIDSample, settled
-from mmbdhs.vlm import OutputHead, decode_after, evaluating, run_decoder, runnable, tokenizer_of
+from mmbdhs.sampling.results import BDHSFailure, POVIDSample, checked_result
+from mmbdhs.vlm import VLM, Processor, decode_after, logits_of, run_decoder, tokenizer_of
 
 
 def povid_sample(
     model: nn.Module,
-    processor: Any,
-    images: Sequence[Any],
+    processor: Processor,
+    images: Sequence[Images],
     prompts: Sequence[str | Messages],
     references: Sequence[str],
     noise_steps: int = 500,
@@ -30,31 +30,36 @@ def povid_sample(
     keys: Sequence[int | str] | None = None,
     on_error: str = "raise",
 ) -> list[POVIDSample | BDHSFailure]:
-    """POVID-style image distortion (section 3.3): predict every token of each reference from the tokens before it and
-    an image diffused by `noise_steps` steps of Eq. 8, in one forward. The other arguments are those of `bdhs_sample`.
+    """Predict every token of each reference from the tokens before it and a diffused image, in one forward.
+
+    noise_steps: how many steps of Eq. 8 diffuse the image.
+    seed: of the noise.
+
+    The other arguments, and the errors, are those of `bdhs_sample`.
     """
     equal_lengths(images=images, prompts=prompts, references=references, keys=keys)
     check_on_error(on_error)
-    model = runnable(model)
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
-    reader = ExampleReader(model, processor)
-    results: list[Any] = []
-    with evaluating(model), torch.no_grad():
-        for index, image, prompt, reference, key in numbered_examples(images, prompts, references, keys):
+    vlm = VLM.of(model)
+    vlm.require_whole_parameters()
+    reader = ExampleReader(vlm, processor)
+    results: list[POVIDSample | BDHSFailure] = []
+    with vlm.evaluation_mode(), torch.no_grad():
+        for index, image, prompt, reference, key in numbered(images, prompts, references, keys=keys):
             try:
                 example = reader.read(index, image, prompt, reference, key)
-                result: Any = _distort(model, tokenizer_of(processor), reader, example, config)
+                result: POVIDSample | BDHSFailure = _distort(vlm, tokenizer_of(processor), reader, example, config)
             except EXAMPLE_ERRORS as error:
                 result = BDHSFailure(key, index, str(error))
-            results.append(settled(result, on_error))
+            results.append(checked_result(result, on_error))
     return results
 
 
-def _distort(model: nn.Module, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig) -> Any:
+def _distort(vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig) -> POVIDSample:
     noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
     encoded = reader.encode(example, noisy)
-    hidden = run_decoder(model, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
-    ids = token_chooser(model, tokenizer, temperature=0.0)(OutputHead(model)(hidden), None).tolist()
+    hidden = run_decoder(vlm, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
+    ids = token_chooser(vlm, tokenizer, temperature=0.0)(logits_of(vlm, hidden), None).tolist()
     if min(ids) < 0:
         raise NonFiniteError("the model's logits are NaN or infinite")
     return POVIDSample(example.key, decode_after(tokenizer, encoded.prompt_tail, ids).strip(), tuple(ids))

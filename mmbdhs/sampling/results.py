@@ -1,11 +1,12 @@
-"""What sampling gives back."""
+"""What sampling returns."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.splicing import SentenceSplice
 
 _LOG = logging.getLogger("mmbdhs")
@@ -15,10 +16,14 @@ _LOG = logging.getLogger("mmbdhs")
 class BDHSSample:
     """A rejected response, with all that is needed to replay it against a plain masked forward.
 
-    similarity: to the reference. iterations: how many were needed.
+    key: the example's key.
+    rejected: the response.
+    similarity: to the reference.
+    iterations: how many iterations were needed.
     guided: False if the unguided response was taken.
-    visible_image_tokens: which of the example's image tokens the taken iteration could see.
-    sentences: how each sentence was spliced. Empty for an unguided response, whose tokens are `response_ids`.
+    visible_image_tokens: indices of the example's image tokens that the taken iteration could see.
+    sentences: how each sentence was spliced; empty for an unguided response.
+    response_ids: the tokens of an unguided response; None for a guided one.
     """
 
     key: int | str
@@ -32,34 +37,54 @@ class BDHSSample:
 
 
 @dataclass(frozen=True)
-class BDHSFailure:
-    """Holds the place of an example that could not be sampled (`on_error="skip"`)."""
+class SampledResponse:
+    """A whole response of the model to an image prompt.
 
-    key: int | str | None
-    index: int
-    reason: str
+    key: the key of its random draws.
+    text: the response.
+    response_ids: its tokens, without the end of sequence.
+    """
+
+    key: int | str
+    text: str
+    response_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class POVIDSample:
-    """A teacher-forced rejected response: `response_ids[t]` is the arg-max after the reference's first t tokens."""
+    """A teacher-forced rejected response.
+
+    key: the example's key.
+    rejected: the response.
+    response_ids: the arg-max after each number of the reference's tokens.
+    """
 
     key: int | str
     rejected: str
     response_ids: tuple[int, ...]
 
 
-class ExampleError(ValueError):
-    """An example that cannot be sampled; its `failure` says which and why."""
+@dataclass(frozen=True)
+class BDHSFailure:
+    """Takes the place of an example that could not be sampled (`on_error="skip"`).
 
-    def __init__(self, failure: BDHSFailure) -> None:
-        super().__init__(f"example {failure.index}: {failure.reason}")
-        self.failure = failure
+    key: the example's key, where the user gave one.
+    index: its number in the lists or the stream.
+    reason: what was wrong.
+    """
+
+    key: int | str | None
+    index: int
+    reason: str
 
 
-def settled(result: Any, on_error: str) -> Any:
+T = TypeVar("T")
+
+
+def checked_result(result: T | BDHSFailure, on_error: str) -> T | BDHSFailure:
+    """The result. A failure is raised as an ExampleError, or logged with on_error="skip"."""
     if isinstance(result, BDHSFailure):
         if on_error == "raise":
-            raise ExampleError(result)
+            raise ExampleError(result.reason, result.index)
         _LOG.warning("skipped example %d: %s", result.index, result.reason)
     return result

@@ -1,144 +1,143 @@
-"""Algorithm 1 over a stream of examples: a bounded number of branches decode at a time, topped up as they end."""
+"""Algorithm 1 over a stream of examples."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmbdhs.decoding import Branch, BranchPool, end_token_ids, token_chooser
-from mmbdhs.native import ops
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader
 from mmbdhs.sampling.image_corruption import noisy_images, visible_image_tokens
+from mmbdhs.sampling.responses import token_draws, whole_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample
+from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.similarity import Similarity
-from mmbdhs.sampling.splicing import Reference, SentenceSplice
-from mmbdhs.sampling.stopping import Continuation, SentenceStops
-from mmbdhs.vlm import DecoderInputs, tokenizer_of
+from mmbdhs.sampling.splicing import Reference
+from mmbdhs.sampling.stopping import ResponseBranch, SentenceBranch
+from mmbdhs.vlm import VLM, Processor
 
-_PREFILL_TOKENS = 8192  # padded tokens in one prefill: bounds its memory whatever max_branches is
-_SCORED_TOGETHER = 32  # responses handed to the similarity model at once
+_SCORED_TOGETHER = 32  # responses given to the similarity model at once
 
 Result = tuple[int, BDHSSample | BDHSFailure]
 
 
 @dataclass(eq=False)
 class _Pair:
-    """An example on its way through the iterations."""
+    """An example on its way through the iterations.
+
+    encoded: prompt and reference as the decoder takes them, with the images of the current iteration.
+    visible: indices of the image tokens that this iteration sees.
+    sentences: the branches of a guided iteration.
+    response: the branch of an unguided iteration.
+    rejected: the response of this iteration, once its branches have ended.
+    """
 
     example: Example
     reference: Reference
-    encoded: EncodedExample | None = None
     iteration: int = 0
-    guided: bool = True
-    visible: Tensor | None = None
-    branches: list[Branch] = field(default_factory=list)
-    unended: int = 0
+    encoded: EncodedExample | None = None
+    visible: Tensor = field(default_factory=lambda: torch.empty(0))
+    sentences: Sequence[SentenceBranch] = ()
+    response: ResponseBranch | None = None
     rejected: str = ""
 
 
 class Sampler:
-    """Runs Algorithm 1 for one model."""
+    """Runs Algorithm 1 for one model.
 
-    def __init__(self, model: nn.Module, processor: Any, config: BDHSConfig, similarity: Similarity) -> None:
+    similarity: (responses, references) -> how alike each pair is.
+    """
+
+    def __init__(self, vlm: VLM, processor: Processor, config: BDHSConfig, similarity: Similarity) -> None:
         self._processor, self._config, self._similarity = processor, config, similarity
-        self._reader = ExampleReader(model, processor, max(config.max_sentence_tokens, config.max_new_tokens))
-        tokenizer = tokenizer_of(processor)
-        stops = SentenceStops(tokenizer, end_token_ids(model, tokenizer))
-        self._pool = BranchPool(
-            model,
-            config.max_branches,
-            token_chooser(model, tokenizer, config.temperature, config.top_k, config.top_p),
-            stops,
-        )
+        self._reader = ExampleReader(vlm, processor, max(config.max_sentence_tokens, config.max_new_tokens))
+        self._scheduler: Scheduler[_Pair] = Scheduler(vlm, processor, config)
+        self._source: Iterator[tuple[Any, ...]] = iter(())
+        self._exhausted = False
         self._again: deque[_Pair] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
-        self._decoding = 0  # pairs with branches in the pool
-        self._exhausted = False
+        self._unreadable: list[Result] = []
 
-    def run(self, examples: Iterable[tuple[int, Any, Any, str, int | str | None]]) -> Iterator[Result]:
-        """examples: (index, images, prompt, reference, key). Yields results as they finish."""
-        source = iter(examples)
-        while not self._exhausted or self._again or self._unscored or len(self._pool):
-            yield from self._advance(source)
+    def run(self, examples: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """Yield (index, result) as results finish.
+
+        examples: rows (index, images, prompt, reference, key).
+        """
+        self._source = iter(examples)
+        while not self._exhausted or self._again or self._unscored or len(self._scheduler):
+            yield from self._advance()
 
     @torch.no_grad()
-    def _advance(self, source: Iterator[Any]) -> list[Result]:
-        results = self._refill(source)
-        for branch in self._pool.step():
-            results += self._collect(branch)
+    def _advance(self) -> list[Result]:
+        results: list[Result] = []
+        for pair, error in self._scheduler.advance(self._next_pair, self._start):
+            if error is None:
+                pair.rejected = _text(pair)
+                self._unscored.append(pair)
+            else:
+                results.append(_failure(pair.example.index, pair.example.key, error))
+        results += self._unreadable
+        self._unreadable = []
         # At the end of the stream half of the pairs wait for the others: few calls, and the pool is not idle for long.
-        enough = min(_SCORED_TOGETHER, max(self._decoding, 1)) if self._exhausted else _SCORED_TOGETHER
+        enough = min(_SCORED_TOGETHER, max(len(self._scheduler), 1)) if self._exhausted else _SCORED_TOGETHER
         if len(self._unscored) >= enough:
             results += self._score()
         return results
 
-    def _refill(self, source: Iterator[Any]) -> list[Result]:
-        """Top up the pool once a good part of it is free, several prompts in one prefill."""
-        results: list[Result] = []
-        room = self._pool.room
-        if len(self._pool) and room < math.ceil(self._config.max_branches / 4):
-            return results
-        batch: list[tuple[DecoderInputs, list[Branch]]] = []
-        while room > 0 and (pair := self._next_pair(source, results)):
-            try:
-                started = self._start(pair)
-            except EXAMPLE_ERRORS as error:
-                results.append(_failure(pair.example.index, pair.example.key, error))
-                continue
-            if (len(batch) + 1) * max(len(prompt) for prompt, _ in [*batch, started]) > _PREFILL_TOKENS and batch:
-                self._pool.add(batch)
-                batch = []
-            batch.append(started)
-            self._decoding += 1
-            room -= len(started[1])
-        if batch:
-            self._pool.add(batch)
-        return results
-
-    def _next_pair(self, source: Iterator[Any], results: list[Result]) -> _Pair | None:
+    def _next_pair(self) -> _Pair | None:
         if self._again:
             return self._again.popleft()
-        for index, images, prompt, reference, key in source:
+        for index, images, prompt, reference, key in self._source:
             try:
                 example = self._reader.read(index, images, prompt, reference, key)
                 return _Pair(example, Reference(self._processor, example.turn, reference))
             except EXAMPLE_ERRORS as error:
-                results.append(_failure(index, key, error))
+                self._unreadable.append(_failure(index, key, error))
         self._exhausted = True
         return None
 
-    def _start(self, pair: _Pair) -> tuple[DecoderInputs, list[Branch]]:
-        """Begin the next iteration: a fresh mask or noise, fresh cuts, a branch for each sentence."""
-        config, example = self._config, pair.example
+    def _start(self, pair: _Pair) -> Started:
+        """Begin the next iteration: a new mask or noise, new cuts, a branch for each sentence."""
         pair.iteration += 1
-        last = pair.iteration == config.max_iterations > 1
-        pair.guided = config.guided and not last
-        pair.encoded, pair.visible = self._corrupt(pair)
-        address = config.seed, example.address, pair.iteration
-        cuts = pair.reference.draw(*address) if pair.guided else [None]
-        shared = [cut.shared_length if cut else 0 for cut in cuts]
-        inputs = pair.encoded.inputs.show(pair.visible, pair.encoded.inputs.prompt_length + max(shared))
-        prompt_length = len(inputs) - max(shared)
-        limit = config.max_sentence_tokens if pair.guided else config.max_new_tokens
-        draws = self._draws(address, len(cuts), limit)
-        pair.branches = []
-        for cut, length, uniforms in zip(cuts, shared, draws, strict=True):
-            forced = cut.forced_ids if cut else ()
-            context = (*pair.encoded.prompt_tail, *pair.reference.token_ids[:length], *forced)
-            owner = Continuation(pair, cut, context)
-            pair.branches.append(Branch(prompt_length + length, limit, forced, uniforms, owner))
-        pair.unended = len(cuts)
-        return inputs, pair.branches
+        encoded, pair.visible = self._corrupt(pair)
+        pair.encoded, pair.sentences, pair.response = encoded, (), None
+        if self._config.guided and not pair.iteration == self._config.max_iterations > 1:
+            return self._sentences(pair, encoded)
+        inputs = encoded.inputs.keep_visible(pair.visible, encoded.inputs.prompt_length)
+        (pair.response,) = whole_responses(
+            self._config, inputs, encoded.prompt_tail, [pair.example.address], pair.iteration
+        )
+        return inputs, [pair.response]
+
+    def _sentences(self, pair: _Pair, encoded: EncodedExample) -> Started:
+        """A branch for each sentence, from a random cut (Eq. 7)."""
+        address, iteration, limit = pair.example.address, pair.iteration, self._config.max_sentence_tokens
+        cuts = pair.reference.draw(self._config.seed, address, iteration)
+        longest = max(cut.shared_length for cut in cuts)
+        inputs = encoded.inputs.keep_visible(pair.visible, encoded.inputs.prompt_length + longest)
+        uniforms = token_draws(self._config, [address] * len(cuts), iteration, range(len(cuts)), limit)
+        pair.sentences = [
+            SentenceBranch(
+                prefix_length=len(inputs) - longest + cut.shared_length,
+                limit=limit,
+                forced_ids=cut.forced_ids,
+                uniforms=draws,
+                context_ids=(*encoded.prompt_tail, *cut.prefix_ids),
+                cut=cut,
+            )
+            for cut, draws in zip(cuts, uniforms, strict=True)
+        ]
+        return inputs, pair.sentences
 
     def _corrupt(self, pair: _Pair) -> tuple[EncodedExample, Tensor]:
-        """The images are encoded once, or once for each draw of noise."""
+        """The encoded example and its visible image tokens. The images are encoded once, or once for each draw of
+        noise."""
         config, example, encoded = self._config, pair.example, pair.encoded
         address = config.seed, example.address, pair.iteration
         if config.noise_steps:
@@ -149,35 +148,8 @@ class Sampler:
         count = len(encoded.inputs.image_positions)
         return encoded, visible_image_tokens(*address, count, config.mask_threshold)
 
-    def _draws(self, address: tuple[int, int, int], count: int, length: int) -> Tensor:
-        """The uniforms of each branch's tokens, [count, length]; none, [count, 0], when decoding is greedy."""
-        if self._config.temperature == 0:
-            return torch.empty(count, 0)
-        seed, key, iteration = address
-        keys, sentences = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
-        return ops.random_uniform(seed, keys, ops.TOKEN, iteration, sentences, length)
-
-    def _collect(self, branch: Branch) -> list[Result]:
-        """Take in a branch that ended; the last of a pair completes its candidate response."""
-        pair: _Pair = branch.owner.pair
-        if not pair.branches:  # another branch of it has failed
-            return []
-        if branch.error:
-            self._pool.discard(pair.branches)
-            self._decoding -= 1
-            pair.branches = []
-            return [_failure(pair.example.index, pair.example.key, branch.error)]
-        pair.unended -= 1
-        if pair.unended == 0:
-            owners = [branch.owner for branch in pair.branches]
-            texts, cuts = [owner.text for owner in owners], [owner.cut for owner in owners]
-            pair.rejected = pair.reference.join(cuts, texts) if pair.guided else texts[0].strip()
-            self._decoding -= 1
-            self._unscored.append(pair)
-        return []
-
     def _score(self) -> list[Result]:
-        """Accept what differs in meaning, and whatever the last iteration brought."""
+        """Accept responses that differ in meaning, and whatever the last iteration brought."""
         pairs, self._unscored = self._unscored, []
         references = [pair.example.reference for pair in pairs]
         scores = [float(score) for score in self._similarity([pair.rejected for pair in pairs], references)]
@@ -192,29 +164,22 @@ class Sampler:
         return results
 
 
+def _text(pair: _Pair) -> str:
+    if pair.response is not None:
+        return pair.response.text.strip()
+    return pair.reference.join([branch.cut for branch in pair.sentences], [branch.text for branch in pair.sentences])
+
+
 def _sample(pair: _Pair, similarity: float) -> BDHSSample:
     return BDHSSample(
         key=pair.example.key,
         rejected=pair.rejected,
         similarity=similarity,
         iterations=pair.iteration,
-        guided=pair.guided,
+        guided=pair.response is None,
         visible_image_tokens=tuple(pair.visible.tolist()),
-        sentences=tuple(_splice(pair.reference, branch) for branch in pair.branches) if pair.guided else (),
-        response_ids=None if pair.guided else tuple(pair.branches[0].ids),
-    )
-
-
-def _splice(reference: Reference, branch: Branch) -> SentenceSplice:
-    cut = branch.owner.cut
-    return SentenceSplice(
-        reference=cut.reference,
-        swapped=cut.swapped,
-        cut=cut.cut,
-        kept=cut.kept,
-        completion=branch.owner.text,
-        prefix_ids=(*reference.token_ids[: cut.shared_length], *cut.forced_ids),
-        completion_ids=tuple(branch.ids),
+        sentences=tuple(branch.splice() for branch in pair.sentences),
+        response_ids=None if pair.response is None else tuple(pair.response.ids),
     )
 
 

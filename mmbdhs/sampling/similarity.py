@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
-Similarity = Callable[[list[str], list[str]], Sequence[float]]
+Similarity: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 
 DEFAULT_MODEL = "sentence-transformers/all-mpnet-base-v2"
 
 
-def resolve_similarity(similarity: Any = None) -> Similarity:
-    """Turn a SentenceTransformer, its name or path, a callable (list[str], list[str]) -> scores, or None for the
-    paper's all-mpnet-base-v2 into the callable. Raises OSError, saying how to pass another, if it cannot be loaded."""
+class SentenceEncoder(Protocol):
+    """A SentenceTransformer, or what encodes sentences as one does."""
+
+    def encode(self, sentences: Any, /, **settings: Any) -> Any: ...
+
+
+SimilarityModel: TypeAlias = SentenceEncoder | Similarity | str | None
+
+
+def resolve_similarity(similarity: SimilarityModel = None) -> Similarity:
+    """A function from responses and references to scores.
+
+    similarity: a SentenceTransformer, its name or path, a callable (list[str], list[str]) -> scores, or None for the
+        paper's all-mpnet-base-v2.
+
+    Raises OSError, which says how to pass another one, if the model cannot be loaded, and TypeError for anything else.
+    """
     if similarity is None or isinstance(similarity, str):
         return _cosine(_load(similarity or DEFAULT_MODEL))
     if hasattr(similarity, "encode"):
@@ -37,7 +51,7 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _cosine(encoder: Any) -> Similarity:
+def _cosine(encoder: SentenceEncoder) -> Similarity:
     def cosine(first: list[str], second: list[str]) -> list[float]:
         vectors = encoder.encode([*first, *second], normalize_embeddings=True, show_progress_bar=False)
         return (vectors[: len(first)] * vectors[len(first) :]).sum(axis=1).tolist()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmbdhs.native import COUNTERPARTS, ops
-from mmbdhs.vlm import Turn, reworded
+from mmbdhs.vlm import Processor, Turn, common_length, reworded
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,11 @@ class SentenceSplice:
     reference: the sentence with the white space after it; the references of a sample tile its reference text.
     swapped: whether its leading yes/no was replaced by the counterpart.
     cut: how many tokens of the (swapped) sentence were kept.
-    kept, completion: the text before and after the cut.
-    prefix_ids: response tokens that the completion was conditioned on: all of the reference before the cut, a swapped
-        word only in its own sentence.
-    completion_ids: the tokens that were generated.
+    kept: the text before the cut.
+    completion: the text after the cut.
+    prefix_ids: response tokens that the completion was conditioned on: all of the reference before the cut, and a
+        swapped word in its own sentence alone.
+    completion_ids: the generated tokens.
     """
 
     reference: str
@@ -41,8 +41,10 @@ class SentenceSplice:
 class _Variant:
     """A sentence, as written or swapped.
 
-    token_ids: of the response up to the sentence's end. token_begin: how many of them stand before the sentence.
-    cuts: (tokens kept, characters kept) of the sentence, for each place where it may be cut.
+    text: the sentence.
+    token_ids: the response's tokens up to the sentence's end.
+    token_begin: how many of them come before the sentence.
+    cuts: (tokens kept, characters kept) of the sentence, for each position at which it may be cut.
     """
 
     text: str
@@ -53,19 +55,27 @@ class _Variant:
 
 @dataclass(frozen=True)
 class _Sentence:
-    begin: int  # its first character in the reference
+    """A sentence of a reference.
+
+    begin: its first character in the reference.
+    written: the sentence as the reference has it.
+    swapped: with the counterpart of its leading yes/no; None if it has none.
+    """
+
+    begin: int
     written: _Variant
     swapped: _Variant | None
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A sentence with its draws.
+    """A sentence whose end the model is to write.
 
+    reference, swapped, cut, kept, prefix_ids: as in `SentenceSplice`.
     head: the text before the completion, from the beginning of the reference.
     begin: byte of `head` at which the sentence begins.
-    shared_length: tokens of the reference that the branch shares with all others.
-    forced_ids: the tokens of a swapped sentence, which follow them in this branch alone.
+    shared_length: how many of `prefix_ids` all branches of the reference share; the others are forced tokens of a
+        swapped sentence.
     """
 
     reference: str
@@ -74,14 +84,25 @@ class Cut:
     kept: str
     head: str
     begin: int
+    prefix_ids: tuple[int, ...]
     shared_length: int
-    forced_ids: tuple[int, ...]
+
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """The tokens that follow the shared ones in this branch alone."""
+        return self.prefix_ids[self.shared_length :]
+
+    def completed(self, completion: str, completion_ids: Sequence[int]) -> SentenceSplice:
+        """The sentence with the model's completion."""
+        return SentenceSplice(
+            self.reference, self.swapped, self.cut, self.kept, completion, self.prefix_ids, tuple(completion_ids)
+        )
 
 
 class Reference:
-    """A reference split into sentences once, to be cut anew in each iteration."""
+    """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7)."""
 
-    def __init__(self, processor: Any, turn: Turn, text: str) -> None:
+    def __init__(self, processor: Processor, turn: Turn, text: str) -> None:
         self.text, self.token_ids = text, turn.token_ids
         self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
@@ -98,7 +119,7 @@ class Reference:
             begin = end
 
     def draw(self, seed: int, key: int, iteration: int) -> list[Cut]:
-        """A swap and a cut for each sentence, from their addressed draws."""
+        """A swap and a cut for each sentence, by addressed draws."""
         count = len(self._sentences)
         choices = [[len(s.written.cuts), len(s.swapped.cuts) if s.swapped else 0] for s in self._sentences]
         swappable = torch.tensor([s.swapped is not None for s in self._sentences])
@@ -109,12 +130,14 @@ class Reference:
         return [self._cut(sentence, swapped, choice) for sentence, swapped, choice in pairs]
 
     def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
-        variant = sentence.swapped if swapped else sentence.written
+        variant = sentence.swapped if swapped and sentence.swapped else sentence.written
         text, before = variant.text, self.text[: sentence.begin]
-        # Nothing can be kept of a sentence of one token but the white space before it.
+        # Of a sentence of one token only the white space before it can be kept.
         cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))
         prefix_ids = variant.token_ids[: variant.token_begin + cut]
-        shared = len(prefix_ids) if not swapped else _common(prefix_ids, self.token_ids[: sentence.written.token_begin])
+        shared = len(prefix_ids)
+        if swapped:  # the swapped word tokenises differently, perhaps together with what precedes it
+            shared = common_length(prefix_ids, self.token_ids[: sentence.written.token_begin])
         return Cut(
             reference=sentence.written.text,
             swapped=swapped,
@@ -122,8 +145,8 @@ class Reference:
             kept=text[:end],
             head=before + text[:end],
             begin=len(before.encode()),
+            prefix_ids=prefix_ids,
             shared_length=shared,
-            forced_ids=prefix_ids[shared:],
         )
 
     def join(self, cuts: Sequence[Cut], completions: Sequence[str]) -> str:
@@ -143,29 +166,22 @@ class Reference:
 
 
 def _variant(turn: Turn, sentence: str, begin: int, end: int, kept: int = 0) -> _Variant:
-    """The sentence of the turn's response at the characters [begin, end), to be cut after character `kept`."""
+    """The sentence at the characters [begin, end) of the turn's response, which may be cut after character `kept`."""
     spans = turn.token_spans
     first = next((i for i, span in enumerate(spans) if span[0] >= begin), len(spans))
     stop = next((i for i, span in enumerate(spans) if span[0] >= end), len(spans))
     cuts = tuple(
         (count, before[1] - begin)
         for count, (before, after) in enumerate(itertools.pairwise(spans[first:stop]), 1)
-        if before[1] <= after[0] and before[1] >= kept  # no character is split
+        if before[1] <= after[0] and before[1] >= kept  # a cut splits no character
     )
     if kept and not cuts:
         cuts = ((stop - first, spans[stop - 1][1] - begin),)
     return _Variant(sentence, turn.token_ids[:stop], first, cuts)
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens the two have in common at their beginning."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-
-
 def _characters(text: str, table: Tensor) -> list[list[int]]:
-    """The byte positions of a sentence table as character positions."""
+    """The sentence table with character positions in place of byte positions."""
     if text.isascii():
         return table.tolist()
     encoded = text.encode()
@@ -173,6 +189,7 @@ def _characters(text: str, table: Tensor) -> list[list[int]]:
 
 
 def ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The texts' UTF-8 bytes one after another, uint8 [N], and where each begins, int64 [texts + 1]."""
     encoded = [text.encode() for text in texts]
     offsets = torch.tensor([0, *map(len, encoded)]).cumsum(0)
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)), offsets

@@ -14,7 +14,7 @@ from mmbdhs.checks import check_on_error
 from mmbdhs.data import Messages, load_images
 from mmbdhs.logprobs import encode_responses, reference_logps
 from mmbdhs.sampling import ChatEndpoint, EndpointError, ask_each, conversation_text
-from mmbdhs.vlm import evaluating, input_device, tokenizer_of, unwrapped
+from mmbdhs.vlm import VLM, tokenizer_of
 
 
 class Comparison(NamedTuple):
@@ -119,13 +119,13 @@ class ModelAnnotator(_Judge):
         self._model, self._processor, self._max_new_tokens = model, processor, max_new_tokens
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:
-        with evaluating(unwrapped(self._model)), torch.no_grad():
+        with VLM.of(self._model).evaluation_mode(), torch.no_grad():
             verdicts = [self._agreed(self._answer, comparison) for comparison in comparisons]
         self.undecided += verdicts.count(None)
         return verdicts
 
     def _answer(self, text: str, images: list) -> str:
-        model = unwrapped(self._model)
+        vlm = VLM.of(self._model)
         content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -133,8 +133,8 @@ class ModelAnnotator(_Judge):
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-        ).to(input_device(model), model.dtype)
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
+        ).to(vlm.device, vlm.dtype)
+        ids = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
         return tokenizer_of(self._processor).decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

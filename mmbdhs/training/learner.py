@@ -20,7 +20,7 @@ from mmbdhs.training.log import Tally
 from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import Candidates, PairSource, Visit
 from mmbdhs.training.sharding import Placement
-from mmbdhs.vlm import evaluating, unwrapped
+from mmbdhs.vlm import VLM
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -74,7 +74,7 @@ class Learner:
 
     def _candidates(self, visits: Sequence[Visit]) -> list[Candidates | None]:
         model, alone = self.policy.model, getattr(self.source, "offline", False)
-        with nullcontext() if alone else self.policy.gathered(), torch.no_grad(), evaluating(unwrapped(model)):
+        with nullcontext() if alone else self.policy.gathered(), torch.no_grad(), VLM.of(model).evaluation_mode():
             return self.source(model, self.processor, visits) if visits else []
 
     def _encode(self, visit: Visit, candidates: Candidates) -> Example | None:
@@ -119,7 +119,7 @@ class Learner:
         return self.policy.run(partial(self._without_adapters, examples)).sums
 
     def _without_adapters(self, examples: list[Example], model: nn.Module) -> ResponseLogps:
-        with evaluating(unwrapped(model)), model.disable_adapter():
+        with VLM.of(model).evaluation_mode(), model.disable_adapter():
             return self._logps(examples, model)
 
 

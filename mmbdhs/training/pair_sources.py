@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -11,7 +11,16 @@ from torch import nn
 
 from mmbdhs.data import key_address, load_images
 from mmbdhs.logprobs import response_text
-from mmbdhs.sampling import BDHSConfig, BDHSFailure, Similarity, bdhs_sample, povid_sample, resolve_similarity
+from mmbdhs.sampling import (
+    BDHSConfig,
+    BDHSFailure,
+    SamplingConfig,
+    Similarity,
+    bdhs_sample,
+    povid_sample,
+    resolve_similarity,
+    sample_responses,
+)
 from mmbdhs.training.annotators import Annotator, Comparison
 
 
@@ -128,11 +137,11 @@ class OnlinePairs:
     """Online-DPO: two responses of the current policy, ranked by an annotator; None where it is undecided or they are
     the same. Records need no responses.
 
-    sampling: temperature, top_p, top_k, max_new_tokens, seed and max_branches of it are used.
+    sampling: how the responses are drawn.
     """
 
     annotator: Annotator
-    sampling: BDHSConfig = field(default_factory=BDHSConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
@@ -146,15 +155,10 @@ class OnlinePairs:
         return found
 
     def _drawn(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[tuple[str, str]]:
-        """Two whole responses for each visit: Algorithm 1 without mask and guidance, the reference of which is not
-        read."""
-        plain = replace(self.sampling, guided=False, mask_threshold=0.0, noise_steps=0, max_iterations=1)
-        images, prompts = _asked([*visits, *visits])
-        keys = [f"{visit.address}/{which}" for which in "ab" for visit in visits]
-        unread = ["Any."] * len(keys)
-        samples = bdhs_sample(model, processor, images, prompts, unread, plain, _unscored, keys)
-        texts = [sample.rejected for sample in samples]
-        return list(zip(texts[: len(visits)], texts[len(visits) :], strict=True))
+        """Two responses for each visit."""
+        keys = [(f"{visit.address}/a", f"{visit.address}/b") for visit in visits]
+        found = sample_responses(model, processor, *_asked(visits), self.sampling, num_return_sequences=2, keys=keys)
+        return [(first.text, second.text) for first, second in found]
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,3 @@ def _with(stored: tuple[str, ...], sample: Any) -> Candidates | None:
 
 def _comparison(visit: Visit, first: str, second: str) -> Comparison:
     return Comparison(visit.address, load_images(visit.record["images"]), visit.record["prompt"], first, second)
-
-
-def _unscored(first: list[str], second: list[str]) -> list[float]:
-    return [0.0] * len(first)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmbdhs.vlm import find_text_decoder, unwrapped
+from mmbdhs.vlm import VLM
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Sharded:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        for layer in find_text_decoder(unwrapped(model)).modules():
+        for layer in VLM.of(model).decoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer)
         self._root = fully_shard(_Root(model))

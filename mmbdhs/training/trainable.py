@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.vlm import find_text_decoder, unwrapped
+from mmbdhs.vlm import VLM
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -31,7 +31,7 @@ def make_trainable(model: nn.Module, config: TrainConfig) -> nn.Module:
     else:
         _thaw(model, config)
     if config.gradient_checkpointing:
-        unwrapped(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        VLM.of(model).model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = trained_parameters(model).values()
     if not trained:
         raise ValueError("model: needs parameters that require gradients, got none")
@@ -49,7 +49,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups: what is trained, and the projector with a learning rate of its own."""
     in_projector = {
-        id(parameter) for module in _projectors(unwrapped(model)).values() for parameter in module.parameters()
+        id(parameter) for module in _projectors(VLM.of(model).model).values() for parameter in module.parameters()
     }
     trained = trained_parameters(model).values()
     rate = config.learning_rate if config.projector_learning_rate is None else config.projector_learning_rate
@@ -64,7 +64,7 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora_rank: needs the extra 'train': pip install 'mmbdhs[train]'") from error
-    decoder = find_text_decoder(model)
+    decoder = VLM.of(model).decoder
     (place,) = (name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     projectors = list(_projectors_or_error(model)) if config.projector_learning_rate is not None else None
@@ -82,7 +82,7 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
 def _thaw(model: nn.Module, config: TrainConfig) -> None:
     model.requires_grad_(False)
     find = _projectors if config.projector_learning_rate is None else _projectors_or_error
-    for module in (find_text_decoder(model), model.get_output_embeddings(), *find(model).values()):
+    for module in (VLM.of(model).decoder, model.get_output_embeddings(), *find(model).values()):
         module.requires_grad_(True)
 
 
@@ -97,7 +97,7 @@ def _projectors_or_error(model: nn.Module) -> dict[str, nn.Module]:
 def _projectors(model: nn.Module) -> dict[str, nn.Module]:
     """By name, the outermost modules outside of the text decoder whose name says that they are a projector."""
     found: dict[str, nn.Module] = {}
-    for name, module in _outside(model, find_text_decoder(model)):
+    for name, module in _outside(model, VLM.of(model).decoder):
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if not inside and PROJECTOR.search(name) and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             found[name] = module

@@ -38,7 +38,7 @@ from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, Visit, columns_of
 from mmbdhs.training.sharding import Replicated, Sharded, collected, spread
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
-from mmbdhs.vlm import evaluating, unwrapped
+from mmbdhs.vlm import VLM
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -259,7 +259,7 @@ class _Run:
         policy = self.learner.policy
         with policy.gathered():
             if self.accelerator.is_main_process:
-                with torch.no_grad(), evaluating(unwrapped(policy.model)):
+                with torch.no_grad(), VLM.of(policy.model).evaluation_mode():
                     log.evaluation(self.step, evaluate(policy.model, self.step))
             self.accelerator.wait_for_everyone()
 

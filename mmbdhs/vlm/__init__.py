@@ -1,66 +1,85 @@
-"""The door to any vision-language model of `transformers`."""
+"""The door to any vision-language model of `transformers`.
 
-from mmbdhs.vlm.attention_interface import LayerCall, decoder_configs, mask_configs, not_every_layer, switched
+Everything above sees a model through `VLM`, which is made once per model, and through `DecoderInputs`: embeddings,
+positions and masks that the model prepared for its text decoder. Nothing here knows a model family by name.
+
+Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `chat_processor` (images,
+prompt and response become token ids), `decoder_inputs` (the model prepares its decoder's inputs and is stopped there),
+`mask_rules` and `attention_interface` (the mask trick: masks as functions of token indices), `prompt_attention`
+(prompts run through the decoder without their hidden tokens), `output_head` (logits), `exactness` (leaving tokens out
+is compared with masking them).
+"""
+
+from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
 from mmbdhs.vlm.chat_processor import (
     CONTEXT_TOKENS,
+    Processor,
     Turn,
+    common_length,
     decode_after,
-    encode,
+    encode_prompt,
+    encode_turn,
     first_tokens,
     render_turn,
     reworded,
     tokenizer_of,
 )
-from mmbdhs.vlm.decoder_inputs import DecoderInputs, TokenRows, capture_decoder_inputs, decoder_arguments, text_inputs
-from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, RuleMask, rule_of
-from mmbdhs.vlm.output_head import OutputHead, running_instead, settle_head, settle_steps, step_logits
-from mmbdhs.vlm.prompt_attention import run_decoder
-from mmbdhs.vlm.text_decoder import (
-    check_layers,
-    context_length,
-    evaluating,
-    find_text_decoder,
-    image_token_id,
-    input_device,
-    runnable,
-    unwrapped,
+from mmbdhs.vlm.decoder_inputs import (
+    DecoderInputs,
+    TokenRows,
+    capture_decoder_inputs,
+    decoder_arguments,
+    text_inputs,
 )
+from mmbdhs.vlm.exactness import (
+    agree,
+    check_exactness,
+    excerpt_inputs,
+    require_agreement,
+    text_excerpt,
+    token_counts,
+)
+from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, RuleMask, rule_of
+from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, step_logits
+from mmbdhs.vlm.prompt_attention import run_decoder
+from mmbdhs.vlm.text_decoder import check_layers
+from mmbdhs.vlm.vlm import VLM
 
 __all__ = [
     "CAUSAL",
     "CONTEXT_TOKENS",
+    "VLM",
     "DecoderInputs",
     "LayerCall",
     "MaskRule",
-    "OutputHead",
+    "Processor",
     "RuleMask",
     "TokenRows",
     "Turn",
+    "agree",
+    "attention_through",
     "capture_decoder_inputs",
+    "check_exactness",
     "check_layers",
-    "context_length",
+    "common_length",
     "decode_after",
     "decoder_arguments",
-    "decoder_configs",
-    "encode",
-    "evaluating",
-    "find_text_decoder",
+    "encode_prompt",
+    "encode_turn",
+    "excerpt_inputs",
     "first_tokens",
-    "image_token_id",
-    "input_device",
-    "mask_configs",
+    "linear_head",
+    "logits_of",
     "not_every_layer",
     "render_turn",
+    "replaced_forward",
+    "require_agreement",
     "reworded",
     "rule_of",
     "run_decoder",
-    "runnable",
-    "running_instead",
-    "settle_head",
-    "settle_steps",
     "step_logits",
-    "switched",
+    "text_excerpt",
     "text_inputs",
+    "token_counts",
     "tokenizer_of",
-    "unwrapped",
 ]

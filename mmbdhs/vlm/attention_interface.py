@@ -1,5 +1,7 @@
-"""A decoder's attention by way of transformers' attention interface: switched to a handler of ours for the length of
-a call. It fails loudly where a model asks for anything that the handlers would not see."""
+"""The decoder's attention, taken over through transformers' attention interface for the length of a call.
+
+A model that asks for anything that the library's handlers would not see is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
 from mmbdhs.errors import UnsupportedModelError
-from mmbdhs.vlm.mask_rules import NAME
+from mmbdhs.vlm.mask_rules import IMPLEMENTATION
 
-# What layers pass along that leaves attention as it is, or what their masks say already; all else must be None.
+# Arguments that leave attention as it is, or that repeat what the mask says. Any other argument must be None.
 _HARMLESS = {
     "cache_position",
     "is_causal",
@@ -30,7 +32,14 @@ _HARMLESS = {
 
 
 class LayerCall(NamedTuple):
-    """What a layer asks of its attention: query [n, Hq, L, D] over key, value [n, Hkv, L', D]; softcap 0 is none."""
+    """One layer's call of its attention.
+
+    query: [n, Hq, L, D].
+    key, value: [n, Hkv, L', D].
+    mask: as the decoder made it; None where it made none.
+    scale: factor of the scores.
+    softcap: limit of the scores; 0 for none.
+    """
 
     layer: nn.Module
     query: Tensor
@@ -41,15 +50,15 @@ class LayerCall(NamedTuple):
     softcap: float
 
 
-class Handler(Protocol):
+class AttentionHandler(Protocol):
     """Runs the attention of every layer while it is switched on."""
 
     def attend(self, call: LayerCall) -> Tensor:
-        """[n, L, Hq, D]"""
+        """The attention's output, [n, L, Hq, D]."""
 
 
 def not_every_layer(seen: int, layers: int) -> UnsupportedModelError:
-    """For a decoder of which only `seen` layers came through."""
+    """The error for a decoder of which only `seen` of `layers` layers called the handler."""
     return UnsupportedModelError(
         "model: needs attention that goes through transformers' attention interface in every layer (what "
         f"model.set_attn_implementation sets), got {seen} of {layers} layers"
@@ -62,11 +71,11 @@ def decoder_configs(decoder: nn.Module) -> list[PreTrainedConfig]:
 
 
 def mask_configs(model: nn.Module, decoder: nn.Module) -> list[PreTrainedConfig]:
-    """Those, and the text configurations that the modules around the decoder may build masks by."""
+    """The decoder's configurations, and the text configurations by which the modules around it may build masks."""
     name = next(name for name, module in model.named_modules() if module is decoder)
     parts = name.split(".")
     around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
-    configs = [module.config for module in around if isinstance(getattr(module, "config", None), PreTrainedConfig)]
+    configs = _distinct(getattr(module, "config", None) for module in around)
     return _distinct([*decoder_configs(decoder), *(config.get_text_config() for config in configs)])
 
 
@@ -75,13 +84,16 @@ def _distinct(configs: Iterable[Any]) -> list[PreTrainedConfig]:
 
 
 @contextmanager
-def switched(configs: list[PreTrainedConfig], handler: Handler | None) -> Iterator[None]:
-    """For the length of the context layers that read `configs` attend through `handler`, their masks are rules."""
+def attention_through(handler: AttentionHandler | None, configs: list[PreTrainedConfig]) -> Iterator[None]:
+    """For the length of the context, layers that read `configs` attend through `handler` and their masks are rules.
+
+    handler: None where masks are built but no layer may attend.
+    """
     before = [config._attn_implementation for config in configs]
     token = _CURRENT.set(handler)
     try:
         for config in configs:
-            config._attn_implementation = NAME
+            config._attn_implementation = IMPLEMENTATION
         yield
     finally:
         _CURRENT.reset(token)
@@ -89,7 +101,7 @@ def switched(configs: list[PreTrainedConfig], handler: Handler | None) -> Iterat
             config._attn_implementation = implementation
 
 
-_CURRENT: ContextVar[Handler | None] = ContextVar("attention_handler", default=None)
+_CURRENT: ContextVar[AttentionHandler | None] = ContextVar("attention_handler", default=None)
 
 
 def _attend(
@@ -103,7 +115,7 @@ def _attend(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The registered implementation; its signature is the interface's."""
+    """The registered implementation; its signature is that of transformers' attention functions."""
     unknown = [name for name, argument in others.items() if argument is not None and name not in _HARMLESS]
     unknown += ["dropout"] * (dropout != 0)
     handler = _CURRENT.get()
@@ -116,4 +128,4 @@ def _attend(
     return handler.attend(LayerCall(module, query, key, value, attention_mask, scale, softcap or 0.0)), None
 
 
-AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(IMPLEMENTATION, _attend)

@@ -1,15 +1,14 @@
 """Attention masks as rules over token indices, which hold whichever tokens are left out.
 
-A decoder of `transformers` asks for its masks by index functions: causal, a sliding window, chunks, blocks that see
-themselves both ways. Under the implementation named here it gets a stand-in that remembers the function, and
-attention asks that about the tokens that are there, by the indices that they have in the whole sequence.
+A decoder of `transformers` describes its masks by index functions: causal, a sliding window, chunks, blocks that see
+themselves in both directions. Under the implementation registered here the decoder gets a placeholder that carries
+the function, and attention evaluates it at the indices that the kept tokens have in the whole sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,31 +18,37 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from mmbdhs.errors import UnsupportedModelError
 
-NAME = "mmbdhs"  # of the implementation, in both of transformers' interfaces
+IMPLEMENTATION = "mmbdhs"  # the name of the library's attention and masks in transformers' interfaces
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """function: (row, head, query, key) -> bool, of int64 indices that broadcast together, as `transformers` has it."""
+    """Which keys a query sees, by the indices of both in the whole sequence.
 
-    function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    rows: tuple[MaskRule, ...] = ()  # of which this one is stacked
+    function: (row, head, query, key) -> bool, of int64 indices that broadcast together, as `transformers` defines it.
+    rows: the rules of the single rows, for a rule over several.
+    explicit: whether the model wants the mask written out even where it is plainly causal.
+    """
+
+    function: Callable[..., Any]  # transformers annotates its own functions with int
+    rows: tuple[MaskRule, ...] = ()
+    explicit: bool = False
 
     @property
     def causal(self) -> bool:
-        """Every token sees itself and all before it."""
-        return self.function is causal_mask_function
+        """Whether every token sees itself and all before it, and attention may run without a mask."""
+        return self.function is causal_mask_function and not self.explicit
 
     def __call__(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the query sees the key: bool, of the indices' common shape."""
+        """Whether the query sees the key: bool, of the common shape of the indices."""
         seen = self.function(row, torch.zeros_like(row), query, key)
         return seen.expand(torch.broadcast_shapes(row.shape, query.shape, key.shape))
 
     def then(self, response: MaskRule, prompt_length: int) -> MaskRule:
-        """This rule for the queries of a prompt, which see nothing beyond it, `response` for those that follow it."""
-        if self.function is response.function:
+        """The rule that is this one for the prompt's queries, which see no response, and `response` for later ones."""
+        if self.function is response.function and self.explicit == response.explicit:
             return self
-        last = prompt_length - 1  # that a rule about the prompt's tokens may know
+        last = prompt_length - 1  # a rule may look indices up in a table of the prompt's length
 
         def function(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             seen = self(row, query.clamp(max=last), key.clamp(max=last)) & (key <= last)
@@ -51,11 +56,11 @@ class MaskRule:
 
         return MaskRule(function)
 
-    def for_row(self, number: int, query: Tensor, key: Tensor) -> Tensor:
-        """The same for one row of those that the rule is about: query, key without a row dimension."""
+    def for_row(self, row: int, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the query sees the key in one row of the batch; query and key have no row dimension."""
         if self.rows:
-            return self.rows[number].for_row(0, query, key)
-        return self(torch.full_like(query, number), query, key)
+            return self.rows[row].for_row(0, query, key)
+        return self(torch.full_like(query, row), query, key)
 
 
 CAUSAL = MaskRule(causal_mask_function)
@@ -63,43 +68,54 @@ EVERYTHING = MaskRule(bidirectional_mask_function)
 
 
 class RuleMask(Tensor):
-    """A rule in the clothes of the 4-D mask that it stands for; models hand it through to their attention."""
+    """Placeholder tensor with the shape of a 4-D mask; carries the `MaskRule` through the model to our attention."""
 
     rule: MaskRule
 
+    # Accelerate's hooks move the arguments of a layer to its device, and some attention functions slice their mask to
+    # the number of keys, mask[:, :, :, :n]. Both must leave the rule in place: the tensor holds no data to move, and
+    # a slice that keeps everything is the same mask. Any other slice loses the rule, which `rule_of` then reports.
+
     def to(self, *args: Any, **kwargs: Any) -> RuleMask:
-        return self  # wherever it is, it holds nothing
+        return self
 
     def __getitem__(self, index: Any) -> Tensor:
         part = self.as_subclass(Tensor)[index]
         return self if part.shape == self.shape else part
 
 
-def stand_in(rule: MaskRule, rows: int, queries: int, keys: int, device: torch.device | str) -> RuleMask:
-    # NaN, so that whatever is made of it instead shows.
+def rule_mask(rule: MaskRule, rows: int, queries: int, keys: int, device: torch.device | str) -> RuleMask:
+    """A placeholder [rows, 1, queries, keys] for `rule`."""
+    # NaN shows in the output if a model computes with the placeholder.
     mask = torch.full((), torch.nan, device=device).expand(rows, 1, queries, keys).as_subclass(RuleMask)
     mask.rule = rule
     return mask
 
 
 def rule_of(mask: Tensor | None, layer: nn.Module | None = None) -> MaskRule:
-    """The rule behind an attention mask. Raises UnsupportedModelError for a mask that has none.
+    """The rule that an attention mask carries. Raises UnsupportedModelError for a mask that carries none.
 
-    layer: that it was handed to. Where no mask need be made, `transformers` lets the layer say what it is: PaliGemma's
-    see their whole prefix both ways."""
+    layer: the layer that received the mask. Where no mask needs to be made, `transformers` lets the layer decide:
+        PaliGemma's layers see their whole prefix in both directions.
+    """
     rule = CAUSAL if mask is None else getattr(mask, "rule", None)
     if rule is not None and rule.causal and not getattr(layer, "is_causal", True):
         return EVERYTHING
     if rule is None:
         raise UnsupportedModelError(
-            "model: needs masks made by transformers' mask functions (create_causal_mask and its kin), got a "
+            "model: needs masks made by transformers' mask functions (create_causal_mask and similar), got a "
             f"{type(mask).__name__} made otherwise"
         )
     return rule
 
 
 def table_rule(mask: Tensor) -> MaskRule:
-    """The rule that a mask [1, 1, L, L] spells out: bool, or 0 where a key is seen and the dtype's least elsewhere."""
+    """The rule that looks a written mask up.
+
+    mask: [1, 1, L, L], bool, or floats that are 0 where a key is seen and the dtype's least number elsewhere.
+
+    Raises UnsupportedModelError for a mask that weighs keys or differs by head.
+    """
     if mask.is_floating_point():
         hidden = mask <= torch.finfo(mask.dtype).min / 2
         if bool((hidden | (mask == 0)).all()):
@@ -113,10 +129,10 @@ def table_rule(mask: Tensor) -> MaskRule:
 
 
 def stacked(rules: list[MaskRule]) -> MaskRule:
-    """Row i by rule i, each asked about its row 0; queries and keys come with a leading row dimension."""
+    """The rule of a batch whose row i follows rule i. Queries and keys come with a leading row dimension."""
 
     def function(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        first = torch.zeros_like(row[0])
+        first = torch.zeros_like(row[0])  # each rule is about a sequence of its own
         return torch.stack([rule(first, q, k) for rule, q, k in zip(rules, query, key, strict=True)])
 
     return CAUSAL if all(rule.causal for rule in rules) else MaskRule(function, tuple(rules))
@@ -126,14 +142,14 @@ def _make_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    mask_function: Callable,
+    mask_function: Callable[..., Tensor],
     allow_is_causal_skip: bool = True,
     device: Any = "cpu",
     **others: Any,
 ) -> RuleMask:
-    """The registered implementation. What the 2-D mask among `others` pads, attention knows without it."""
-    rule = MaskRule(mask_function if allow_is_causal_skip else partial(mask_function))  # the latter is never `causal`
-    return stand_in(rule, batch_size, q_length, kv_length, device)
+    """The registered implementation. Padding, which `others` describes, is known to attention without it."""
+    rule = MaskRule(mask_function, explicit=not allow_is_causal_skip)
+    return rule_mask(rule, batch_size, q_length, kv_length, device)
 
 
-AttentionMaskInterface.register(NAME, _make_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _make_mask)

@@ -17,13 +17,15 @@ from transformers import AttentionInterface
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding import autotune, exactness
+from mmbdhs.decoding import autotune
 from mmbdhs.decoding.attention import DecodeAttention
-from mmbdhs.decoding.attention_paths import Path, Rows, native_path, sdpa_path
+from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
 from mmbdhs.decoding.autotune import choose_path
-from mmbdhs.decoding.kv_cache import KeyStores, SlotLayer
+from mmbdhs.decoding.kv_cache import BranchCacheLayer, BranchKVCache, Extents
 from mmbdhs.native import backend
-from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, stand_in
+from mmbdhs.vlm import VLM
+from mmbdhs.vlm.attention_interface import LayerCall
+from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, rule_mask
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
 SLOTS, PLACES, SIZE = 6, 5, 32
@@ -35,7 +37,9 @@ INDICES = [2 * place for begin, end in pairwise(PREFIXES) for place in range(end
 FIRST = [2 * count + 5 for count in COUNTS] + [0]
 
 
-def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tensor, Tensor, Rows]:
+def draw_step(
+    query_heads: int, kv_heads: int, scale: float = 1.0, softcap: float = 0.0
+) -> tuple[BranchCacheLayer, LayerCall, DecodeBatch]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -43,19 +47,20 @@ def draw_step(query_heads: int, kv_heads: int) -> tuple[SlotLayer, Tensor, Tenso
 
     query = draw(len(COUNTS), query_heads, 1, SIZE)
     key, value = draw(2, len(COUNTS), kv_heads, 1, SIZE)
-    layer = SlotLayer(key, value)
+    layer = BranchCacheLayer(key, value)
     for store in layer.stores:
-        store.resize(SLOTS, PLACES, PREFIXES[-1] + 3)
-        store.row.copy_(draw(*store.row.shape))
+        store.resize(Extents(SLOTS, PLACES, PREFIXES[-1] + 3))
+        store.sequence.copy_(draw(*store.sequence.shape))
     counts, examples, offsets = (torch.tensor(x, dtype=torch.int32) for x in (COUNTS, EXAMPLES, PREFIXES))
-    extents = SLOTS, PLACES, PREFIXES[-1]
-    rows = Rows(torch.tensor(OWN), counts, examples, offsets, extents, torch.tensor(FIRST), torch.tensor(INDICES))
-    return layer, query, key, value, rows
+    first, indices = torch.tensor(FIRST), torch.tensor(INDICES)
+    extents = Extents(SLOTS, PLACES, PREFIXES[-1])
+    batch = DecodeBatch(torch.tensor(OWN), counts, examples, offsets, extents, first, indices)
+    return layer, LayerCall(torch.nn.Identity(), query, key, value, None, scale, softcap), batch
 
 
-def softmax_attention(step: tuple, row: int, scale: float, softcap: float) -> Tensor:
+def softmax_attention(layer: BranchCacheLayer, call: LayerCall, row: int) -> Tensor:
     """One row's attention in float64, its keys laid out by hand: [Hq, D]."""
-    layer, query, key, value, _ = step
+    query, key, value = call.query, call.key, call.value
     begin = PREFIXES[EXAMPLES[row]]
 
     def seen(store: Any, newest: Tensor) -> Tensor:
@@ -64,9 +69,9 @@ def softmax_attention(step: tuple, row: int, scale: float, softcap: float) -> Te
         return torch.cat(parts, dim=1).double().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
 
     keys, values = seen(layer.key_store, key), seen(layer.value_store, value)
-    scores = (keys @ query[row, :, 0, :, None].double())[..., 0] * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = (keys @ query[row, :, 0, :, None].double())[..., 0] * call.scale
+    if call.softcap:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
     return (scores.softmax(dim=-1)[:, None] @ values)[:, 0]
 
 
@@ -74,9 +79,9 @@ def softmax_attention(step: tuple, row: int, scale: float, softcap: float) -> Te
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (6, 1)])
 @pytest.mark.parametrize("path", [native_path, sdpa_path])
 def test_rows_see_their_prompt_and_themselves(path: Path, heads: tuple[int, int], softcap: float) -> None:
-    step = draw_step(*heads)
-    expected = torch.stack([softmax_attention(step, row, 0.3, softcap) for row in range(len(COUNTS))])
-    found = path(*step, 0.3, softcap)
+    layer, call, batch = draw_step(*heads, 0.3, softcap)
+    expected = torch.stack([softmax_attention(layer, call, row) for row in range(len(COUNTS))])
+    found = path(layer, call, batch)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
 
 
@@ -84,25 +89,25 @@ def test_rows_see_their_prompt_and_themselves(path: Path, heads: tuple[int, int]
 @pytest.mark.parametrize("which", ["query", "key", "value"])
 @pytest.mark.parametrize("path", [native_path, sdpa_path])
 def test_what_is_not_finite_stays_in_its_row(path: Path, which: str, poison: float) -> None:
-    clean = path(*draw_step(4, 2), 1.0, 0.0)
-    step = draw_step(4, 2)
-    {"query": step[1], "key": step[2], "value": step[3]}[which][1, 0, 0, 5] = poison
-    found = path(*step, 1.0, 0.0)
+    clean = path(*draw_step(4, 2))
+    layer, call, batch = draw_step(4, 2)
+    getattr(call, which)[1, 0, 0, 5] = poison
+    found = path(layer, call, batch)
     others = [0, 2, 3, 4]
     torch.testing.assert_close(found[others], clean[others], rtol=0, atol=0)
     assert not found[1].isfinite().all()
-    after = draw_step(4, 2)  # the next step, over what was stored
-    again = path(step[0], *after[1:], 1.0, 0.0)
+    _, call, batch = draw_step(4, 2)  # the next step, over what was stored
+    again = path(layer, call, batch)
     torch.testing.assert_close(again[others], clean[others], rtol=0, atol=0)
 
 
 @pytest.fixture
-def decoding() -> Iterator[tuple[DecodeAttention, KeyStores, Rows, tuple[Tensor, Tensor, Tensor]]]:
+def decoding() -> Iterator[tuple[DecodeAttention, BranchKVCache, DecodeBatch, tuple[Tensor, Tensor, Tensor]]]:
     """Attention switched on for a decoder, and the interface's arguments for one layer of it."""
-    layer, query, key, value, rows = draw_step(4, 2)
-    stores = KeyStores(torch.device("cpu"))
+    layer, call, rows = draw_step(4, 2)
+    stores = BranchKVCache(torch.device("cpu"))
     stores.layers = [layer]
-    yield DecodeAttention(tiny_models.llava()[0], stores), stores, rows, (query, key, value)
+    yield DecodeAttention(VLM.of(tiny_models.llava()[0]), stores), stores, rows, (call.query, call.key, call.value)
 
 
 def attend(*arguments: Any, **more: Any) -> Tensor:
@@ -114,8 +119,8 @@ def test_the_interface_hands_over_what_a_layer_asks_for(decoding: Any, monkeypat
     attention, stores, rows, (query, key, value) = decoding
     with attention.over(rows):
         stores.update(key, value, 0)
-        found = attend(query, key, value, scaling=0.2, softcap=2.0, position_ids=rows.places, use_cache=True)
-    expected = sdpa_path(*draw_step(4, 2), 0.2, 2.0)
+        found = attend(query, key, value, scaling=0.2, softcap=2.0, position_ids=rows.suffix_positions, use_cache=True)
+    expected = sdpa_path(*draw_step(4, 2, 0.2, 2.0))
     assert found.shape == (len(COUNTS), 1, 4, SIZE) and torch.equal(found[:, 0], expected)
 
 
@@ -157,8 +162,9 @@ def test_windows_are_counted_by_the_indices_in_the_whole_sequence(window: int, d
     rule = MaskRule(and_masks(causal_mask_function, sliding_window_overlay(window)))
     with attention.over(rows):
         stores.update(key, value, 0)
-        found = attend(query, key, value, attention_mask=stand_in(rule, 5, 1, 9, "cpu"))
-    layer, query, key, value, _ = draw_step(4, 2)
+        found = attend(query, key, value, attention_mask=rule_mask(rule, 5, 1, 9, "cpu"))
+    layer, call, _ = draw_step(4, 2)
+    query, key, value = call.query, call.key, call.value
     for row, (count, own) in enumerate(zip(COUNTS, OWN, strict=True)):
         last, begin = FIRST[row] + own, PREFIXES[EXAMPLES[row]]
         prefix = [place for place in range(begin, begin + count) if INDICES[place] > last - window]
@@ -200,7 +206,7 @@ def test_the_models_own_implementation_returns() -> None:
     layer = find_text_decoder(model).layers[0]
     config = find_text_decoder(model).config
     handle = layer.register_forward_pre_hook(lambda *_: seen.add(config._attn_implementation))
-    exactness._SOUND.pop(model)
+    VLM.of(model).forget_checks()
     sample(model, processor)
     handle.remove()
     assert seen == {"sdpa", "mmbdhs"}  # the former in what the probe compares with
@@ -210,7 +216,7 @@ def test_the_models_own_implementation_returns() -> None:
 def test_a_decoder_that_decodes_otherwise_is_caught_by_the_probe() -> None:
     """It takes a single token to stand one place further on."""
     model, processor = tiny_models.llava()
-    exactness._SOUND.pop(model, None)
+    VLM.of(model).forget_checks()
 
     def shift(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         single = kwargs["inputs_embeds"].shape[1] == 1
@@ -243,7 +249,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def choose(size: int = 32, value_size: int | None = None, dtype: torch.dtype = torch.float32) -> Path:
     query, key = torch.zeros(3, 4, 1, size, dtype=dtype), torch.zeros(3, 2, 1, size, dtype=dtype)
-    return choose_path(query, key, key.new_zeros(3, 2, 1, value_size or size), CAUSAL)
+    value = key.new_zeros(3, 2, 1, value_size or size)
+    return choose_path(LayerCall(torch.nn.Identity(), query, key, value, None, 1.0, 0.0), CAUSAL)
 
 
 @pytest.mark.parametrize(("faster", "path"), [("native", native_path), ("sdpa", sdpa_path)])

@@ -13,6 +13,7 @@ from mmbdhs.decoding.branch_pool import Branch, BranchPool
 from mmbdhs.decoding.token_sampling import TokenChooser
 from mmbdhs.errors import NonFiniteError
 from mmbdhs.sampling.examples import ExampleReader
+from mmbdhs.vlm import VLM
 from mmbdhs.vlm.decoder_inputs import DecoderInputs
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
@@ -20,7 +21,7 @@ from mmbdhs.vlm.text_decoder import find_text_decoder
 @pytest.fixture
 def encoded() -> tuple[Any, DecoderInputs]:
     model, processor = tiny_models.llava()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, picture(0), "Describe it.", "The image shows a red car.", None)
     return model, reader.encode(example, example.images).inputs
 
@@ -28,7 +29,7 @@ def encoded() -> tuple[Any, DecoderInputs]:
 def greedy_pool(model: Any, max_branches: int) -> BranchPool:
     """Branches end at their limits."""
     chooser = TokenChooser([], 0.0, 0, 1.0)
-    return BranchPool(model, max_branches, chooser, lambda branches: [len(b.ids) >= b.limit for b in branches])
+    return BranchPool(VLM.of(model), max_branches, chooser, lambda branches: [len(b.ids) >= b.limit for b in branches])
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def test_pool_does_not_grow_with_the_number_of_prompts(encoded: tuple[Any, Decod
         pool.add([(prompt, [Branch(len(prompt), 5), Branch(len(prompt) - 3, 5, forced_ids=(7, 8))])])
         while len(pool):
             results += [(branch.prefix_length, *branch.ids) for branch in pool.step()]
-        sizes.append(pool._decoding.stores.prefix)
+        sizes.append(pool._engine.cache.extents.prefix)
     assert len(set(results)) == 2 and len(results) == 60
     assert max(sizes) < 4 * len(prompt)
 

@@ -11,21 +11,13 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from helpers import tiny_models
-from helpers.plain import picture
+from helpers.plain import IMAGES, PROMPTS, REFERENCES
 
 from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.decoding import branch_pool
-from mmbdhs.decoding.engine import Decoding, EagerSteps, GraphSteps, Slots
+from mmbdhs.decoding.cuda_graphs import EagerSteps, GraphSteps
+from mmbdhs.decoding.engine import DecodingEngine, Slots
 from mmbdhs.decoding.kv_cache import bucket
-
-PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
-REFERENCES = [
-    "The image shows a red car. A dog sits next to it. There are two people.",
-    "No, there is a cat on the table. Yes, the tree is green.",
-    "A banana",
-    "Yes.",
-]
-IMAGES = [picture(seed) for seed in range(4)]
 
 
 class PaddedSteps(EagerSteps):
@@ -35,8 +27,8 @@ class PaddedSteps(EagerSteps):
         return bucket(live)
 
     def run(self, rows: int, count: int) -> torch.Tensor:
-        prefix = self._decoding.stores.prefix
-        return torch.stack([self._decoding.step(rows, prefix) for _ in range(count)])
+        prefix = self._engine.cache.extents.prefix
+        return torch.stack([self._engine.step(rows, prefix) for _ in range(count)])
 
 
 def long_is_alike(first: list[str], second: list[str]) -> list[float]:
@@ -87,23 +79,23 @@ class PretendedGraph:
     """Captures by noting the steps, and replays by running them, if all that they touch is where it was."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Decoding, tuple]] = []
+        self.steps: list[tuple[DecodingEngine, tuple]] = []
 
     def addresses(self) -> list[int]:
         decoding = self.steps[0][0]
-        stores = [store.row for layer in decoding.stores.layers for store in layer.stores]
+        stores = [store.sequence for layer in decoding.cache.layers for store in layer.stores]
         columns = decoding.slots.columns().values()
-        return [tensor.data_ptr() for tensor in (*stores, *columns, decoding.stores.prefix_offsets)]
+        return [tensor.data_ptr() for tensor in (*stores, *columns, decoding.cache.prefix_offsets)]
 
     @contextmanager
     def capture(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        step = Decoding.step
+        step = DecodingEngine.step
         with monkeypatch.context() as patch:
-            patch.setattr(Decoding, "step", lambda *arguments: self.note(step, *arguments))
+            patch.setattr(DecodingEngine, "step", lambda *arguments: self.note(step, *arguments))
             yield
         self.captured = self.addresses()
 
-    def note(self, step: Callable, decoding: Decoding, *arguments: int) -> torch.Tensor:
+    def note(self, step: Callable, decoding: DecodingEngine, *arguments: int) -> torch.Tensor:
         self.steps.append((decoding, arguments))
         before = decoding.slots.length.clone(), decoding.slots.tokens.clone()
         chosen = step(decoding, *arguments)
@@ -168,19 +160,19 @@ def test_nothing_is_drawn_on_the_host_between_checks(monkeypatch: pytest.MonkeyP
     """A step never asks for a value: no `item`, no `tolist`, no truth of a tensor."""
     model, processor = tiny_models.llava()
     monkeypatch.setenv("MMBDHS_ATTENTION", "sdpa")
-    step = Decoding.step
+    step = DecodingEngine.step
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a step waits for the device")
 
-    def watched(self: Decoding, *arguments: Any) -> torch.Tensor:
+    def watched(self: DecodingEngine, *arguments: Any) -> torch.Tensor:
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
                 patch.setattr(torch.Tensor, name, refuse)
             return step(self, *arguments)
 
     sample(model, processor, 1.0)  # the probe and its own choices are done
-    monkeypatch.setattr(Decoding, "step", watched)
+    monkeypatch.setattr(DecodingEngine, "step", watched)
     assert len(sample(model, processor, 1.0)) == 4
 
 
@@ -191,10 +183,10 @@ def test_slots_keep_their_rows_when_they_grow_and_move() -> None:
         vector = torch.tensor(numbers)
         square = vector[:, None].expand(-1, numbers[0])
         wide = dict.fromkeys(("tokens", "uniforms", "start"), square)
-        return wide | dict.fromkeys(("first_index", "length", "forced", "last", "prefix_count", "example"), vector)
+        return wide | dict.fromkeys(("first_index", "length", "forced", "last", "prefix_count", "prompt_index"), vector)
 
-    slots.seat(0, **rows(2, 3))
-    slots.seat(2, **rows(5, 7, 11))
+    slots.fill(0, **rows(2, 3))
+    slots.fill(2, **rows(5, 7, 11))
     assert slots.length.tolist()[:5] == [2, 3, 5, 7, 11]
     assert slots.tokens[1].tolist()[:5] == [3, 3, 0, 0, 0] and slots.uniforms[4].tolist()[:5] == [11.0] * 5
     slots.move([4], [1], free=3)

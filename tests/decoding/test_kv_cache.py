@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmbdhs.decoding.kv_cache import KeyStores, bucket
+from mmbdhs.decoding.kv_cache import BranchKVCache, bucket
 
 HEADS, SIZE, LAYERS = 2, 4, 3
 
@@ -21,10 +21,10 @@ def indices(number: int, length: int) -> torch.Tensor:
     return torch.arange(length) * 2 + number
 
 
-def check(stores: KeyStores, contents: list[tuple[int, int]]) -> None:
+def check(stores: BranchKVCache, contents: list[tuple[int, int]]) -> None:
     """The stores hold the prompts `contents` (number, length), in this order."""
     assert torch.equal(stores.prefix_offsets[: len(stores.offsets)], torch.tensor(stores.offsets, dtype=torch.int32))
-    assert stores.prefix_offsets.max() == stores.offsets[-1] <= stores.prefix
+    assert stores.prefix_offsets.max() == stores.offsets[-1] <= stores.extents.prefix
     for place, (number, length) in enumerate(contents):
         span = slice(stores.offsets[place], stores.offsets[place + 1])
         assert torch.equal(stores.prefix_index[span], indices(number, length))
@@ -35,7 +35,7 @@ def check(stores: KeyStores, contents: list[tuple[int, int]]) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=12))
 def test_prompts_survive_growth_and_compaction(plan: list[tuple[int, bool]]) -> None:
-    stores, held = KeyStores(torch.device("cpu")), []
+    stores, held = BranchKVCache(torch.device("cpu")), []
     for number, (length, compact) in enumerate(plan):
         assert stores.add_prompt(indices(number, length), prompt(number, length)) == len(held)
         held.append((number, length))
@@ -47,7 +47,7 @@ def test_prompts_survive_growth_and_compaction(plan: list[tuple[int, bool]]) -> 
 
 
 def test_suffixes_survive_growth_and_moves() -> None:
-    stores = KeyStores(torch.device("cpu"))
+    stores = BranchKVCache(torch.device("cpu"))
     stores.add_prompt(indices(1, 5), prompt(1, 5))
     stores.reserve(3, 2)
     new = torch.arange(3.0)[:, None, None, None].expand(-1, HEADS, 1, SIZE) + 1

@@ -1,4 +1,4 @@
-"""Cases for the CUDA kernels: sizes around their tiles, rows at odd distances, NaN wherever nothing may be read."""
+"""Cases for the CUDA kernels: sizes around their tiles, odd strides, and NaN wherever nothing may be read."""
 
 from __future__ import annotations
 
@@ -34,17 +34,26 @@ MASKED = [
 ]
 
 
+CASES = [("shared_prefix_attention", *case) for case in SHARED_PREFIX]
+CASES += [("masked_attention", *case) for case in MASKED]
+
+Case = tuple[dict[str, Any], tuple[Tensor, Tensor]]
+
+
+def arguments_and_results(op: str, dtype: torch.dtype, shape: tuple, options: dict[str, Any]) -> Case:
+    """All arguments of a case, in the order of the op, and what it should give."""
+    return {"shared_prefix_attention": shared_prefix, "masked_attention": masked}[op](dtype, shape, **options)
+
+
 def spaced(x: Tensor, spare: int) -> Tensor:
-    """`x` in the same order in memory, with `spare` elements after each row."""
+    """`x` with the same order in memory, and `spare` elements after each row."""
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    laid_out = x.permute(order)
-    rows = torch.full((*laid_out.shape[:-1], x.shape[-1] + spare), torch.nan, dtype=x.dtype)[..., : x.shape[-1]]
-    return rows.copy_(laid_out).permute([order.index(dim) for dim in range(x.dim())])
+    in_memory = x.permute(order)
+    rows = torch.full((*in_memory.shape[:-1], x.shape[-1] + spare), torch.nan, dtype=x.dtype)[..., : x.shape[-1]]
+    return rows.copy_(in_memory).permute([order.index(dim) for dim in range(x.dim())])
 
 
-def shared_prefix(
-    dtype: torch.dtype, shape: tuple, spare: int = 0, softcap: float = 0.0, **options: Any
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+def shared_prefix(dtype: torch.dtype, shape: tuple, spare: int = 0, softcap: float = 0.0, **options: Any) -> Case:
     """All arguments of `shared_prefix_attention`, in order, and what it should give."""
     found = truth.random_shared_prefix(*shape, dtype, step_major=True, **options)
     beyond = torch.arange(found["k_suffix"].shape[2]) >= found["suffix_length"][:, None]
@@ -66,7 +75,7 @@ def masked(
     causal: bool = False,
     spare: int = 0,
     softcap: float = 0.0,
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+) -> Case:
     """All arguments of `masked_attention`, in order, and what it should give; `share` of the keys are visible."""
     batch, heads, queries, keys, head_dim = shape
     chance = torch.Generator().manual_seed(0)

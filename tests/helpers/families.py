@@ -50,7 +50,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "cross-attention to the image": {"mllama": "Llama 3.2 Vision"},
     "recurrent or convolutional layers": {"lfm2_vl": "LFM2-VL", "qwen3_5": "Qwen3.5"},
     "compressed keys": {"kimi_k25": "Kimi K2.5"},
-    "an encoder beside the decoder": {"florence2": "Florence-2"},
+    "an encoder next to the decoder": {"florence2": "Florence-2"},
     "images merged inside the decoder": {"chameleon": "Chameleon"},
     "no forward without an image": {"blip2": "BLIP-2"},
 }

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy import stats
 
 from mmbdhs.decoding.token_sampling import end_token_ids, vision_token_ids
 from mmbdhs.native import reference as twin
-from mmbdhs.vlm.text_decoder import image_token_id
+from mmbdhs.vlm import VLM
+
+FALSE_ALARM = 1e-6  # of each statistical test
 
 
 def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
+REFERENCES = [
+    "The image shows a red car. A dog sits next to it. There are two people.",
+    "No, there is a cat on the table. Yes, the tree is green.",
+    "A banana",
+    "Yes.",
+]
+IMAGES = [picture(seed) for seed in range(4)]
 
 
 def prompt_inputs(processor: Any, images: list[Image.Image], prompt: str) -> dict[str, Any]:
@@ -39,7 +53,7 @@ def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], 
     prompt = inputs.pop("input_ids")
     inputs.pop("attention_mask")
     ids = torch.cat([prompt, torch.tensor([response], dtype=torch.int64)], dim=1)
-    image = (ids[0] == image_token_id(model)).nonzero().flatten()
+    image = (ids[0] == VLM.of(model).image_token_id).nonzero().flatten()
     mask = torch.ones_like(ids)
     mask[0, image] = 0
     mask[0, image[list(visible)]] = 1
@@ -58,8 +72,8 @@ def greedy_ids(
     model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, before: str, limit: int
 ) -> list[int]:
     """The completion of a sentence, token by token, with the sentence rule's plain twin as the only stop."""
-    suppressed = vision_token_ids(model, processor.tokenizer)
-    ends = end_token_ids(model, processor.tokenizer)
+    suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
+    ends = end_token_ids(VLM.of(model), processor.tokenizer)
     head = before + splice.kept
     ids: list[int] = []
     while True:
@@ -102,3 +116,16 @@ def _end(text: str, begin: int, final: bool) -> int:
     raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
     offsets = torch.tensor([0, len(raw)])
     return int(twin.sentence_ends(raw, offsets, torch.tensor([begin]), torch.tensor([final])))
+
+
+def chi_square(counts: Counter, logits: torch.Tensor) -> None:
+    """Counted outcomes follow softmax(logits), up to a false alarm of 1e-6. Outcomes expected less than ten times count
+    with the first of the others."""
+    total, probabilities = sum(counts.values()), logits.double().softmax(0)
+    common = (probabilities * total >= 10).nonzero().flatten().tolist()
+    observed = np.array([counts[i] for i in common])
+    expected = np.array([float(probabilities[i]) * total for i in common])
+    observed[0] += total - observed.sum()
+    expected[0] += total - expected.sum()
+    assert all(probabilities[i] > 0 for i in counts)
+    assert stats.chisquare(observed, expected).pvalue > FALSE_ALARM

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 TEXTS = [
     "The image shows a red car next to a small dog. There are two people, e.g. a woman and a man.",
@@ -55,7 +40,15 @@ QWEN_TEMPLATE = (
 )
 
 
-def tokenizer(special: tuple[str, ...], eos: str) -> PreTrainedTokenizerFast:
+def image_processor(family: str, **settings: Any) -> Any:
+    """The family's image processor that works on PIL images; the others need torchvision."""
+    module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    name = f"{family}_image_processor_pil".replace("_", "")
+    names = [key for key in vars(module) if key.replace("_", "").lower() == name]
+    return getattr(module, min(names, key=len))(**settings)  # the longer name is an alias
+
+
+def tokenizer(special: tuple[str, ...], eos: str) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE of about 500 tokens, in which a word is one to three tokens."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,12 +58,12 @@ def tokenizer(special: tuple[str, ...], eos: str) -> PreTrainedTokenizerFast:
         vocab_size=480, special_tokens=list(special), initial_alphabet=sorted(alphabet), show_progress=False
     )
     core.train_from_iterator(TEXTS * 4, trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=eos, pad_token="<pad>", extra_special_tokens=list(special)
     )
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
+def llama_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """In the manner of LLaMA: "▁" for spaces, one in front of the text, bytes for unknown characters, a BOS."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
@@ -86,7 +79,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",
@@ -135,38 +128,38 @@ def llava_llama() -> tuple[Any, Any]:
     return model, processor
 
 
-def _llava(words: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
+def _llava(words: transformers.PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    processor = transformers.LlavaProcessor(
+        image_processor("clip", size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
         words,
         **LLAVA_PROCESSING,
     )
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=vision_settings(48),
         text_config=text_settings(model_type="llama", vocab_size=len(words) + 3),
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
-    return built(LlavaForConditionalGeneration, config, words), processor
+    return built(transformers.LlavaForConditionalGeneration, config, words), processor
 
 
 @cache
 def llava_next() -> tuple[Any, Any]:
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     grid = [[24, 48], [48, 24], [48, 48]]
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
+    processor = transformers.LlavaNextProcessor(
+        image_processor(
+            "llava_next", size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=grid
         ),
         words,
         **LLAVA_PROCESSING,
     )
-    config = LlavaNextConfig(
+    config = transformers.LlavaNextConfig(
         vision_config=vision_settings(24),
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
     )
-    return built(LlavaNextForConditionalGeneration, config, words), processor
+    return built(transformers.LlavaNextForConditionalGeneration, config, words), processor
 
 
 class _ImagesOnly:
@@ -183,22 +176,22 @@ def images_only(processor_class: type) -> type:
 @cache
 def qwen2_5_vl() -> tuple[Any, Any]:
     return qwen(
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLConfig,
+        transformers.Qwen2_5_VLForConditionalGeneration,
+        transformers.Qwen2_5_VLConfig,
         {"mrope_section": [4, 6, 6]},
         {"out_hidden_size": 128, "window_size": 32, "fullatt_block_indexes": [1]},
     )
 
 
+PATCH_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+QWEN3_ROPE = {"mrope_section": [4, 6, 6], "mrope_interleaved": True}
+QWEN3_VISION = {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+
+
 @cache
 def qwen3_vl() -> tuple[Any, Any]:
     """Adds visual features inside its decoder layers (deepstack)."""
-    return qwen(
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLConfig,
-        {"mrope_section": [4, 6, 6], "mrope_interleaved": True},
-        {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
-    )
+    return qwen(transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLConfig, QWEN3_ROPE, QWEN3_VISION)
 
 
 def qwen(
@@ -214,8 +207,8 @@ def qwen(
         "<|vision_end|>",
     )
     words = tokenizer(special, "<|im_end|>")
-    processor = images_only(Qwen2_5_VLProcessor)(
-        Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
+    processor = images_only(transformers.Qwen2_5_VLProcessor)(
+        image_processor("qwen2_vl", patch_size=8, merge_size=2, min_pixels=256, max_pixels=4096),
         words,
         chat_template=QWEN_TEMPLATE,
     )
@@ -224,11 +217,7 @@ def qwen(
             vocab_size=len(words), rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}, **text
         ),
         vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
+            **PATCH_VISION,
             "spatial_merge_size": 2,
             **vision,
         },
@@ -245,7 +234,7 @@ def qwen(
     return built(model_class, config, words), processor
 
 
-def built(model_class: type, config: Any, words: PreTrainedTokenizerFast) -> Any:
+def built(model_class: type, config: Any, words: transformers.PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(0)
     model = model_class(config).eval().float()
     model.generation_config.eos_token_id = None

@@ -6,31 +6,17 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from helpers.tiny_models import (
     LLAVA_TEMPLATE,
     built,
+    image_processor,
     images_only,
     text_settings,
     tokenizer,
     vision_settings,
 )
 from helpers.zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, square
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Ernie4_5_VLMoeConfig,
-    Ernie4_5_VLMoeForConditionalGeneration,
-    Ernie4_5_VLMoeProcessor,
-    Granite4VisionConfig,
-    Granite4VisionForConditionalGeneration,
-    Granite4VisionProcessor,
-    Kimi_K25Config,
-    Kimi_K25ForConditionalGeneration,
-)
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 
 @cache
@@ -38,13 +24,13 @@ def blip2() -> tuple[Any, Any]:
     """OPT, whose learned positions come from counting what the mask shows, unless they are given."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     processor = MinimalProcessor(
-        BlipImageProcessorPil(size=square(32)),
+        image_processor("blip", size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
         lambda features, index: "<image>" * 16,
     )
-    config = Blip2Config(
+    config = transformers.Blip2Config(
         text_config={
             **text_settings(model_type="opt", vocab_size=len(words)),
             "ffn_dim": 96,
@@ -65,7 +51,7 @@ def blip2() -> tuple[Any, Any]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         initializer_range=0.14,
     )
-    model = built(Blip2ForConditionalGeneration, config, words)
+    model = built(transformers.Blip2ForConditionalGeneration, config, words)
     torch.nn.init.normal_(model.query_tokens)  # all alike as built
     return model, processor
 
@@ -82,12 +68,12 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
         "video_end_token": "<|VIDEO_END|>",
     }
     words = chatml_tokenizer(**names)
-    processor = images_only(Ernie4_5_VLMoeProcessor)(
-        Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}),
+    processor = images_only(transformers.Ernie4_5_VLMoeProcessor)(
+        image_processor("ernie4_5_vl_moe", patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}),
         words,
         chat_template=chatml("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     )
-    config = Ernie4_5_VLMoeConfig(
+    config = transformers.Ernie4_5_VLMoeConfig(
         text_config=text_settings(
             vocab_size=len(words),
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 6, 4]},
@@ -101,7 +87,7 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
         **{f"{name}_id": getattr(words, f"{name}_id") for name in names},
         tie_word_embeddings=False,
     )
-    return built(Ernie4_5_VLMoeForConditionalGeneration, config, words), processor
+    return built(transformers.Ernie4_5_VLMoeForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -109,7 +95,9 @@ def kimi_k25() -> tuple[Any, Any]:
     """DeepSeek V3: latent attention with values smaller than keys; experts. Its image processor needs torchvision."""
     words = chatml_tokenizer("<|media_pad|>", "<|media_video|>", "<|media_begin|>", "<|media_end|>")
 
-    flat = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=256, max_pixels=4096)
+    flat = image_processor(
+        "qwen2_vl", patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=256, max_pixels=4096
+    )
 
     def patches(images: list[Any], return_tensors: str) -> dict[str, Any]:
         features = flat(images, return_tensors=return_tensors)
@@ -119,7 +107,7 @@ def kimi_k25() -> tuple[Any, Any]:
         count = int(features["image_grid_thw"][index].prod()) // 4
         return "<|media_begin|>" + "<|media_pad|>" * count + "<|media_end|>"
 
-    config = Kimi_K25Config(
+    config = transformers.Kimi_K25Config(
         text_config=text_settings(
             model_type="deepseek_v3",
             vocab_size=len(words),
@@ -145,7 +133,7 @@ def kimi_k25() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     processor = MinimalProcessor(patches, words, chatml("<|media_pad|>"), "<|media_pad|>", expand)
-    return built(Kimi_K25ForConditionalGeneration, config, words), processor
+    return built(transformers.Kimi_K25ForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -153,8 +141,8 @@ def granite4_vision() -> tuple[Any, Any]:
     """Image tokens are nothing at first: every decoder layer adds visual features of its own."""
     words = chatml_tokenizer("<image>")
     grid = [[32, 64], [64, 32], [64, 64]]
-    processor = Granite4VisionProcessor(
-        LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid),
+    processor = transformers.Granite4VisionProcessor(
+        image_processor("llava_next", size={"shortest_edge": 32}, crop_size=square(32), image_grid_pinpoints=grid),
         words,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -162,7 +150,7 @@ def granite4_vision() -> tuple[Any, Any]:
         downsample_rate="1/2",
         chat_template=chatml("<image>"),
     )
-    config = Granite4VisionConfig(
+    config = transformers.Granite4VisionConfig(
         text_config=text_settings(
             vocab_size=len(words), num_hidden_layers=3, attention_multiplier=0.2, residual_multiplier=0.5
         ),
@@ -174,12 +162,7 @@ def granite4_vision() -> tuple[Any, Any]:
         deepstack_layer_map=[[-2, 0]],
         spatial_target_layers=[1, 2],
     )
-    return built(Granite4VisionForConditionalGeneration, config, words), processor
+    return built(transformers.Granite4VisionForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    blip2,
-    ernie4_5_vl_moe,
-    kimi_k25,
-    granite4_vision,
-)
+BUILDERS = (blip2, ernie4_5_vl_moe, kimi_k25, granite4_vision)

@@ -6,10 +6,15 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from helpers.tiny_models import (
     LLAVA_PROCESSING,
     LLAVA_TEMPLATE,
+    PATCH_VISION,
+    QWEN3_ROPE,
+    QWEN3_VISION,
     built,
+    image_processor,
     images_only,
     qwen,
     text_settings,
@@ -17,62 +22,6 @@ from helpers.tiny_models import (
     vision_settings,
 )
 from helpers.zoo_parts import MinimalProcessor, chatml, chatml_tokenizer, plain_vision, siglip_settings, square
-from transformers import (
-    AriaConfig,
-    AriaForConditionalGeneration,
-    AriaProcessor,
-    DeepseekVLConfig,
-    DeepseekVLForConditionalGeneration,
-    DeepseekVLProcessor,
-    Glm4vConfig,
-    Glm4vForConditionalGeneration,
-    Glm4vMoeConfig,
-    Glm4vMoeForConditionalGeneration,
-    Glm4vProcessor,
-    Idefics2Config,
-    Idefics2ForConditionalGeneration,
-    Idefics2Processor,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3Processor,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLProcessor,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionProcessor,
-    LlavaProcessor,
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    Ovis2Config,
-    Ovis2ForConditionalGeneration,
-    Ovis2Processor,
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
-from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
-from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 
 @cache
@@ -80,47 +29,49 @@ def llava_onevision() -> tuple[Any, Any]:
     """Over Qwen2; tiles of an image and an image_newline vector for each row of them."""
     words = tokenizer(("<pad>", "</s>", "<image>", "<video>"), "</s>")
     grid = [[24, 48], [48, 24], [48, 48]]
-    processor = images_only(LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessorPil(size=square(24), image_grid_pinpoints=grid),
+    processor = images_only(transformers.LlavaOnevisionProcessor)(
+        image_processor("llava_onevision", size=square(24), image_grid_pinpoints=grid),
         words,
         num_image_tokens=9,
         vision_feature_select_strategy="full",
         chat_template=LLAVA_TEMPLATE,
     )
-    config = LlavaOnevisionConfig(
+    config = transformers.LlavaOnevisionConfig(
         vision_config=siglip_settings(24),
         text_config=text_settings(model_type="qwen2", vocab_size=len(words)),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         video_token_index=words.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=grid,
     )
-    return built(LlavaOnevisionForConditionalGeneration, config, words), processor
+    return built(transformers.LlavaOnevisionForConditionalGeneration, config, words), processor
 
 
 @cache
 def qwen2_vl() -> tuple[Any, Any]:
     vision = {"embed_dim": 32, "hidden_size": 128, "mlp_ratio": 2}
-    return qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, {"mrope_section": [4, 6, 6]}, vision)
+    return qwen(
+        transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLConfig, {"mrope_section": [4, 6, 6]}, vision
+    )
 
 
 @cache
 def idefics3() -> tuple[Any, Any]:
     """Tiles of an image, between text tokens, and the whole of it at the end."""
-    return _idefics3(Idefics3ForConditionalGeneration, Idefics3Config)
+    return _idefics3(transformers.Idefics3ForConditionalGeneration, transformers.Idefics3Config)
 
 
 @cache
 def smolvlm() -> tuple[Any, Any]:
     """With the processor of Idefics 3, which writes the same: SmolVLM's own needs num2words, for videos."""
-    return _idefics3(SmolVLMForConditionalGeneration, SmolVLMConfig)
+    return _idefics3(transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig)
 
 
 def _idefics3(model_class: type, config_class: type) -> tuple[Any, Any]:
     tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     around = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
     words = chatml_tokenizer("<image>", *around, *tiles)
-    images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = Idefics3Processor(images, words, image_seq_len=4, chat_template=chatml("<image>"))
+    images = image_processor("idefics3", size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = transformers.Idefics3Processor(images, words, image_seq_len=4, chat_template=chatml("<image>"))
     config = config_class(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         vision_config=plain_vision(32),
@@ -133,7 +84,7 @@ def _idefics3(model_class: type, config_class: type) -> tuple[Any, Any]:
 @cache
 def glm4v() -> tuple[Any, Any]:
     """Positions of three axes, over half of each head."""
-    return _glm(Glm4vForConditionalGeneration, Glm4vConfig)
+    return _glm(transformers.Glm4vForConditionalGeneration, transformers.Glm4vConfig)
 
 
 def _glm(model_class: type, config_class: type, **text: Any) -> tuple[Any, Any]:
@@ -146,8 +97,8 @@ def _glm(model_class: type, config_class: type, **text: Any) -> tuple[Any, Any]:
         "video_end_token_id": "<|end_of_video|>",
     }
     words = chatml_tokenizer(*names.values())
-    processor = images_only(Glm4vProcessor)(
-        Glm4vImageProcessorPil(patch_size=8, size={"shortest_edge": 512, "longest_edge": 8192}),
+    processor = images_only(transformers.Glm4vProcessor)(
+        image_processor("glm4v", patch_size=8, size={"shortest_edge": 512, "longest_edge": 8192}),
         words,
         chat_template=chatml("<|begin_of_image|><|image|><|end_of_image|>"),
     )
@@ -155,11 +106,7 @@ def _glm(model_class: type, config_class: type, **text: Any) -> tuple[Any, Any]:
     config = config_class(
         text_config=text_settings(vocab_size=len(words), rope_parameters=rope, **text),
         vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
+            **PATCH_VISION,
             "image_size": 64,
             "out_hidden_size": 128,
         },
@@ -174,33 +121,30 @@ PIXTRAL_VISION = {**vision_settings(64), "model_type": "pixtral", "head_dim": 16
 @cache
 def mistral3() -> tuple[Any, Any]:
     """The rows of an image end with tokens of their own; merges patches."""
-    words, processor = _pixtral(merge=2)
-    config = Mistral3Config(
-        text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
-        vision_config=PIXTRAL_VISION,
-        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+    words, processor, settings = _pixtral(merge=2)
+    config = transformers.Mistral3Config(
+        **settings,
         spatial_merge_size=2,
         tie_word_embeddings=False,
     )
-    return built(Mistral3ForConditionalGeneration, config, words), processor
+    return built(transformers.Mistral3ForConditionalGeneration, config, words), processor
 
 
 @cache
 def pixtral() -> tuple[Any, Any]:
     """LLaVA with the vision tower of Pixtral: the larger the image, the more image tokens."""
-    words, processor = _pixtral(merge=1)
-    config = LlavaConfig(
-        text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
-        vision_config=PIXTRAL_VISION,
-        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+    words, processor, settings = _pixtral(merge=1)
+    config = transformers.LlavaConfig(
+        **settings,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return built(LlavaForConditionalGeneration, config, words), processor
+    return built(transformers.LlavaForConditionalGeneration, config, words), processor
 
 
-def _pixtral(merge: int) -> tuple[PreTrainedTokenizerFast, Any]:
-    """Writes what Pixtral's own processor would, which needs torchvision."""
+def _pixtral(merge: int) -> tuple[transformers.PreTrainedTokenizerFast, Any, dict[str, Any]]:
+    """Tokenizer, processor and settings of the configuration. The processor writes what Pixtral's own would, which
+    needs torchvision."""
     words = chatml_tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]")
     patch = 8 * merge
 
@@ -208,8 +152,13 @@ def _pixtral(merge: int) -> tuple[PreTrainedTokenizerFast, Any]:
         height, width = (int(side) // patch for side in features["image_sizes"][index])
         return "[IMG_BREAK]".join(["[IMG]" * width] * height) + "[IMG_END]"
 
-    images = PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size=patch)
-    return words, MinimalProcessor(images, words, chatml("[IMG]"), "[IMG]", expand)
+    images = image_processor("pixtral", size={"longest_edge": 48}, patch_size=patch)
+    settings = {
+        "text_config": text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
+        "vision_config": PIXTRAL_VISION,
+        "image_token_index": words.convert_tokens_to_ids("[IMG]"),
+    }
+    return words, MinimalProcessor(images, words, chatml("[IMG]"), "[IMG]", expand), settings
 
 
 @cache
@@ -221,28 +170,28 @@ def internvl() -> tuple[Any, Any]:
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
-    processor = images_only(InternVLProcessor)(
-        GotOcr2ImageProcessorPil(size=square(32), max_patches=4),
+    processor = images_only(transformers.InternVLProcessor)(
+        image_processor("got_ocr2", size=square(32), max_patches=4),
         words,
         image_seq_length=4,
         chat_template=chatml("<IMG_CONTEXT>"),
     )
-    config = InternVLConfig(
+    config = transformers.InternVLConfig(
         text_config=text_settings(model_type="qwen2", vocab_size=len(words)),
         vision_config=plain_vision(32),
         image_token_id=words.context_image_token_id,
         image_seq_length=4,
         tie_word_embeddings=False,
     )
-    return built(InternVLForConditionalGeneration, config, words), processor
+    return built(transformers.InternVLForConditionalGeneration, config, words), processor
 
 
 @cache
 def idefics2() -> tuple[Any, Any]:
     """A resampler gives every image the same number of tokens."""
     words = chatml_tokenizer("<image>", "<fake_token_around_image>", "<end_of_utterance>")
-    images = Idefics2ImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}, do_image_splitting=False)
-    config = Idefics2Config(
+    images = image_processor("idefics2", size={"shortest_edge": 32, "longest_edge": 64}, do_image_splitting=False)
+    config = transformers.Idefics2Config(
         text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=None),
         vision_config=plain_vision(64),
         perceiver_config={
@@ -255,8 +204,8 @@ def idefics2() -> tuple[Any, Any]:
         },
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )
-    processor = Idefics2Processor(images, words, image_seq_len=16, chat_template=chatml("<image>"))
-    model = built(Idefics2ForConditionalGeneration, config, words)
+    processor = transformers.Idefics2Processor(images, words, image_seq_len=16, chat_template=chatml("<image>"))
+    model = built(transformers.Idefics2ForConditionalGeneration, config, words)
     torch.nn.init.normal_(model.model.connector.perceiver_resampler.latents)  # all alike as built
     return model, processor
 
@@ -265,29 +214,31 @@ def idefics2() -> tuple[Any, Any]:
 def vipllava() -> tuple[Any, Any]:
     """LLaVA with the features of several vision layers."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32))
-    config = VipLlavaConfig(
+    images = image_processor("clip", size={"shortest_edge": 32}, crop_size=square(32))
+    config = transformers.VipLlavaConfig(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         vision_config=vision_settings(32),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         vision_feature_layer=[-1, -2],
     )
-    return built(VipLlavaForConditionalGeneration, config, words), LlavaProcessor(images, words, **LLAVA_PROCESSING)
+    return built(transformers.VipLlavaForConditionalGeneration, config, words), transformers.LlavaProcessor(
+        images, words, **LLAVA_PROCESSING
+    )
 
 
 @cache
 def deepseek_vl() -> tuple[Any, Any]:
     words = chatml_tokenizer(image_token="<image_placeholder>")
-    images = DeepseekVLImageProcessorPil(size=square(32))
+    images = image_processor("deepseek_vl", size=square(32))
     template = chatml("<image_placeholder>")
-    config = DeepseekVLConfig(
+    config = transformers.DeepseekVLConfig(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         vision_config=siglip_settings(32),
         image_token_id=words.image_token_id,
         tie_word_embeddings=False,
     )
-    processor = DeepseekVLProcessor(images, words, chat_template=template, num_image_tokens=16)
-    return built(DeepseekVLForConditionalGeneration, config, words), processor
+    processor = transformers.DeepseekVLProcessor(images, words, chat_template=template, num_image_tokens=16)
+    return built(transformers.DeepseekVLForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -297,7 +248,7 @@ def janus() -> tuple[Any, Any]:
         image_token="<image_placeholder>", boi_token="<begin_of_image>", eoi_token="<end_of_image>"
     )
     template = chatml("<image_placeholder>")
-    config = JanusConfig(
+    config = transformers.JanusConfig(
         text_config=text_settings(model_type="llama", vocab_size=len(words)),
         vision_config={**plain_vision(32), "mlp_ratio": 2, "projection_dim": 128, "num_image_tokens": 16},
         vq_config={
@@ -312,9 +263,9 @@ def janus() -> tuple[Any, Any]:
         image_token_id=words.image_token_id,
         tie_word_embeddings=False,
     )
-    images = JanusImageProcessorPil(size=square(32))
-    processor = JanusProcessor(images, words, chat_template=template, num_image_tokens=16)
-    return built(JanusForConditionalGeneration, config, words), processor
+    images = image_processor("janus", size=square(32))
+    processor = transformers.JanusProcessor(images, words, chat_template=template, num_image_tokens=16)
+    return built(transformers.JanusForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -322,8 +273,8 @@ def ovis2() -> tuple[Any, Any]:
     """Image tokens are mixtures of a table of embeddings, from which the tokens between tiles come too."""
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
     words = chatml_tokenizer("<image>", "<IMG_ATOM>", *marks)
-    images = Ovis2ImageProcessorPil(size=square(32), crop_to_patches=True, max_patches=2)
-    config = Ovis2Config(
+    images = image_processor("ovis2", size=square(32), crop_to_patches=True, max_patches=2)
+    config = transformers.Ovis2Config(
         text_config=text_settings(model_type="qwen2", vocab_size=len(words)),
         vision_config={**plain_vision(32), "vocab_size": 37},
         image_token_id=words.convert_tokens_to_ids("<IMG_ATOM>"),
@@ -332,16 +283,16 @@ def ovis2() -> tuple[Any, Any]:
         hidden_size=128,
         tie_word_embeddings=False,
     )
-    processor = Ovis2Processor(images, words, chat_template=chatml("<image>"), image_seq_length=16)
-    return built(Ovis2ForConditionalGeneration, config, words), processor
+    processor = transformers.Ovis2Processor(images, words, chat_template=chatml("<image>"), image_seq_length=16)
+    return built(transformers.Ovis2ForConditionalGeneration, config, words), processor
 
 
 @cache
 def aria() -> tuple[Any, Any]:
     """Learned queries make the image tokens; experts."""
     words = chatml_tokenizer(image_token="<|img|>")
-    images = AriaImageProcessorPil(max_image_size=980, min_image_size=980)
-    config = AriaConfig(
+    images = image_processor("aria", max_image_size=980, min_image_size=980)
+    config = transformers.AriaConfig(
         text_config=text_settings(
             vocab_size=len(words), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, pad_token_id=0
         ),
@@ -350,22 +301,19 @@ def aria() -> tuple[Any, Any]:
         image_token_index=words.image_token_id,
         initializer_range=0.14,
     )
-    processor = AriaProcessor(images, words, chat_template=chatml("<|img|>"), size_conversion={980: 16})
-    return built(AriaForConditionalGeneration, config, words), processor
+    processor = transformers.AriaProcessor(images, words, chat_template=chatml("<|img|>"), size_conversion={980: 16})
+    return built(transformers.AriaForConditionalGeneration, config, words), processor
 
 
 @cache
 def qwen3_vl_moe() -> tuple[Any, Any]:
     """Experts; visual features inside the decoder layers, as in Qwen3-VL."""
     return qwen(
-        Qwen3VLMoeForConditionalGeneration,
-        Qwen3VLMoeConfig,
-        {"mrope_section": [4, 6, 6], "mrope_interleaved": True},
-        {"out_hidden_size": 128, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
-        moe_intermediate_size=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        head_dim=32,
+        transformers.Qwen3VLMoeForConditionalGeneration,
+        transformers.Qwen3VLMoeConfig,
+        QWEN3_ROPE,
+        QWEN3_VISION,
+        **{"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 32},
     )
 
 
@@ -373,7 +321,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
 def glm4v_moe() -> tuple[Any, Any]:
     """GLM-4V with experts."""
     experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
-    return _glm(Glm4vMoeForConditionalGeneration, Glm4vMoeConfig, **experts)
+    return _glm(transformers.Glm4vMoeForConditionalGeneration, transformers.Glm4vMoeConfig, **experts)
 
 
 BUILDERS = (

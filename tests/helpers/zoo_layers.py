@@ -6,22 +6,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from helpers.tiny_models import LLAVA_TEMPLATE, built, qwen, text_settings, tokenizer
+import transformers
+from helpers.tiny_models import LLAVA_TEMPLATE, built, image_processor, qwen, text_settings, tokenizer
 from helpers.zoo_parts import FULL, MinimalProcessor, chatml, chatml_tokenizer, siglip_settings, square
-from transformers import (
-    Florence2Config,
-    Florence2ForConditionalGeneration,
-    Lfm2VlConfig,
-    Lfm2VlForConditionalGeneration,
-    MllamaConfig,
-    MllamaForConditionalGeneration,
-    MllamaProcessor,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-)
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 
 @cache
@@ -29,8 +16,8 @@ def mllama() -> tuple[Any, Any]:
     """No image tokens in the sequence: one of the layers attends to the image features instead."""
     words = chatml_tokenizer("<|image|>", "<|python_tag|>", "<s>")
     words.bos_token = "<s>"
-    images = MllamaImageProcessorPil(size=square(32))
-    config = MllamaConfig(
+    images = image_processor("mllama", size=square(32))
+    config = transformers.MllamaConfig(
         text_config=text_settings(
             vocab_size=len(words), num_hidden_layers=3, cross_attention_layers=[1], pad_token_id=words.pad_token_id
         ),
@@ -47,18 +34,18 @@ def mllama() -> tuple[Any, Any]:
         },
         image_token_index=words.convert_tokens_to_ids("<|image|>"),
     )
-    model = built(MllamaForConditionalGeneration, config, words)
+    model = built(transformers.MllamaForConditionalGeneration, config, words)
     layer = model.model.language_model.layers[1]
     for gate in (layer.cross_attn_attn_gate, layer.cross_attn_mlp_gate):
         torch.nn.init.ones_(gate)  # closed as built
-    return model, MllamaProcessor(images, words, chatml("<|image|>"))
+    return model, transformers.MllamaProcessor(images, words, chatml("<|image|>"))
 
 
 @cache
 def lfm2_vl() -> tuple[Any, Any]:
     """Convolution layers, which mix neighbouring tokens; not its own processor: that of images needs torchvision."""
     words = chatml_tokenizer("<image>", "<|image_start|>", "<|image_end|>")
-    patches = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=48)
+    patches = image_processor("siglip2", patch_size=8, max_num_patches=48)
 
     def expand(features: dict[str, Any], index: int) -> str:
         return "<|image_start|>" + "<image>" * 12 + "<|image_end|>"
@@ -66,7 +53,7 @@ def lfm2_vl() -> tuple[Any, Any]:
     def even(images: list[Any], return_tensors: str) -> dict[str, Any]:
         return patches([image.resize((64, 48)) for image in images], return_tensors=return_tensors)
 
-    config = Lfm2VlConfig(
+    config = transformers.Lfm2VlConfig(
         text_config=text_settings(
             model_type="lfm2",
             vocab_size=len(words),
@@ -80,15 +67,15 @@ def lfm2_vl() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     processor = MinimalProcessor(even, words, chatml("<image>"), "<image>", expand)
-    return built(Lfm2VlForConditionalGeneration, config, words), processor
+    return built(transformers.Lfm2VlForConditionalGeneration, config, words), processor
 
 
 @cache
 def qwen3_5() -> tuple[Any, Any]:
     """Linear attention layers, whose state has no positions; full ones with positions over half of each head."""
     return qwen(
-        Qwen3_5ForConditionalGeneration,
-        Qwen3_5Config,
+        transformers.Qwen3_5ForConditionalGeneration,
+        transformers.Qwen3_5Config,
         {"mrope_section": [2, 3, 3], "mrope_interleaved": True, "partial_rotary_factor": 0.5},
         {"out_hidden_size": 128, "num_position_embeddings": 64},
         num_hidden_layers=3,
@@ -106,8 +93,8 @@ def florence2() -> tuple[Any, Any]:
     """An encoder takes images and prompt; the decoder, BART's, attends to what it makes of them. Not its own
     processor, which knows no conversation."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = SiglipImageProcessorPil(size=square(32))
-    config = Florence2Config(
+    images = image_processor("siglip", size=square(32))
+    config = transformers.Florence2Config(
         text_config={
             "model_type": "bart",
             "vocab_size": len(words),
@@ -142,12 +129,7 @@ def florence2() -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     processor = MinimalProcessor(images, words, LLAVA_TEMPLATE, "<image>", lambda features, index: "<image>" * 17)
-    return built(Florence2ForConditionalGeneration, config, words), processor
+    return built(transformers.Florence2ForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    mllama,
-    lfm2_vl,
-    qwen3_5,
-    florence2,
-)
+BUILDERS = (mllama, lfm2_vl, qwen3_5, florence2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import transformers
 from helpers.tiny_models import QWEN_TEMPLATE, tokenizer, vision_settings
-from transformers import PreTrainedTokenizerFast
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -22,7 +22,7 @@ class MinimalProcessor:
     def __init__(
         self,
         image_processor: Any,
-        words: PreTrainedTokenizerFast,
+        words: transformers.PreTrainedTokenizerFast,
         chat_template: str,
         marker: str,
         expand: Callable[[Any, int], str],
@@ -68,7 +68,7 @@ def chatml(image: str) -> str:
     return QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", image)
 
 
-def chatml_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+def chatml_tokenizer(*special: str, **named: str) -> transformers.PreTrainedTokenizerFast:
     """With <pad>, the tokens of `chatml`, the `special` ones and those that it keeps as attributes under a name."""
     words = tokenizer(("<pad>", "<|im_start|>", "<|im_end|>", *special, *named.values()), "<|im_end|>")
     for name, token in named.items():

@@ -7,22 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers.tiny_models import (
-    LLAVA_TEMPLATE,
-    built,
-    text_settings,
-    tokenizer,
-)
+import transformers
+from helpers.tiny_models import LLAVA_TEMPLATE, built, image_processor, text_settings, tokenizer
 from helpers.zoo_parts import MinimalProcessor, square
-from transformers import (
-    ChameleonConfig,
-    ChameleonForConditionalGeneration,
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    FuyuConfig,
-    FuyuForCausalLM,
-)
-from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
 
 @cache
@@ -41,13 +28,13 @@ def fuyu() -> tuple[Any, Any]:
         "|SPEAKER|",
         lambda features, index: ("|SPEAKER|" * 5 + "|NEWLINE|") * 4,
     )
-    config = FuyuConfig(
+    config = transformers.FuyuConfig(
         text_config=text_settings(model_type="persimmon", vocab_size=len(words), pad_token_id=0),
         patch_size=8,
         image_token_id=words.convert_tokens_to_ids("|SPEAKER|"),
         initializer_range=0.14,
     )
-    return built(FuyuForCausalLM, config, words), processor
+    return built(transformers.FuyuForCausalLM, config, words), processor
 
 
 def pil_to_tensor(image: Any) -> torch.Tensor:
@@ -61,13 +48,13 @@ def chameleon() -> tuple[Any, Any]:
     codes = [f"IMGIMG{letter}Z" for letter in "ABCDEFGH"]
     words = tokenizer(("<pad>", "</s>", "<image>", "<racm3:break>", "<eoss>", *codes), "</s>")
     processor = MinimalProcessor(
-        ChameleonImageProcessorPil(size={"shortest_edge": 32}, crop_size=square(32)),
+        image_processor("chameleon", size={"shortest_edge": 32}, crop_size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
         lambda features, index: "<racm3:break>" + "<image>" * 16 + "<eoss>",
     )
-    config = ChameleonConfig(
+    config = transformers.ChameleonConfig(
         **text_settings(vocab_size=len(words)),
         vq_config={
             "embed_dim": 8,
@@ -80,7 +67,7 @@ def chameleon() -> tuple[Any, Any]:
         },
         vocabulary_map={token: words.convert_tokens_to_ids(token) for token in ("<image>", *codes)},
     )
-    return built(ChameleonForConditionalGeneration, config, words), processor
+    return built(transformers.ChameleonForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -95,7 +82,7 @@ def emu3() -> tuple[Any, Any]:
         return {"pixel_values": values, "image_sizes": torch.full((len(images), 2), 32)}
 
     processor = MinimalProcessor(pixels, words, LLAVA_TEMPLATE, "<image>", lambda features, index: "<image>" * 20)
-    config = Emu3Config(
+    config = transformers.Emu3Config(
         text_config=text_settings(vocab_size=len(words), pad_token_id=0),
         vq_config={
             "codebook_size": 8,
@@ -106,11 +93,7 @@ def emu3() -> tuple[Any, Any]:
         },
         vocabulary_map={token: words.convert_tokens_to_ids(token) for token in ("<image>", "<|extra_200|>", *codes)},
     )
-    return built(Emu3ForConditionalGeneration, config, words), processor
+    return built(transformers.Emu3ForConditionalGeneration, config, words), processor
 
 
-BUILDERS = (
-    fuyu,
-    chameleon,
-    emu3,
-)
+BUILDERS = (fuyu, chameleon, emu3)

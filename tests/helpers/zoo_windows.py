@@ -6,7 +6,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from helpers.tiny_models import LLAVA_PROCESSING, LLAVA_TEMPLATE, built, text_settings, tokenizer, vision_settings
+import transformers
+from helpers.tiny_models import (
+    LLAVA_PROCESSING,
+    LLAVA_TEMPLATE,
+    built,
+    image_processor,
+    text_settings,
+    tokenizer,
+    vision_settings,
+)
 from helpers.zoo_parts import (
     FULL,
     SLIDING,
@@ -17,58 +26,31 @@ from helpers.zoo_parts import (
     siglip_settings,
     square,
 )
-from transformers import (
-    AutoModel,
-    AyaVisionConfig,
-    AyaVisionForConditionalGeneration,
-    AyaVisionProcessor,
-    Cohere2VisionConfig,
-    Cohere2VisionForConditionalGeneration,
-    Cohere2VisionProcessor,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3nConfig,
-    Gemma3nForConditionalGeneration,
-    Gemma3Processor,
-    Gemma4Config,
-    Gemma4ForConditionalGeneration,
-    Llama4Config,
-    Llama4ForConditionalGeneration,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PreTrainedModel,
-)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3n.configuration_gemma3n import Gemma3nVisionConfig
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 
 @cache
 def llava_mistral_sliding() -> tuple[Any, Any]:
     """LLaVA over Mistral: every layer sees a window shorter than the prompt."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
-    images = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=square(48))
-    config = LlavaConfig(
+    images = image_processor("clip", size={"shortest_edge": 48}, crop_size=square(48))
+    config = transformers.LlavaConfig(
         vision_config=vision_settings(48),
         text_config=text_settings(model_type="mistral", vocab_size=len(words), sliding_window=24),
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )
-    return built(LlavaForConditionalGeneration, config, words), LlavaProcessor(images, words, **LLAVA_PROCESSING)
+    return built(transformers.LlavaForConditionalGeneration, config, words), transformers.LlavaProcessor(
+        images, words, **LLAVA_PROCESSING
+    )
 
 
 @cache
 def gemma3() -> tuple[Any, Any]:
     """Sliding layers and a full one; the tokens of an image see each other both ways."""
     words = chatml_tokenizer(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>")
-    images = Gemma3ImageProcessorPil(size=square(32), do_pan_and_scan=False)
-    processor = Gemma3Processor(images, words, chatml("<start_of_image>"), image_seq_length=16)
+    images = image_processor("gemma3", size=square(32), do_pan_and_scan=False)
+    processor = transformers.Gemma3Processor(images, words, chatml("<start_of_image>"), image_seq_length=16)
     text = text_settings(
         vocab_size=len(words),
         num_hidden_layers=3,
@@ -77,7 +59,7 @@ def gemma3() -> tuple[Any, Any]:
         layer_types=[SLIDING, FULL, SLIDING],
         sliding_window=20,
     )
-    config = Gemma3Config(
+    config = transformers.Gemma3Config(
         text_config=text,
         vision_config=siglip_settings(32),
         mm_tokens_per_image=16,
@@ -87,7 +69,7 @@ def gemma3() -> tuple[Any, Any]:
         initializer_range=0.14,
         tie_word_embeddings=False,
     )
-    model = built(Gemma3ForConditionalGeneration, config, words)
+    model = built(transformers.Gemma3ForConditionalGeneration, config, words)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.14)  # zeros as built
     return model, processor
 
@@ -117,14 +99,14 @@ def _paligemma(**text: Any) -> tuple[Any, Any]:
     """The processor is not PaliGemma's own, which knows no conversation and ends every text with a new line."""
     words = tokenizer(("<pad>", "</s>", "<image>"), "</s>")
     processor = MinimalProcessor(
-        SiglipImageProcessorPil(size=square(32)),
+        image_processor("siglip", size=square(32)),
         words,
         LLAVA_TEMPLATE,
         "<image>",
         lambda features, index: "<image>" * 16,
         lambda inputs: inputs.update(token_type_ids=torch.zeros_like(inputs["input_ids"])),
     )
-    config = PaliGemmaConfig(
+    config = transformers.PaliGemmaConfig(
         text_config=text_settings(vocab_size=len(words), head_dim=32, **text),
         vision_config=siglip_settings(32),
         image_token_index=words.convert_tokens_to_ids("<image>"),
@@ -133,7 +115,7 @@ def _paligemma(**text: Any) -> tuple[Any, Any]:
         projection_dim=128,
         tie_word_embeddings=False,
     )
-    return built(PaliGemmaForConditionalGeneration, config, words), processor
+    return built(transformers.PaliGemmaForConditionalGeneration, config, words), processor
 
 
 COHERE2 = {
@@ -150,21 +132,21 @@ def aya_vision() -> tuple[Any, Any]:
     """Tiles; Cohere 2 as the decoder, with sliding layers and a full one that has no positions."""
     marks = ("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL")
     words = chatml_tokenizer("<image>", *marks)
-    processor = AyaVisionProcessor(
-        GotOcr2ImageProcessorPil(size=square(32), max_patches=4),
+    processor = transformers.AyaVisionProcessor(
+        image_processor("got_ocr2", size=square(32), max_patches=4),
         words,
         patch_size=8,
         img_size=32,
         downsample_factor=2,
         chat_template=chatml("<image>"),
     )
-    config = AyaVisionConfig(
+    config = transformers.AyaVisionConfig(
         text_config=text_settings(vocab_size=len(words), **COHERE2),
         vision_config=siglip_settings(32),
         image_token_index=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
         tie_word_embeddings=False,
     )
-    return built(AyaVisionForConditionalGeneration, config, words), processor
+    return built(transformers.AyaVisionForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -180,17 +162,17 @@ def llama4_temperature() -> tuple[Any, Any]:
     return _llama4(floor_scale=8)
 
 
+def _siglip_processor(words: Any, size: int, marker: str, expanded: str) -> MinimalProcessor:
+    """Writes the same tokens for every image; the families' own processors of images need torchvision."""
+    images = image_processor("siglip", size=square(size))
+    return MinimalProcessor(images, words, chatml(marker), marker, lambda features, index: expanded)
+
+
 def _llama4(floor_scale: int) -> tuple[Any, Any]:
-    """Not its own processor: that of images needs torchvision."""
     marks = ("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>")
     words = chatml_tokenizer(*marks)
-    processor = MinimalProcessor(
-        SiglipImageProcessorPil(size=square(64)),
-        words,
-        chatml("<|image|>"),
-        "<|image|>",
-        lambda features, index: "<|image_start|><|image|>" + "<|patch|>" * 16 + "<|image_end|>",
-    )
+    expanded = "<|image_start|><|image|>" + "<|patch|>" * 16 + "<|image_end|>"
+    processor = _siglip_processor(words, 64, "<|image|>", expanded)
     text = text_settings(
         vocab_size=len(words),
         num_hidden_layers=3,
@@ -209,14 +191,14 @@ def _llama4(floor_scale: int) -> tuple[Any, Any]:
         "projector_output_dim": 48,
         "vision_output_dim": 48,
     }
-    config = Llama4Config(
+    config = transformers.Llama4Config(
         text_config=text,
         vision_config=vision,
         image_token_index=words.convert_tokens_to_ids("<|patch|>"),
         boi_token_index=words.convert_tokens_to_ids("<|image_start|>"),
         eoi_token_index=words.convert_tokens_to_ids("<|image_end|>"),
     )
-    return built(Llama4ForConditionalGeneration, config, words), processor
+    return built(transformers.Llama4ForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -228,17 +210,17 @@ def cohere2_vision() -> tuple[Any, Any]:
         eoi_token="<|END_OF_IMG|>",
         img_line_break_token="<|IMG_LINE_BREAK|>",
     )
-    images = GotOcr2ImageProcessorPil(size=square(32), crop_to_patches=True, max_patches=4)
+    images = image_processor("got_ocr2", size=square(32), crop_to_patches=True, max_patches=4)
     images.patch_size = 2  # tokens on each side of a tile
-    config = Cohere2VisionConfig(
+    config = transformers.Cohere2VisionConfig(
         text_config=text_settings(vocab_size=len(words), **COHERE2),
         vision_config=siglip_settings(32),
         image_token_id=words.image_token_id,
         alignment_intermediate_size=64,
         tie_word_embeddings=False,
     )
-    processor = Cohere2VisionProcessor(images, words, chat_template=chatml("<|IMG_PATCH|>"))
-    return built(Cohere2VisionForConditionalGeneration, config, words), processor
+    processor = transformers.Cohere2VisionProcessor(images, words, chat_template=chatml("<|IMG_PATCH|>"))
+    return built(transformers.Cohere2VisionForConditionalGeneration, config, words), processor
 
 
 @cache
@@ -271,7 +253,7 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
     """Writes what Gemma 4's own processor would, which needs one for videos."""
     words = chatml_tokenizer(image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>")
     processor = MinimalProcessor(
-        Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+        image_processor("gemma4", patch_size=4, max_soft_tokens=70),
         words,
         chatml("<|image|>"),
         "<|image|>",
@@ -280,7 +262,7 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
         ("num_soft_tokens_per_image",),
     )
     vision = {**plain_vision(32), "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
-    config = Gemma4Config(
+    config = transformers.Gemma4Config(
         text_config=text_settings(
             vocab_size=len(words),
             vocab_size_per_layer_input=len(words),
@@ -297,14 +279,14 @@ def _gemma4(**text: Any) -> tuple[Any, Any]:
         initializer_range=0.14,
         tie_word_embeddings=False,
     )
-    return built(Gemma4ForConditionalGeneration, config, words), processor
+    return built(transformers.Gemma4ForConditionalGeneration, config, words), processor
 
 
 class TinyTowerConfig(Gemma3nVisionConfig):
     model_type = "tiny_tower"
 
 
-class TinyTower(PreTrainedModel):
+class TinyTower(transformers.PreTrainedModel):
     """In the place of Gemma 3n's vision tower, which needs timm."""
 
     config_class = TinyTowerConfig
@@ -318,7 +300,7 @@ class TinyTower(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
 
 
-AutoModel.register(TinyTowerConfig, TinyTower)
+transformers.AutoModel.register(TinyTowerConfig, TinyTower)
 
 
 @cache
@@ -326,13 +308,8 @@ def gemma3n() -> tuple[Any, Any]:
     """Four states of each token side by side, of which each layer predicts and corrects all; the last two layers use
     the keys and values of those before them; an embedding of its own of each token for every layer."""
     words = chatml_tokenizer("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<audio_soft_token>")
-    processor = MinimalProcessor(
-        SiglipImageProcessorPil(size=square(32)),
-        words,
-        chatml("<start_of_image>"),
-        "<start_of_image>",
-        lambda features, index: "<start_of_image>" + "<image_soft_token>" * 16 + "<end_of_image>",
-    )
+    expanded = "<start_of_image>" + "<image_soft_token>" * 16 + "<end_of_image>"
+    processor = _siglip_processor(words, 32, "<start_of_image>", expanded)
     text = text_settings(
         vocab_size=len(words),
         vocab_size_per_layer_input=len(words),
@@ -346,7 +323,7 @@ def gemma3n() -> tuple[Any, Any]:
         sliding_window=20,
     )
     audio = {"hidden_size": 32, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "input_feat_size": 32}
-    config = Gemma3nConfig(
+    config = transformers.Gemma3nConfig(
         text_config=text,
         vision_config=TinyTowerConfig(hidden_size=32, vocab_size=8, vocab_offset=len(words)),
         audio_config={**audio, "sscp_conv_channel_size": [8, 4], "vocab_size": 8, "vocab_offset": len(words) + 8},
@@ -358,7 +335,7 @@ def gemma3n() -> tuple[Any, Any]:
         initializer_range=0.14,
         tie_word_embeddings=False,
     )
-    return built(Gemma3nForConditionalGeneration, config, words), processor
+    return built(transformers.Gemma3nForConditionalGeneration, config, words), processor
 
 
 BUILDERS = (

@@ -1,4 +1,4 @@
-"""From records to log-probabilities, and references kept beside the data."""
+"""From records to log-probabilities, and references stored with the data."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from helpers import attention_truth as truth
 from helpers.ragged import int32
 
-from mmbdhs.native import SharedPrefix, attention, binding, reference
+from mmbdhs.native import Masked, SharedPrefix, attention, binding, reference
 
 DTYPES = tuple(truth.TOLERANCES)
 GROUPS = ((1, 1), (8, 2), (7, 1), (16, 2), (71, 1))  # query heads, key heads
@@ -21,9 +21,7 @@ HEAD_DIMS = (32, 40, 64, 80, 128, 256)
 
 
 def run(implementation: ModuleType, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a backend, which needs the scale."""
-    operands = SharedPrefix(**{"scale": arguments["q"].shape[-1] ** -0.5, **arguments})
-    return implementation.shared_prefix_attention(operands)
+    return implementation.shared_prefix_attention(SharedPrefix(**arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -73,7 +71,7 @@ def test_masked(implementation: ModuleType, dtype: torch.dtype, causal: bool, so
         q = torch.randn(2, heads[0], queries, head_dim, generator=chance).to(dtype)
         k, v = (torch.randn(2, heads[1], keys, head_dim, generator=chance).to(dtype) for _ in range(2))
         visible = torch.rand(2, keys, generator=chance) > 0.7
-        got = implementation.masked_attention(q, k, v, visible, causal, head_dim**-0.5, softcap)
+        got = implementation.masked_attention(Masked(q, k, v, visible, causal, softcap=softcap))
         truth.assert_close(got, truth.masked(q, k, v, visible, causal, softcap))
 
 
@@ -83,7 +81,7 @@ def test_rows_that_see_nothing(implementation: ModuleType) -> None:
     out, lse = run(implementation, arguments)
     assert out[0].eq(0).all() and lse[0].eq(-torch.inf).all() and lse[1:].isfinite().all()
     q, k = torch.randn(1, 2, 4, 32), torch.randn(1, 2, 4, 32)
-    out, lse = implementation.masked_attention(q, k, k, torch.tensor([[False, False, True, True]]), True, 1.0, 0.0)
+    out, lse = implementation.masked_attention(Masked(q, k, k, torch.tensor([[False, False, True, True]]), True))
     assert out[:, :, :2].eq(0).all() and lse[:, :, :2].eq(-torch.inf).all() and lse[:, :, 2:].isfinite().all()
 
 
@@ -94,7 +92,7 @@ def test_nothing_at_all(implementation: ModuleType, shape: tuple[int, int, int])
     out, lse = run(implementation, arguments)
     assert out.shape == (branches, 2, 32) and lse.shape == (branches, 2)
     none = torch.empty(0, 2, 3, 32)
-    out, _ = implementation.masked_attention(none, none, none, torch.empty(0, 3, dtype=torch.bool), False, 1.0, 0.0)
+    out, _ = implementation.masked_attention(Masked(none, none, none, torch.empty(0, 3, dtype=torch.bool)))
     assert out.shape == none.shape
 
 
@@ -149,7 +147,7 @@ def test_threads_share_the_keys(dtype: torch.dtype) -> None:
             for queries, causal, share in ((1, False, 0.5), (40, True, 0.3), (5, True, 0.0)):
                 q, k, v = (torch.randn(1, heads, n, 64).to(dtype) for heads, n in ((4, queries), (1, 1134), (1, 1134)))
                 visible = torch.rand(1, 1134) < share
-                got = binding.masked_attention(q, k, v, visible, causal, 0.125, 0.0)
+                got = binding.masked_attention(Masked(q, k, v, visible, causal))
                 truth.assert_close(got, truth.masked(q, k, v, visible, causal))
     finally:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import attention_truth as truth
-from helpers.attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from helpers.attention_cases import CASES, arguments_and_results, masked, shared_prefix
 from helpers.attention_truth import TOLERANCES, assert_close
 from helpers.ragged import int32
 
@@ -17,7 +17,7 @@ from mmbdhs.native import attention
 
 
 def on_device(arguments: dict, device: str = "cuda") -> dict:
-    """The same with the same strides on a device."""
+    """The same arguments with the same strides on a device."""
     moved = dict(arguments)
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
@@ -28,23 +28,15 @@ def on_device(arguments: dict, device: str = "cuda") -> dict:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize(("shape", "options"), SHARED_PREFIX)
-def test_shared_prefix(shape: tuple, options: dict, dtype: torch.dtype) -> None:
-    arguments, expected = shared_prefix(dtype, shape, **options)
-    assert_close(attention.shared_prefix_attention(**on_device(arguments)), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize(("shape", "options"), MASKED)
-def test_masked(shape: tuple, options: dict, dtype: torch.dtype) -> None:
-    arguments, expected = masked(dtype, shape, **options)
-    assert_close(attention.masked_attention(**on_device(arguments)), expected)
+@pytest.mark.parametrize(("op", "shape", "options"), CASES)
+def test_cases(op: str, shape: tuple, options: dict, dtype: torch.dtype) -> None:
+    arguments, expected = arguments_and_results(op, dtype, shape, options)
+    assert_close(getattr(attention, op)(**on_device(arguments)), expected)
 
 
 @pytest.mark.gpu
 def test_runs_on_the_callers_stream() -> None:
-    """q is written by the same stream after a pause: a launch elsewhere would read it too early."""
+    """The same stream writes q after a pause: a launch on another stream would read it too early."""
     arguments, expected = masked(torch.float16, (1, (4, 2), 33, 129, 64))
     moved = on_device(arguments)
     q, moved["q"] = moved["q"], torch.zeros_like(moved["q"])
@@ -107,8 +99,7 @@ def test_compute_sanitizer(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("needs compute-sanitizer")
-    values = [f"{Path(__file__)}::{name}" for name in ("test_shared_prefix", "test_masked")]
-    values.append(f"{Path(__file__).with_name('test_image_mask.py')}::test_cuda_agrees")
+    values = [f"{Path(__file__)}::test_cases", f"{Path(__file__).with_name('test_image_mask.py')}::test_cuda_agrees"]
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", *values]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]

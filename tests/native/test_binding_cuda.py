@@ -13,7 +13,7 @@ from helpers.attention_truth import random_shared_prefix
 from helpers.ragged import int32, random_keys
 from torch.overrides import TorchFunctionMode
 
-from mmbdhs.native import SharedPrefix, binding, reference
+from mmbdhs.native import Masked, SharedPrefix, binding, reference
 
 STREAM, WORKSPACE = 0x5EA, 96
 
@@ -90,10 +90,12 @@ MASKED = {"q": Q, "k": K, "v": K, "visible": VISIBLE, "causal": True, **NUMBERS}
 
 
 @pytest.mark.parametrize(
-    ("op", "arguments"),
-    [("shared_prefix_attention", (SharedPrefix(**PREFIX),)), ("masked_attention", tuple(MASKED.values()))],
+    ("op", "operands"),
+    [("shared_prefix_attention", SharedPrefix(**PREFIX)), ("masked_attention", Masked(**MASKED))],
 )
-def test_attention(allocations: Allocations, monkeypatch: pytest.MonkeyPatch, op: str, arguments: Any) -> None:
+def test_attention(
+    allocations: Allocations, monkeypatch: pytest.MonkeyPatch, op: str, operands: SharedPrefix | Masked
+) -> None:
     """The same fields as on the CPU, but for the results, and as much room as the extension asks for."""
     seen = {}
 
@@ -108,9 +110,8 @@ def test_attention(allocations: Allocations, monkeypatch: pytest.MonkeyPatch, op
     }
     monkeypatch.setattr(binding, "_extension", SimpleNamespace(**functions))
     run = getattr(binding, op)
-    on_cpu, first = run(*arguments), arguments[0]
-    there = first._replace(q=first.q.as_subclass(OnCuda)) if len(arguments) == 1 else first.as_subclass(OnCuda)
-    out, lse = run(there, *arguments[1:])
+    on_cpu = run(operands)
+    out, lse = run(operands._replace(q=operands.q.as_subclass(OnCuda)))
     assert (out.shape, lse.shape) == tuple(result.shape for result in on_cpu)
     fields = seen["workspace"]
     assert seen["cuda"] == (fields, 0.5, 3.0, STREAM) and seen["cpu"][1:] == (0.5, 3.0)
@@ -124,13 +125,13 @@ def test_reference_runs_elsewhere(
 ) -> None:
     """On devices that the extension has no kernels for the reference backend runs, with one warning."""
     monkeypatch.setattr(binding, "_extension", object())
-    monkeypatch.setattr(reference, "masked_attention", lambda q, *rest: type(q))
+    monkeypatch.setattr(reference, "masked_attention", lambda operands: type(operands.q))
     binding._announce_plain_attention.cache_clear()
-    q = torch.zeros(1).as_subclass(kind)
+    operands = Masked(**MASKED)._replace(q=Q.as_subclass(kind))
     with caplog.at_level(logging.WARNING, logger="mmbdhs"):
-        assert [binding.masked_attention(q) for _ in range(2)] == [kind, kind]
+        assert [binding.masked_attention(operands) for _ in range(2)] == [kind, kind]
     assert [record.message for record in caplog.records] == [
         f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
     ]
-    operands = SharedPrefix(**PREFIX)._replace(prefix_count=torch.zeros(1).as_subclass(OnMps))
-    assert not binding.lengths_fit(operands)
+    counts = PREFIX["prefix_count"].as_subclass(OnMps)
+    assert not binding.lengths_fit(SharedPrefix(**{**PREFIX, "prefix_count": counts}))

@@ -6,12 +6,12 @@ import re
 import pytest
 import torch
 from helpers import attention_truth as truth
-from helpers.attention_cases import MASKED, SHARED_PREFIX, masked, shared_prefix
+from helpers.attention_cases import CASES, arguments_and_results, shared_prefix
 from helpers.attention_truth import TOLERANCES, assert_close
 from helpers.emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
 from helpers.ragged import int32, random_keys
 
-from mmbdhs.native import SharedPrefix, binding, reference
+from mmbdhs.native import Masked, SharedPrefix, binding, reference
 
 INT_MAX = 2**31 - 1
 SIZES = (0, 1, 3, 4, 5, 31, 129, 511, 512, 513, 1134, 2047)
@@ -24,7 +24,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Extension:
-    """The emulator behind `binding`, whose attention functions then run the CUDA launchers on CPU tensors."""
+    """The emulator in place of the extension: `binding` then runs the CUDA launchers on CPU tensors."""
     monkeypatch.setattr(binding, "_extension", Extension(library))
     return binding._extension
 
@@ -41,14 +41,10 @@ def check_visible(emulated: Extension, threshold: float) -> None:
         assert torch.equal(written.view(torch.int32), indices)
 
 
-def check_shared_prefix(dtype: torch.dtype, shape: tuple, options: dict) -> None:
-    arguments, expected = shared_prefix(dtype, shape, **options)
-    assert_close(binding.shared_prefix_attention(SharedPrefix(**arguments)), expected)
-
-
-def check_masked(dtype: torch.dtype, shape: tuple, options: dict) -> None:
-    arguments, expected = masked(dtype, shape, **options)
-    assert_close(binding.masked_attention(*arguments.values()), expected)
+def check_attention(op: str, dtype: torch.dtype, shape: tuple, options: dict) -> None:
+    arguments, expected = arguments_and_results(op, dtype, shape, options)
+    operands = {"shared_prefix_attention": SharedPrefix, "masked_attention": Masked}[op](**arguments)
+    assert_close(getattr(binding, op)(operands), expected)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -60,18 +56,12 @@ def test_visible(emulated: Extension, threshold: float, schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize(("shape", "options"), SHARED_PREFIX)
-def test_shared_prefix(emulated: Extension, shape: tuple, options: dict, dtype: torch.dtype, schedule: str) -> None:
+@pytest.mark.parametrize(("op", "shape", "options"), CASES)
+def test_attention(
+    emulated: Extension, op: str, shape: tuple, options: dict, dtype: torch.dtype, schedule: str
+) -> None:
     emulated.schedule(schedule)
-    check_shared_prefix(dtype, shape, options)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize(("shape", "options"), MASKED)
-def test_masked(emulated: Extension, shape: tuple, options: dict, dtype: torch.dtype, schedule: str) -> None:
-    emulated.schedule(schedule)
-    check_masked(dtype, shape, options)
+    check_attention(op, dtype, shape, options)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -87,7 +77,7 @@ def test_masked(emulated: Extension, shape: tuple, options: dict, dtype: torch.d
     ],
 )
 def test_numbers_out_of_range(emulated: Extension, name: str, row: int, value: int, dtype: torch.dtype) -> None:
-    """Nothing checks them while a graph is captured: the branches concerned come back as NaN, the others right."""
+    """Nothing checks them while a graph is captured: the branches concerned become NaN, the others stay right."""
     arguments, _ = shared_prefix(dtype, (7, (4, 2), 64, 60, 9), examples=3, gather=True)
     example, offsets, count = (arguments[key] for key in ("example", "prefix_offsets", "prefix_count"))
     example[:], offsets[:] = int32(0, 1, 2, 0, 1, 2, 0), int32(0, 11, 25, 40)
@@ -106,11 +96,11 @@ def test_numbers_out_of_range(emulated: Extension, name: str, row: int, value: i
 def test_nothing_to_do(emulated: Extension, dtype: torch.dtype) -> None:
     keys = torch.zeros(2, 5, 64, dtype=dtype)
     none, nowhere = int32(), torch.zeros(0, 2, 5, 64, dtype=dtype)
-    shared = SharedPrefix(nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none, scale=1.0)
+    shared = SharedPrefix(nowhere[:, :, 0], keys, keys, none, nowhere, nowhere, none)
     assert [len(result) for result in binding.shared_prefix_attention(shared)] == [0, 0]
     for q, k in ((nowhere, nowhere), (keys[None, :, :0], keys[None])):
         visible = torch.ones(len(k), 5, dtype=torch.bool)
-        assert binding.masked_attention(q, k, k, visible, False, 1.0, 0.0)[0].shape == q.shape
+        assert binding.masked_attention(Masked(q, k, k, visible))[0].shape == q.shape
 
 
 @pytest.mark.parametrize(
@@ -143,8 +133,8 @@ def is_caught(emulated: Extension) -> bool:
         try:
             check_visible(emulated, 0.5)
             for dtype in (torch.float32, torch.float16):
-                check_shared_prefix(dtype, (5, (2, 1), 64, 129, 9), {})
-                check_masked(dtype, (1, (2, 1), 3, 1134, 64), {"causal": True})
+                check_attention("shared_prefix_attention", dtype, (5, (2, 1), 64, 129, 9), {})
+                check_attention("masked_attention", dtype, (1, (2, 1), 3, 1134, 64), {"causal": True})
         except (AssertionError, RuntimeError):
             return True
     return False

@@ -11,29 +11,32 @@ import torch
 from helpers import attention_truth as truth
 from helpers.ragged import flat
 
-from mmbdhs.native import SharedPrefix, Splices, _extension, binding
+from mmbdhs.native import Masked, SharedPrefix, Splices, _extension, binding
+
+Operands = SharedPrefix | Masked | Splices
 
 
-def record(monkeypatch: pytest.MonkeyPatch, op: str, arguments: tuple) -> tuple[dict[str, int], tuple]:
+def record(monkeypatch: pytest.MonkeyPatch, op: str, operands: Operands) -> tuple[dict[str, int], tuple]:
     """The fields that `binding` hands to the op of the extension, and what else it hands over."""
     seen: list[Any] = []
     run = getattr(_extension, op)
     with monkeypatch.context() as patch:
         patch.setattr(binding, "_extension", SimpleNamespace(**{op: lambda *given: seen.append(given) or run(*given)}))
-        getattr(binding, op)(*arguments)
+        getattr(binding, op)(operands)
     fields, *rest = seen[0]
     return fields, tuple(rest)
 
 
-def cases() -> dict[str, tuple[str, tuple]]:
+def cases() -> dict[str, tuple[str, Operands]]:
+    """For each struct an op that fills it, with operands."""
     prefix = truth.random_shared_prefix(3, (4, 2), 32, 9, 5, examples=2, gather=True)
     q, k = torch.randn(2, 4, 3, 32), torch.randn(2, 2, 5, 32)
     text = flat(["Yes, a cat. It sits.", "No"])
     splices = (*text, *binding.split_sentences(*text), torch.tensor([True, False, True]), torch.tensor([5, 3, 2]))
     return {
-        "SharedPrefix": ("shared_prefix_attention", (SharedPrefix(**prefix, scale=0.5),)),
-        "Masked": ("masked_attention", (q, k, k.clone(), torch.ones(2, 5, dtype=torch.bool), True, 0.5, 0.0)),
-        "Splices": ("join_splices", (Splices(*splices, *flat(["a", "b", "c"])),)),
+        "SharedPrefix": ("shared_prefix_attention", SharedPrefix(**prefix)),
+        "Masked": ("masked_attention", Masked(q, k, k.clone(), torch.ones(2, 5, dtype=torch.bool), causal=True)),
+        "Splices": ("join_splices", Splices(*splices, *flat(["a", "b", "c"]))),
     }
 
 
@@ -45,8 +48,8 @@ def test_names_are_those_of_the_struct(monkeypatch: pytest.MonkeyPatch, struct: 
 
 @pytest.mark.parametrize("struct", cases())
 def test_wrong_names_are_refused(monkeypatch: pytest.MonkeyPatch, struct: str) -> None:
-    op, arguments = cases()[struct]
-    fields, rest = record(monkeypatch, op, arguments)
+    op, operands = cases()[struct]
+    fields, rest = record(monkeypatch, op, operands)
     for name in fields:
         others = {key: value for key, value in fields.items() if key != name}
         with pytest.raises(TypeError, match=f"fields: needs {len(fields)} names, got {len(fields) - 1}"):
@@ -63,7 +66,7 @@ def test_wrong_names_are_refused(monkeypatch: pytest.MonkeyPatch, struct: str) -
 
 def test_order_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers come out of fields in any order."""
-    (operands,) = cases()["SharedPrefix"][1]
+    operands = cases()["SharedPrefix"][1]
     expected = truth.shared_prefix(operands._asdict())
     run, shuffle = _extension.shared_prefix_attention, random.Random(0)
 
@@ -83,8 +86,8 @@ def test_every_stride_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
         for pad, (name, shape) in enumerate(shapes.items())
     }
     count = torch.ones(3, dtype=torch.int32)
-    operands = SharedPrefix(**views, prefix_count=count, suffix_length=count, scale=1.0)
-    fields, _ = record(monkeypatch, "shared_prefix_attention", (operands,))
+    operands = SharedPrefix(**views, prefix_count=count, suffix_length=count)
+    fields, _ = record(monkeypatch, "shared_prefix_attention", operands)
     dimensions = {
         "q": ("q", "branch head"),
         "kp": ("k_prefix", "head row"),

@@ -10,28 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import tiny_models
-from helpers.plain import masked_logits, picture, prompt_inputs
+from helpers.plain import FALSE_ALARM, IMAGES, PROMPTS, REFERENCES, chi_square, masked_logits, prompt_inputs
 from PIL import Image
 from scipy import stats
 
-from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs_samples, povid_sample
-from mmbdhs.data.keys import key_address
-from mmbdhs.decoding.token_sampling import TokenChooser, vision_token_ids
-from mmbdhs.sampling.image_corruption import noisy_images
+from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs_samples
+from mmbdhs.decoding.token_sampling import vision_token_ids
+from mmbdhs.vlm import VLM
 
-FALSE_ALARM = 1e-6  # of each statistical test
-PROMPTS = ["Describe the image.", "Is there a dog?", "What is it?", "Is it red?"]
-REFERENCES = [
-    "The image shows a red car. A dog sits next to it. There are two people.",
-    "No, there is a cat on the table. Yes, the tree is green.",
-    "A banana",
-    "Yes.",
-]
-IMAGES = [picture(seed) for seed in range(4)]
 CONFIG = BDHSConfig(mask_threshold=0.5, max_sentence_tokens=8, max_new_tokens=12, max_iterations=2, seed=11)
 
 
@@ -110,7 +99,7 @@ def test_splices_rebuild_the_response() -> None:
 
 def test_vision_tokens_are_never_sampled() -> None:
     model, processor = tiny_models.qwen2_5_vl()
-    suppressed = set(vision_token_ids(model, processor.tokenizer))
+    suppressed = set(vision_token_ids(VLM.of(model), processor.tokenizer))
     config = BDHSConfig(temperature=50.0, max_sentence_tokens=40, max_iterations=1)
     results = bdhs_sample(model, processor, IMAGES, PROMPTS, REFERENCES, config, unlike)
     drawn = {i for r in results for s in r.sentences for i in s.completion_ids}
@@ -128,35 +117,8 @@ def test_first_tokens_follow_the_model() -> None:
     chosen = [s.completion_ids[:1] for s in splices if s.prefix_ids == prefix]
     inputs = prompt_inputs(processor, [IMAGES[3]], PROMPTS[3])
     logits = masked_logits(model, inputs, tuple(range(36)), list(prefix))[-1]
-    logits[vision_token_ids(model, processor.tokenizer)] = -torch.inf
-    _chi_square(Counter(ids[0] if ids else processor.tokenizer.eos_token_id for ids in chosen), logits.softmax(0))
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 7, 1.0), (1.5, 0, 0.8)]
-)
-def test_chooser_inverts_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
-    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(0)) * 2
-    draws = np.random.default_rng(0).random(200_000).tolist()
-    chooser = TokenChooser([5, 17], temperature, top_k, top_p)
-    tokens = chooser(logits.expand(len(draws), -1), torch.tensor(draws))
-    expected = (logits[0] / temperature).index_fill(0, torch.tensor([5, 17]), -torch.inf).softmax(0)
-    if top_k:
-        expected[expected < expected.sort(descending=True).values[top_k - 1]] = 0
-    if top_p < 1:
-        order = expected.argsort(descending=True)
-        before = expected[order].cumsum(0) - expected[order]
-        expected[order[before >= top_p]] = 0
-    _chi_square(Counter(tokens.tolist()), expected / expected.sum())
-
-
-def test_chooser_at_the_ends_of_the_interval() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
-    chooser = TokenChooser([], 1.0, 0, 1.0)
-    assert chooser(logits, torch.tensor([0.0])).tolist() == [1]
-    assert chooser(logits, torch.tensor([1 - 2**-32])).tolist() == [2]
-    assert chooser(torch.full((1, 4), torch.nan), torch.tensor([0.5])).tolist() == [-1]
-    assert TokenChooser([], 0.0, 0, 1.0)(torch.tensor([[0.0, torch.nan]]), None).tolist() == [-1]
+    logits[vision_token_ids(VLM.of(model), processor.tokenizer)] = -torch.inf
+    chi_square(Counter(ids[0] if ids else processor.tokenizer.eos_token_id for ids in chosen), logits)
 
 
 def test_shares_follow_the_configuration() -> None:
@@ -203,17 +165,6 @@ def test_model_modes_are_restored() -> None:
         assert model.training and not model.model.vision_tower.training
     finally:
         model.eval()
-
-
-def test_povid_predicts_each_token_in_one_pass() -> None:
-    model, processor = tiny_models.llava()
-    results = povid_sample(model, processor, IMAGES, PROMPTS, REFERENCES, noise_steps=500, seed=1)
-    for result, image, prompt, reference in zip(results, IMAGES, PROMPTS, REFERENCES, strict=True):
-        noisy = noisy_images([image], 500, 1, key_address(result.key), 1)
-        ids = processor.tokenizer(" " + reference)["input_ids"]
-        logits = masked_logits(model, prompt_inputs(processor, noisy, prompt), tuple(range(36)), ids)[:-1]
-        logits[:, vision_token_ids(model, processor.tokenizer)] = -torch.inf
-        assert list(result.response_ids) == logits.argmax(-1).tolist()
 
 
 def test_noise_shows_every_token_of_a_noisy_image() -> None:
@@ -324,24 +275,6 @@ def test_nan_logits_fail_each_example(spoiled: Any) -> None:
         sample()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mask_threshold": 1.5}, r"mask_threshold: needs a number in \[0, 1\], got 1.5"),
-        ({"similarity_threshold": -0.1}, "similarity_threshold"),
-        ({"max_iterations": 0}, "max_iterations"),
-        ({"noise_steps": 1001}, "noise_steps"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"seed": -1}, "seed"),
-        ({"max_branches": 0}, "max_branches"),
-    ],
-)
-def test_bad_settings_are_named(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BDHSConfig(**settings)
-
-
 def test_bad_calls_are_named() -> None:
     model, processor = tiny_models.llava()
     with pytest.raises(ValueError, match=r"lists of equal length, got \{'images': 4, 'prompts': 3, 'references': 4\}"):
@@ -360,27 +293,6 @@ def test_a_processor_without_chat_template_is_named(monkeypatch: pytest.MonkeyPa
         sample()
 
 
-def test_a_missing_similarity_model_says_how_to_pass_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str) -> None:
-        raise OSError(f"cannot reach {name}")
-
-    monkeypatch.setattr("sentence_transformers.SentenceTransformer", unreachable)
-    with pytest.raises(OSError, match=r"all-mpnet-base-v2.*Pass similarity="):
-        bdhs_sample(*tiny_models.llava(), IMAGES, PROMPTS, REFERENCES, CONFIG)
-
-
-def _chi_square(counts: Counter, probabilities: torch.Tensor) -> None:
-    """Outcomes expected less than ten times are taken together with the first of the others."""
-    total = sum(counts.values())
-    common = (probabilities.double() * total >= 10).nonzero().flatten().tolist()
-    observed = np.array([counts[i] for i in common])
-    expected = np.array([float(probabilities[i]) * total for i in common])
-    observed[0] += total - observed.sum()
-    expected[0] += total - expected.sum()
-    assert all(probabilities[i] > 0 for i in counts)
-    assert stats.chisquare(observed, expected).pvalue > FALSE_ALARM
-
-
 def test_the_plain_twins_sample_the_same() -> None:
     """The whole road with the native ops and, in another process, without the binary."""
     code = "import test_bdhs as t; print([(s.rejected, s.visible_image_tokens) for s in t.sample()])"
@@ -396,3 +308,24 @@ def test_the_plain_twins_sample_the_same() -> None:
         for backend in ("native", "reference")
     ]
     assert shown[0] == shown[1] and len(shown[0]) > 100
+
+
+@pytest.mark.parametrize("where", ["examples.capture_decoder_inputs", "sampler.Reference"])
+def test_a_fault_of_the_library_is_no_bad_example(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that do not come from a check of the input end the run, also with on_error="skip"."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(f"mmbdhs.sampling.{where}", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        sample(on_error="skip")
+
+
+def test_a_prompt_that_the_template_refuses_is_a_bad_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = tiny_models.llava()[1]
+    template = "{% if messages[0]['content'][1]['text'] == 'Is it red?' %}{{ raise_exception('no') }}{% endif %}"
+    monkeypatch.setattr(processor, "chat_template", template + processor.chat_template)
+    results = sample(on_error="skip")
+    assert [isinstance(result, BDHSFailure) for result in results] == [False, False, False, True]
+    assert results[3].reason == "prompts: the chat template refused the messages (no)"

@@ -20,7 +20,7 @@ from mmbdhs import BDHSConfig, TrainConfig, miniature, train
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import Candidates, OnlineBDHS, Visit
-from mmbdhs.vlm.text_decoder import unwrapped
+from mmbdhs.vlm import VLM
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
@@ -47,7 +47,7 @@ def train_full(output: Path, **settings: Any) -> Any:
 
 def train_adapters(output: Path, **settings: Any) -> Any:
     def weights(model: Any, step: int) -> dict[str, float]:
-        return {"size": sum(parameter.numel() for parameter in unwrapped(model).parameters())}
+        return {"size": sum(parameter.numel() for parameter in VLM.of(model).model.parameters())}
 
     source = OnlineBDHS(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
     config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)

@@ -28,7 +28,8 @@ from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.objectives import pairwise, supervised
 from mmbdhs.training.pair_sources import Candidates, OnlineBDHS, Stored, Supervised, Visit
 from mmbdhs.training.trainer import NonFiniteLossError, TrainResult, train
-from mmbdhs.vlm.text_decoder import find_text_decoder, unwrapped
+from mmbdhs.vlm.text_decoder import find_text_decoder
+from mmbdhs.vlm.unwrap import unwrap
 
 peft = pytest.importorskip("peft")
 accelerate = pytest.importorskip("accelerate")
@@ -219,7 +220,7 @@ def test_adapters_are_on_the_text_decoder_alone(family: str, tmp_path: Path, mon
     start, model = copy.deepcopy(model), copy.deepcopy(model)
     config = TrainConfig(tmp_path, lora_rank=2, projector_learning_rate=1e-2, **FAST)
     result = train(model, processor, scene_records(4), Stored(), DPO, config)
-    inside = {id(p) for p in find_text_decoder(unwrapped(result.model)).parameters()}
+    inside = {id(p) for p in find_text_decoder(unwrap(result.model)).parameters()}
     learned = {name: p for name, p in result.model.named_parameters() if p.requires_grad}
     adapters = [name for name, p in learned.items() if id(p) in inside]
     assert len(adapters) == 2 * 7 * 2 and all("lora_" in name for name in adapters)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,11 +12,9 @@ from helpers.plain import picture, prompt_inputs
 from transformers import LlamaConfig
 
 from mmbdhs import BDHSConfig, ExampleError, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding import exactness
-from mmbdhs.vlm import output_head
+from mmbdhs.vlm import VLM
 from mmbdhs.vlm.decoder_inputs import capture_decoder_inputs
-from mmbdhs.vlm.mask_rules import CAUSAL, rule_of, stand_in, table_rule
-from mmbdhs.vlm.output_head import OutputHead
+from mmbdhs.vlm.mask_rules import CAUSAL, rule_mask, rule_of, table_rule
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
@@ -34,13 +31,13 @@ def sample(model: Any, processor: Any, reference: str = "A red car.") -> list:
 def test_dropping_keeps_positions(family: str, rows: int) -> None:
     model, processor = getattr(tiny_models, family)()
     inputs = prompt_inputs(processor, [picture(0), picture(1, 90, 30)], "Describe it.")
-    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(VLM.of(model), inputs, inputs["input_ids"].shape[1])
     ids = inputs["input_ids"][0]
     image = (ids == model.config.image_token_id).nonzero().flatten()
     assert torch.equal(whole.image_positions, image) and len(whole) == len(ids)
     assert whole.positions.shape[0] in (rows, rows + 1)
     visible = torch.tensor([0, 3, len(image) - 1])
-    shown = whole.show(visible)
+    shown = whole.keep_visible(visible)
     keep = torch.tensor([i for i in range(len(ids)) if i not in image or i in image[visible]])
     assert torch.equal(shown.embeds, whole.embeds[keep])
     assert torch.equal(shown.positions, whole.positions[:, keep])
@@ -90,62 +87,6 @@ def test_models_that_cannot_drop_are_refused(change: dict, message: str, monkeyp
         sample(model, processor)
 
 
-@pytest.fixture
-def unprobed() -> Iterator[tuple[Any, Any]]:
-    model, processor = tiny_models.llava()
-    exactness._SOUND.pop(model, None)
-    yield model, processor
-    exactness._SOUND.pop(model, None)
-
-
-def test_a_decoder_that_mixes_neighbours_is_caught_by_the_probe(unprobed: Any) -> None:
-    """A short convolution over the token axis, which no configuration tells of."""
-    model, processor = unprobed
-    layer = find_text_decoder(model).layers[0].mlp
-    handle = layer.register_forward_hook(lambda module, args, output: output + 0.1 * output.roll(1, dims=1))
-    with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
-        sample(model, processor)
-    handle.remove()
-    sample(model, processor)
-
-
-def change_logits(model: Any, monkeypatch: pytest.MonkeyPatch, change: Callable[..., torch.Tensor]) -> None:
-    forward = model.forward
-
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        output.logits = change(output.logits, kwargs.get("input_ids"))
-        return output
-
-    monkeypatch.setattr(model, "forward", changed)
-
-
-@torch.no_grad()
-def test_what_a_model_does_to_its_logits_is_done(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = unprobed
-    change_logits(model, monkeypatch, lambda logits, ids: 5 * torch.tanh(logits / 5))
-    sample(model, processor)
-    hidden = torch.randn(3, 128)
-    expected = 5 * torch.tanh(model.lm_head(hidden) / 5)
-    torch.testing.assert_close(OutputHead(model)(hidden), expected, rtol=0, atol=1e-6)
-    output_head._OWN_LOGITS.discard(model)
-
-
-def test_logits_made_from_more_than_hidden_states_are_caught(unprobed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = unprobed
-    change_logits(model, monkeypatch, lambda logits, ids: logits if ids is None else logits + 0.01 * ids[..., None])
-    with pytest.raises(UnsupportedModelError, match="decoder and output head against its own forward"):
-        sample(model, processor)
-
-
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_probe_allows_for_rounding(family: str, dtype: torch.dtype) -> None:
-    model, processor = getattr(tiny_models, family)()
-    model = copy.deepcopy(model).to(dtype)
-    assert len(sample(model, processor)) == 1
-
-
 def test_sequences_beyond_the_context_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
     monkeypatch.setattr(find_text_decoder(model).config, "max_position_embeddings", 66)
@@ -186,7 +127,7 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
 
     inputs = prompt_inputs(processor, [picture(0)], "Describe it.")
     with_mask(model, monkeypatch, band)
-    whole = capture_decoder_inputs(model, inputs, inputs["input_ids"].shape[1])
+    whole = capture_decoder_inputs(VLM.of(model), inputs, inputs["input_ids"].shape[1])
     monkeypatch.undo()
     visible = torch.tensor([2, 30, 35])
     hidden = torch.ones(len(whole), dtype=torch.bool)
@@ -195,7 +136,8 @@ def test_a_mask_in_four_dimensions_is_cut_like_the_rest(dtype: torch.dtype, monk
     mask = band(len(whole)).bool() if dtype == torch.bool else band(len(whole)) == 0
     arguments = {"inputs_embeds": whole.embeds[None], "position_ids": whole.positions}
     expected = find_text_decoder(model)(**arguments, attention_mask=mask & ~hidden)[0]
-    torch.testing.assert_close(run_decoder(model, [whole.show(visible)])[0], expected[0, ~hidden], rtol=0, atol=1e-5)
+    found = run_decoder(VLM.of(model), [whole.keep_visible(visible)])[0]
+    torch.testing.assert_close(found, expected[0, ~hidden], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +153,7 @@ def test_masks_that_weigh_or_differ_by_head_are_refused(make: Any, monkeypatch: 
 @pytest.mark.parametrize("change", [lambda mask: mask[..., :5], lambda mask: mask * 1.0, lambda mask: mask.float() + 1])
 def test_stand_ins_that_were_changed_are_refused(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not the whole of it is no mask."""
-    mask = stand_in(CAUSAL, 1, 7, 7, "cpu")
+    mask = rule_mask(CAUSAL, 1, 7, 7, "cpu")
     assert mask[:, :, :7] is mask is mask.to("meta")
     with pytest.raises(UnsupportedModelError, match="made otherwise"):
         rule_of(change(mask))
@@ -237,6 +179,6 @@ def test_processor_and_model_must_agree_on_the_number_of_image_tokens(monkeypatc
 
 def test_an_image_without_a_placeholder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_models.llava()
-    monkeypatch.setattr("mmbdhs.vlm.decoder_inputs.image_token_id", lambda model: 5)
+    monkeypatch.setattr(VLM, "image_token_id", 5)
     with pytest.raises(ExampleError, match=r"image tokens \(id 5, .* wrote 0 among \d+ tokens"):
         sample(model, processor)

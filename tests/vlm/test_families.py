@@ -1,6 +1,7 @@
 """Every family of decoders: exact against a plain masked forward of the whole model, or refused for a reason.
 
-`PYTHONPATH=tests python tests/vlm/test_families.py` writes README's table from the lists that these tests run over.
+`PYTHONPATH=tests python tests/vlm/test_families.py` writes the table of docs/models.md from the lists that these tests
+run over.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from helpers.families import BUILDERS, CONDITIONS, EXACT, GROUPS, IMAGES, LIMIT,
 from helpers.plain import assert_replays, masked_logits, prompt_inputs
 
 from mmbdhs import BDHSConfig, UnsupportedModelError, bdhs_sample
-from mmbdhs.decoding.exactness import probe
+from mmbdhs.decoding.exactness import check_decoding
+from mmbdhs.logprobs import response_logps
 from mmbdhs.sampling.examples import ExampleReader
-from mmbdhs.vlm.output_head import OutputHead
+from mmbdhs.vlm import VLM
+from mmbdhs.vlm.output_head import logits_of
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def sample(model: Any, processor: Any, **settings: Any) -> list:
@@ -42,11 +45,11 @@ def test_greedy_completions_replay(family: str, threshold: float) -> None:
 @torch.no_grad()
 def test_kept_tokens_see_the_same_logits(family: str) -> None:
     model, processor = BUILDERS[family]()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[1], PROMPTS[1], REFERENCES[1], None)
     visible = torch.tensor([1, 4, 7])
-    shown = reader.encode(example, example.images).inputs.show(visible)
-    dropped = OutputHead(model)(run_decoder(model, [shown])[0, -len(example.turn.token_ids) - 1 :])
+    shown = reader.encode(example, example.images).inputs.keep_visible(visible)
+    dropped = logits_of(VLM.of(model), run_decoder(VLM.of(model), [shown])[0, -len(example.turn.token_ids) - 1 :])
     inputs = prompt_inputs(processor, IMAGES[1], PROMPTS[1])
     masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
     torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)
@@ -85,16 +88,24 @@ def test_refusals_say_why(family: str) -> None:
 
 
 @torch.no_grad()
-def test_a_count_of_the_models_own_is_seen_before_it_matters() -> None:
+def test_a_count_of_the_models_own_is_seen_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 4 scales its queries by the logarithm of how many 8,192 tokens it believes came before."""
     model, processor = BUILDERS["llama4"]()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[0], PROMPTS[0], REFERENCES[0], None)
     inputs = reader.encode(example, example.images).inputs
     ids = prompt_inputs(processor, IMAGES[0], PROMPTS[0])["input_ids"][0]
-    probe(model, inputs, ids, 8000)
+    check_decoding(VLM.of(model), inputs, ids, 8000)
+    with pytest.raises(UnsupportedModelError, match="its decoder after 9000 tokens against the same as if none came"):
+        check_decoding(VLM.of(model), inputs, ids, 9000)
+    VLM.of(model).exact_tokens = 9000
     with pytest.raises(UnsupportedModelError, match="decoding a token against doing so at once"):
-        probe(model, inputs, ids, 9000)
+        check_decoding(VLM.of(model), inputs, ids, 9000)
+    VLM.of(model).forget_checks()
+    monkeypatch.setattr(VLM.of(model).decoder.config, "max_position_embeddings", 10_000)
+    prompt = prompt_inputs(processor, IMAGES[0], PROMPTS[0])
+    with pytest.raises(UnsupportedModelError, match=r"its decoder after 9\d\d\d tokens against"):
+        response_logps(model, [prompt], [[[5] * 9000]])
     model, processor = BUILDERS["llama4_temperature"]()  # at every eighth token instead
     with pytest.raises(UnsupportedModelError, match="leaving image tokens out against masking them: by 0"):
         sample(model, processor)
@@ -114,14 +125,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_readme_shows_the_table() -> None:
-    assert table() in README.read_text(encoding="utf-8"), "run PYTHONPATH=tests python tests/vlm/test_families.py"
+def test_the_docs_show_the_table() -> None:
+    assert table() in PAGE.read_text(encoding="utf-8"), "run PYTHONPATH=tests python tests/vlm/test_families.py"
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     marked = r"(<!-- families -->\n).*(<!-- /families -->)"
-    README.write_text(re.sub(marked, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL), encoding="utf-8")
+    PAGE.write_text(re.sub(marked, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

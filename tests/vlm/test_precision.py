@@ -17,18 +17,19 @@ from helpers.plain import masked_logits, prompt_inputs
 
 from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.decoding.token_sampling import vision_token_ids
+from mmbdhs.vlm import VLM
 
 FAMILIES = ["llava_mistral_sliding", "gemma3", "paligemma", "qwen2_vl", "idefics3", "internvl"]
 DTYPES = [torch.bfloat16, torch.float16]
 
 
 def choices(family: str, dtype: torch.dtype, seeds: int = 1) -> Iterator[tuple[float, float]]:
-    """For each generated token how far its logit lies below the best of a masked forward in the same dtype, and the
+    """For each generated token how far its logit is below the best of a masked forward in the same dtype, and the
     noise of that forward: twice its largest distance from float32 on the same weights."""
     model, processor = ZOO[family]()
     half = copy.deepcopy(model).to(dtype)
     whole = copy.deepcopy(half).float()
-    suppressed = vision_token_ids(model, processor.tokenizer)
+    suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
     for seed in range(seeds):
         config = BDHSConfig(mask_threshold=0.8, temperature=0, max_sentence_tokens=LIMIT, max_iterations=1, seed=seed)
         samples = bdhs_sample(half, processor, IMAGES, PROMPTS, REFERENCES, config, lambda a, b: [0.0] * len(a))

@@ -62,8 +62,7 @@ struct Scale {
 // The keys of one head: key i is row `index ? index[i] : i` of `rows`. If there is no such row, the key is NaN.
 template <class T>
 struct KeyList {
-    const T* k;
-    const T* v;
+    const T *k, *v;
     int64_t k_row, v_row;  // strides in elements
     const int32_t* index;
     int64_t rows;

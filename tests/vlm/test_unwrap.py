@@ -16,7 +16,8 @@ from torch import Tensor, distributed, nn
 from mmbdhs import BDHSConfig, BDHSSample, UnsupportedModelError, bdhs_sample
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.preferences import encode_responses
-from mmbdhs.vlm.text_decoder import find_text_decoder, unwrapped
+from mmbdhs.vlm.text_decoder import find_text_decoder
+from mmbdhs.vlm.unwrap import unwrap
 
 ARGUMENTS = [picture(0)], ["Describe it."], ["A red car stands here. A dog sits next to it."]
 CONFIG = BDHSConfig(mask_threshold=0.9, temperature=0, max_sentence_tokens=6, max_iterations=1)
@@ -84,7 +85,7 @@ def test_adapters_are_part_of_the_model(fresh: tuple[Any, Any]) -> None:
     assert found != before
     with adapted.disable_adapter():
         assert sample(adapted, processor) == before
-    assert_replays(unwrapped(adapted), processor, ARGUMENTS[0], ARGUMENTS[1][0], found[0], 6)
+    assert_replays(unwrap(adapted), processor, ARGUMENTS[0], ARGUMENTS[1][0], found[0], 6)
 
 
 def test_prompt_learning_is_refused(fresh: tuple[Any, Any]) -> None:
@@ -141,4 +142,4 @@ def test_offloaded_models_sample_the_same(fresh: tuple[Any, Any], tmp_path: Path
 
 def test_models_come_out_of_all_their_wrappers(fresh: tuple[Any, Any]) -> None:
     model, _ = fresh
-    assert unwrapped(nn.DataParallel(torch.compile(model))) is model
+    assert unwrap(nn.DataParallel(torch.compile(model))) is model

@@ -13,6 +13,7 @@ from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, miniature
 from mmbdhs.decoding.token_sampling import vision_token_ids
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption
 from mmbdhs.miniature.world import make_scene, render
+from mmbdhs.vlm import VLM
 
 PAIRS = [
     ("Describe the image.", "The image shows a red car, e.g. a van. A dog sits next to it. It costs 3.5 dollars!"),
@@ -78,7 +79,7 @@ def test_unguided_response_replays(family: str, monkeypatch: pytest.MonkeyPatch)
     assert sample.sentences == () and not sample.guided
     inputs = prompt_inputs(processor, IMAGES[0], "Describe it.")
     logits = masked_logits(model, inputs, sample.visible_image_tokens, list(sample.response_ids))
-    logits[:, vision_token_ids(model, processor.tokenizer)] = -torch.inf
+    logits[:, vision_token_ids(VLM.of(model), processor.tokenizer)] = -torch.inf
     predicted = logits.argmax(dim=-1).tolist()
     assert predicted[: len(sample.response_ids)] == list(sample.response_ids)
     assert len(sample.response_ids) == LIMIT or predicted[-1] == processor.tokenizer.eos_token_id
@@ -91,13 +92,13 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     from mmbdhs.vlm.prompt_attention import run_decoder
 
     model, processor = getattr(tiny_models, family)()
-    reader = ExampleReader(model, processor)
+    reader = ExampleReader(VLM.of(model), processor)
     images, (prompt, reference) = IMAGES[3], PAIRS[0]
     encoded = reader.encode(example := reader.read(0, images, prompt, reference, None), example.images)
     visible = torch.tensor([1, 4, 7])
-    shown = encoded.inputs.show(visible)
+    shown = encoded.inputs.keep_visible(visible)
     with torch.no_grad():
-        dropped = model.lm_head(run_decoder(model, [shown])[0, -len(example.turn.token_ids) - 1 :])
+        dropped = model.lm_head(run_decoder(VLM.of(model), [shown])[0, -len(example.turn.token_ids) - 1 :])
     inputs = prompt_inputs(processor, images, prompt)
     masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
     torch.testing.assert_close(dropped, masked, rtol=0, atol=1e-5)

@@ -1,0 +1,198 @@
+"""Free sampling: any number of whole responses to each image prompt, decoded together over one prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbdhs.checks import check_on_error, equal_lengths
+from mmbdhs.data import Images, Messages, key_address
+from mmbdhs.errors import ExampleError
+from mmbdhs.native import ops
+from mmbdhs.sampling.config import SamplingConfig
+from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader, PromptExample, numbered
+from mmbdhs.sampling.results import BDHSFailure, SampledResponse, checked_result
+from mmbdhs.sampling.scheduler import Scheduler, Started
+from mmbdhs.sampling.stopping import ResponseBranch
+from mmbdhs.vlm import VLM, DecoderInputs, Processor
+
+Keys = int | str | Sequence[int | str]
+
+
+def sample_responses(
+    model: nn.Module,
+    processor: Processor,
+    images: Sequence[Images],
+    prompts: Sequence[str | Messages],
+    config: SamplingConfig | None = None,
+    num_return_sequences: int = 1,
+    keys: Sequence[Keys] | None = None,
+    progress: bool = False,
+    on_error: str = "raise",
+) -> list[list[SampledResponse] | BDHSFailure]:
+    """Sample whole responses to each image prompt. The image is encoded once and the prompt runs once, however many
+    responses continue it.
+
+    model: a VLM of `transformers`.
+    processor: its processor, which needs a chat template and a fast tokenizer.
+    images: for each prompt a PIL image, a path or encoded bytes, or a list of these.
+    prompts: strings, put into a user turn with the images first, or message lists.
+    config: how tokens are drawn.
+    num_return_sequences: responses to each prompt.
+    keys: for each prompt a key that addresses its random draws, or one key for each of its responses. Response i of
+        a prompt with the key k has the key "k/i". None for a hash of the prompt's content, so that draws do not depend
+        on the order of the prompts.
+    progress: whether to show a progress bar.
+    on_error: "raise" an ExampleError at the first bad prompt, or "skip" it: a BDHSFailure takes its place.
+
+    Returns the responses in the order of the prompts. Raises ValueError for lists of unequal length and
+    UnsupportedModelError for a model that cannot decode over shared prefixes exactly.
+    """
+    equal_lengths(images=images, prompts=prompts, keys=keys)
+    stream = iter_responses(model, processor, images, prompts, config, num_return_sequences, keys, on_error)
+    return in_order(stream, len(prompts), "prompt" if progress else None)
+
+
+def iter_responses(
+    model: nn.Module,
+    processor: Processor,
+    images: Iterable[Images],
+    prompts: Iterable[str | Messages],
+    config: SamplingConfig | None = None,
+    num_return_sequences: int = 1,
+    keys: Iterable[Keys] | None = None,
+    on_error: str = "raise",
+) -> Iterator[tuple[int, list[SampledResponse] | BDHSFailure]]:
+    """`sample_responses` for streams: takes iterables and yields (index, responses) as they finish.
+
+    Memory does not grow with the number of prompts. The model is in evaluation mode until the generator ends or is
+    closed.
+    """
+    check_on_error(on_error)
+    if isinstance(num_return_sequences, bool) or not isinstance(num_return_sequences, int) or num_return_sequences < 1:
+        raise ValueError(f"num_return_sequences: needs an integer of at least 1, got {num_return_sequences!r}")
+    vlm = VLM.of(model)
+    vlm.require_whole_parameters()
+    sampler = _ResponseSampler(vlm, processor, config or SamplingConfig(), num_return_sequences)
+    with vlm.evaluation_mode():
+        for index, result in sampler.run(numbered(images, prompts, keys=keys)):
+            yield index, checked_result(result, on_error)
+
+
+def whole_responses(
+    config: SamplingConfig,
+    inputs: DecoderInputs,
+    context_ids: tuple[int, ...],
+    addresses: Sequence[int],
+    iteration: int,
+) -> list[ResponseBranch]:
+    """A branch for each of several whole responses to one prompt.
+
+    inputs: the prompt, all of which the responses see.
+    context_ids: its last tokens, as context for decoding text.
+    addresses: the 64 bits that address each response's draws, with `iteration`.
+    """
+    limit = config.max_new_tokens
+    uniforms = token_draws(config, addresses, iteration, [0] * len(addresses), limit)
+    return [
+        ResponseBranch(prefix_length=len(inputs), limit=limit, uniforms=draws, context_ids=context_ids)
+        for draws in uniforms
+    ]
+
+
+def token_draws(
+    config: SamplingConfig, addresses: Sequence[int], iteration: int, sentences: Sequence[int], length: int
+) -> Tensor:
+    """The uniforms of each branch's tokens, [branches, length]; [branches, 0] for greedy decoding.
+
+    addresses, sentences: of each branch; with the seed, the iteration and the token's number they address a draw.
+    """
+    if config.temperature == 0:
+        return torch.empty(len(addresses), 0)
+    numbers = torch.tensor(list(sentences), dtype=torch.int32)
+    return ops.random_uniform(config.seed, torch.tensor(addresses), ops.TOKEN, iteration, numbers, length)
+
+
+def in_order(stream: Iterator[tuple[int, Any]], count: int, unit: str | None) -> list[Any]:
+    """The results of a stream of (index, result), in the order of their indices.
+
+    unit: what a progress bar counts; None for no bar.
+    """
+    if unit:
+        from tqdm.auto import tqdm
+
+        stream = tqdm(stream, total=count, desc="sampling", unit=unit)
+    results: list[Any] = [None] * count
+    for index, result in stream:
+        results[index] = result
+    return results
+
+
+@dataclass(eq=False)
+class _Request:
+    """A prompt on its way, and its responses once they have started."""
+
+    example: PromptExample
+    keys: Sequence[int | str]
+    responses: list[ResponseBranch] = field(default_factory=list)
+
+
+class _ResponseSampler:
+    def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig, count: int) -> None:
+        self._config, self._count = config, count
+        self._reader = ExampleReader(vlm, processor, config.max_new_tokens)
+        self._scheduler: Scheduler[_Request] = Scheduler(vlm, processor, config)
+        self._source: Iterator[tuple[Any, ...]] = iter(())
+        self._exhausted = False
+        self._unreadable: list[tuple[int, BDHSFailure]] = []
+
+    def run(self, prompts: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, list[SampledResponse] | BDHSFailure]]:
+        """Yield (index, result) as results finish.
+
+        prompts: rows (index, images, prompt, key).
+        """
+        self._source = iter(prompts)
+        while not self._exhausted or len(self._scheduler):
+            with torch.no_grad():
+                ended = self._scheduler.advance(self._next_request, self._start)
+            yield from self._unreadable
+            self._unreadable = []
+            for request, error in ended:
+                example = request.example
+                failure = BDHSFailure(example.key, example.index, str(error))
+                yield example.index, _responses(request) if error is None else failure
+
+    def _next_request(self) -> _Request | None:
+        for index, images, prompt, key in self._source:
+            try:
+                example = self._reader.read_prompt(index, images, prompt, key)
+                return _Request(example, self._keys(example.key))
+            except EXAMPLE_ERRORS as error:
+                self._unreadable.append((index, BDHSFailure(key, index, str(error))))
+        self._exhausted = True
+        return None
+
+    def _keys(self, key: Any) -> Sequence[int | str]:
+        if not isinstance(key, (list, tuple)):
+            key_address(key)  # raises for what cannot be a key
+            return [f"{key}/{number}" for number in range(self._count)]
+        if len(key) != self._count:
+            raise ExampleError(f"keys: needs one key, or one for each of {self._count} responses, got {len(key)}")
+        return key
+
+    def _start(self, request: _Request) -> Started:
+        encoded = self._reader.encode_prompt(request.example)
+        addresses = [key_address(key) for key in request.keys]
+        request.responses = whole_responses(self._config, encoded.inputs, encoded.prompt_tail, addresses, iteration=1)
+        return encoded.inputs, request.responses
+
+
+def _responses(request: _Request) -> list[SampledResponse]:
+    return [
+        SampledResponse(key, branch.text.strip(), tuple(branch.ids))
+        for key, branch in zip(request.keys, request.responses, strict=True)
+    ]
