@@ -29,7 +29,7 @@ MMBDHS_AVX2 int32_t* list_visible_avx2(const Address& at, int32_t tokens, uint64
     int64_t first = 0;
     for (; first + STEP <= tokens; first += STEP) {
         const __m256i block = _mm256_add_epi64(_mm256_set1_epi64x(first / BLOCK_WORDS), _mm256_setr_epi64x(0, 1, 2, 3));
-        const FourBlocks counter = {{block, _mm256_set1_epi64x(at.place), _mm256_set1_epi64x(int64_t(at.key)),
+        const FourBlocks counter = {{block, _mm256_set1_epi64x(at.counter1), _mm256_set1_epi64x(int64_t(at.key)),
                                      _mm256_set1_epi64x(int64_t(at.key >> 32))}};
         const FourBlocks words = philox(counter, uint32_t(at.seed), uint32_t(at.seed >> 32));
         uint32_t bits = 0;

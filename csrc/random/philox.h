@@ -49,7 +49,7 @@ MMBDHS_HOST_DEVICE inline Words philox(Words counter, uint32_t key0, uint32_t ke
 struct Address {
     uint64_t seed;
     uint64_t key;
-    uint32_t place;  // counter word 1
+    uint32_t counter1;  // counter word 1
 };
 
 MMBDHS_HOST_DEVICE inline Address address(uint64_t seed, int64_t key, uint32_t purpose, uint32_t iteration,
@@ -58,7 +58,7 @@ MMBDHS_HOST_DEVICE inline Address address(uint64_t seed, int64_t key, uint32_t p
 }
 
 MMBDHS_HOST_DEVICE inline Words draw_block(const Address& at, uint32_t block) {
-    const Words counter = {{block, at.place, uint32_t(at.key), uint32_t(at.key >> 32)}};
+    const Words counter = {{block, at.counter1, uint32_t(at.key), uint32_t(at.key >> 32)}};
     return philox(counter, uint32_t(at.seed), uint32_t(at.seed >> 32));
 }
 

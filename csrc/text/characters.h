@@ -15,13 +15,13 @@ struct Char {
 
 inline bool is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
 
-// Decodes the character at `place` < end. A byte b that starts no valid sequence gives U+DC00 + b, one byte wide.
-inline Char decode(const uint8_t* bytes, int64_t place, int64_t end) {
-    const uint8_t* b = bytes + place;
+// Decodes the character at `position` < end. A byte b that starts no valid sequence gives U+DC00 + b, one byte wide.
+inline Char decode(const uint8_t* bytes, int64_t position, int64_t end) {
+    const uint8_t* b = bytes + position;
     if (b[0] < 0x80) return {b[0], 1};
     const Char stray = {0xDC00u + b[0], 1};
     const int width = b[0] >= 0xF0 ? 4 : b[0] >= 0xE0 ? 3 : 2;
-    if (b[0] < 0xC2 || b[0] > 0xF4 || end - place < width) return stray;
+    if (b[0] < 0xC2 || b[0] > 0xF4 || end - position < width) return stray;
     uint32_t code = b[0] & (0x7Fu >> width);
     for (int i = 1; i < width; ++i) {
         if (!is_continuation(b[i])) return stray;
@@ -105,12 +105,12 @@ inline bool is_word(uint32_t c) {
     return true;
 }
 
-// Do the bytes before `place` > 0 end with a line break?
-inline bool ends_in_break(const uint8_t* bytes, int64_t place) {
-    const uint8_t* last = bytes + place - 1;
+// Do the bytes before `position` > 0 end with a line break?
+inline bool ends_in_break(const uint8_t* bytes, int64_t position) {
+    const uint8_t* last = bytes + position - 1;
     if (*last < 0x80) return is_break(*last);
-    if (place >= 2 && last[-1] == 0xC2) return *last == 0x85;
-    return place >= 3 && last[-2] == 0xE2 && last[-1] == 0x80 && (*last == 0xA8 || *last == 0xA9);
+    if (position >= 2 && last[-1] == 0xC2) return *last == 0x85;
+    return position >= 3 && last[-2] == 0xE2 && last[-1] == 0x80 && (*last == 0xA8 || *last == 0xA9);
 }
 
 }  // namespace mmbdhs

@@ -29,18 +29,18 @@ struct Text {
     const uint8_t* bytes;
     int64_t end;
 
-    Char at(int64_t place) const { return decode(bytes, place, end); }
+    Char at(int64_t position) const { return decode(bytes, position, end); }
     string_view view(int64_t begin, int64_t stop) const {
         return {reinterpret_cast<const char*>(bytes) + begin, size_t(stop - begin)};
     }
     template <class Kind>
-    int64_t skip(int64_t place, Kind kind) const {
-        while (place < end) {
-            const Char next = at(place);
+    int64_t skip(int64_t position, Kind kind) const {
+        while (position < end) {
+            const Char next = at(position);
             if (!kind(next.code)) break;
-            place += next.width;
+            position += next.width;
         }
-        return place;
+        return position;
     }
 };
 
@@ -49,9 +49,9 @@ bool is_list_mark(string_view word) {
     return !word.empty() && word.size() <= 3 && std::all_of(word.begin(), word.end(), is_ascii_digit);
 }
 
-bool starts_line(const Text& text, int64_t place) {
-    while (place > 0 && LINE_LEAD.find(char(text.bytes[place - 1])) != string_view::npos) --place;
-    return place == 0 || ends_in_break(text.bytes, place);
+bool starts_line(const Text& text, int64_t position) {
+    while (position > 0 && LINE_LEAD.find(char(text.bytes[position - 1])) != string_view::npos) --position;
+    return position == 0 || ends_in_break(text.bytes, position);
 }
 
 // Letters joined by dots, one or two between two dots. A word neither begins nor ends with a dot, nor has two in a row.
@@ -114,15 +114,15 @@ bool joins_word(const Text& text, const Stop& stop) {
 
 int64_t find_end(const Text& text, int64_t begin, bool final) {
     int64_t content = begin, token = -1;
-    int64_t place = text.skip(begin, is_space);
-    while (place < text.end) {
-        const Char next = text.at(place);
+    int64_t position = text.skip(begin, is_space);
+    while (position < text.end) {
+        const Char next = text.at(position);
         if (is_break(next.code)) return content;
         if (is_stop(next.code)) {
-            const Stop stop = read_stop(text, place);
+            const Stop stop = read_stop(text, position);
             const Verdict verdict = judge(text, token, stop, final);
             if (verdict == Verdict::UNDECIDED) return UNDECIDED;
-            place = content = stop.after;
+            position = content = stop.after;
             if (verdict == Verdict::END) return content;
             if (!joins_word(text, stop)) token = -1;
             continue;
@@ -130,10 +130,10 @@ int64_t find_end(const Text& text, int64_t begin, bool final) {
         if (!is_word(next.code)) {
             token = -1;
         } else if (token < 0) {
-            token = place;
+            token = position;
         }
-        place += next.width;
-        if (!is_space(next.code)) content = place;
+        position += next.width;
+        if (!is_space(next.code)) content = position;
     }
     return final ? content : NO_STOP;
 }

@@ -12,7 +12,7 @@ LSE_TOLERANCE = 1e-5
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """q [Hq, Lq, D], k, v [Hkv, L, D], seen bool [Lq, L] -> out [Hq, Lq, D], lse [Hq, Lq], all in float64."""
+    """Attend from q [Hq, Lq, D] to k, v [Hkv, L, D] where `seen` [Lq, L]. Returns out, lse [Hq, Lq] in float64."""
     group = len(q) // len(k)
     q, k, v = q.double(), k.double().repeat_interleave(group, 0), v.double().repeat_interleave(group, 0)
     scores = q @ k.mT * scale
@@ -22,7 +22,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap:
 
 
 def shared_prefix(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What `shared_prefix_attention` gives for `arguments`, branch by branch."""
+    """The results of `shared_prefix_attention` for `arguments`, branch by branch."""
     a = {"visible": None, "example": None, "scale": None, "softcap": 0.0, **arguments}
     rows = []
     for b, q in enumerate(a["q"]):
@@ -49,7 +49,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, causal: bool, softc
 
 
 def assert_close(got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], slack: float = 1.0) -> None:
-    """Within the stated tolerances times `slack`, and -inf where nothing is seen."""
+    """Check results within the tolerances times `slack`; a row that sees nothing has the lse -inf."""
     (out, lse), (true_out, true_lse) = got, truth
     assert lse.dtype == torch.float32 and out.is_contiguous() and lse.is_contiguous()
     near = {"rtol": 0, "equal_nan": True}
@@ -69,14 +69,14 @@ def random_shared_prefix(
     step_major: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Arguments with lengths of all kinds, 0 and the most among them; heads: (query heads, key heads)."""
+    """Arguments with lengths of all kinds, among them 0 and the largest. heads: (query heads, key heads)."""
     chance = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=chance).to(dtype)
 
     def below(high: Tensor | int, count: int) -> Tensor:
-        """Integers in 0 … high, ends often."""
+        """Integers in 0 … high, often one of the two ends."""
         draw = (torch.rand(count, generator=chance) * 1.4 - 0.2).clamp(0, 1)
         return (draw * high).round().int()
 

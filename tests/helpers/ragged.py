@@ -27,7 +27,7 @@ def int32(*values: int) -> torch.Tensor:
 
 
 def random_keys(count: int, seed: int = 0) -> torch.Tensor:
-    """Keys over all 64 bits."""
+    """Keys that use all 64 bits."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
 

@@ -44,7 +44,7 @@ def test_shared_prefix_examples_and_views(implementation: ModuleType, dtype: tor
 
 
 def test_every_stride() -> None:
-    """Heads and tokens at any distance from each other, even none."""
+    """Heads and tokens may be at any distance from each other, even at none."""
     arguments = truth.random_shared_prefix(3, (4, 2), 32, 9, 5)
     for name in ("q", "k_prefix", "v_prefix", "k_suffix", "v_suffix"):
         tensor = arguments[name]
@@ -99,7 +99,7 @@ def test_nothing_at_all(implementation: ModuleType, shape: tuple[int, int, int])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_broken_branch_stays_alone(implementation: ModuleType, bad: float, dtype: torch.dtype) -> None:
-    """A NaN in one branch, or in keys that nobody may see, reaches no other."""
+    """A NaN in one branch, or in keys that no branch sees, reaches no other branch."""
     arguments = truth.random_shared_prefix(3, (2, 1), 64, 9, 5, dtype)
     arguments |= {"prefix_count": int32(8, 8, 8), "suffix_length": int32(4, 4, 4)}
     expected = truth.shared_prefix(arguments)
@@ -113,7 +113,7 @@ def test_a_broken_branch_stays_alone(implementation: ModuleType, bad: float, dty
 
 
 def test_nan_scores_give_nan(implementation: ModuleType) -> None:
-    """Whatever bits the NaN has."""
+    """Every NaN counts, whatever its bits."""
     arguments = truth.random_shared_prefix(2, (1, 1), 32, 3, 0)
     arguments["prefix_count"] = int32(3, 3)
     arguments["q"][0, 0, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
@@ -124,7 +124,7 @@ def test_nan_scores_give_nan(implementation: ModuleType) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slope", [-20, -2, 0.5, 4, 7.9, 8.1, 20])
 def test_scores_that_rise_or_fall(implementation: ModuleType, dtype: torch.dtype, slope: float) -> None:
-    """Scores drift by `slope` powers of two in 64 keys: a row's maximum is passed by little, by much, or never."""
+    """Scores drift by `slope` powers of two in 64 keys: they pass a row's maximum by a little, by much, or never."""
     arguments = truth.random_shared_prefix(3, (4, 2), 64, 150, 70, dtype)
     arguments["q"][..., 0] = 8.0  # with a scale of 1 / 8, the first number of a key adds to its score as it is
     drift = slope * math.log(2) / 64 * torch.arange(220)
@@ -135,7 +135,7 @@ def test_scores_that_rise_or_fall(implementation: ModuleType, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_share_the_keys(dtype: torch.dtype) -> None:
-    """One key head on several threads: each takes a part of the keys, and the parts are merged."""
+    """With one key head, each of several threads takes a part of the keys, and the parts are merged."""
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 5):
@@ -178,7 +178,7 @@ def test_unknown_instruction_set() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_a_fork() -> None:
-    """The child has one thread of the parent's pool, and must not wait for the others."""
+    """The child has only one thread of the parent's pool, and must not wait for the others."""
     code = """
 import os, torch
 from mmbdhs.native import attention
@@ -207,7 +207,7 @@ def masked_arguments(dtype: torch.dtype = torch.float32) -> dict:
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
 def test_gradients(monkeypatch: pytest.MonkeyPatch, causal: bool, softcap: float, scores_at_once: int) -> None:
-    """Against autograd through the float64 definition; some queries see nothing, and lse has a gradient too."""
+    """Compared with autograd through the float64 definition; some queries see nothing, and lse has a gradient too."""
     monkeypatch.setattr(attention, "_BACKWARD_SCORES", scores_at_once)
     arguments = masked_arguments()
     operands = [arguments[name].requires_grad_() for name in "qkv"]
@@ -245,7 +245,7 @@ def test_opcheck() -> None:
 
 
 def test_compiles_whole() -> None:
-    """One graph, forward and backward."""
+    """Forward and backward pass compile to one graph."""
     arguments = masked_arguments()
     operands = [arguments[name].requires_grad_() for name in "qkv"]
 

@@ -1,4 +1,4 @@
-"""Wrong arguments of the attention ops end in an error that names them, before any pointer is used."""
+"""Wrong arguments of the attention ops raise an error that names them, before any pointer is used."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ DTYPES = st.sampled_from(tuple(truth.TOLERANCES))
 
 @st.composite
 def prefix_cases(draw: st.DrawFn) -> dict[str, Any]:
-    """Good arguments of any shape, of which up to two are then spoilt."""
+    """Good arguments of any shape, up to two of them then spoilt."""
     kv_heads = draw(st.integers(1, 3))
     arguments = truth.random_shared_prefix(
         draw(st.integers(0, 6)),
@@ -138,7 +138,7 @@ def masked_cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def spoil(draw: st.DrawFn, value: torch.Tensor | None) -> torch.Tensor | None:
-    """Another number, length, dtype, rank, stride or device; now and then all stays well."""
+    """The argument with another number, length, dtype, rank, stride or device; sometimes it stays valid."""
     if value is None:
         return torch.arange(draw(st.integers(0, 4)), dtype=torch.int32)
     if value.dtype == torch.int32 and len(value) and draw(st.booleans()):
@@ -159,9 +159,9 @@ def spoil(draw: st.DrawFn, value: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def check(op: Callable[..., Any], definition: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Either the right numbers, or an error of the checks, which begins with the name of an argument.
+    """The op gives the right numbers, or an error of the checks, which begins with the name of an argument.
 
-    Whatever else is raised fails the test: the dispatcher itself lets all of these tensors through, and None too.
+    Any other exception fails the test: the dispatcher itself lets all of these tensors through, and None too.
     """
     try:
         got = op(**arguments)

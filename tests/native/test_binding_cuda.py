@@ -1,4 +1,4 @@
-"""What `binding` hands to the CUDA functions of the extension, on tensors that claim to be on a device."""
+"""What `binding` passes to the CUDA functions of the extension, for tensors that claim to be on a device."""
 
 import ctypes
 import logging
@@ -31,7 +31,7 @@ class OnMps(torch.Tensor):
 
 
 class Allocations(TorchFunctionMode):
-    """Makes on the CPU what is asked for on the device, and keeps the last."""
+    """Allocates on the CPU what is asked for on the device, and keeps the last tensor."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
@@ -44,7 +44,7 @@ class Allocations(TorchFunctionMode):
 
 @pytest.fixture
 def allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocations]:
-    """The device has a stream of its own, which is current only inside `torch.cuda.device`."""
+    """The device has its own stream, which is current only inside `torch.cuda.device`."""
     entered = [None]
 
     @contextmanager
@@ -96,7 +96,7 @@ MASKED = {"q": Q, "k": K, "v": K, "visible": VISIBLE, "causal": True, **NUMBERS}
 def test_attention(
     allocations: Allocations, monkeypatch: pytest.MonkeyPatch, op: str, operands: SharedPrefix | Masked
 ) -> None:
-    """The same fields as on the CPU, but for the results, and as much room as the extension asks for."""
+    """Only the results differ from the fields of the CPU; the workspace has the size that the extension asks for."""
     seen = {}
 
     def launch(fields: dict[str, int], scale: float, softcap: float, room: int, stream: int) -> None:

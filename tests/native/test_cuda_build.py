@@ -37,7 +37,7 @@ def nvcc() -> str:
 
 @pytest.fixture(scope="module")
 def compiled(nvcc: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What ptxas says of one source, and the folder with its PTX."""
+    """The report of ptxas for one source, and the folder with its PTX."""
     folder = tmp_path_factory.mktemp("nvcc")
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     options = ["-std=c++17", "-Xptxas", "-v", "--keep", "--keep-dir", folder, "-o", folder / "object.o"]
@@ -50,7 +50,7 @@ def compiled(nvcc: str, request: pytest.FixtureRequest, tmp_path_factory: pytest
 @pytest.mark.slow
 @pytest.mark.parametrize(("compiled", "kernels"), KERNELS.items(), indirect=["compiled"])
 def test_kernels(compiled: tuple[str, Path], kernels: dict[str, int]) -> None:
-    """Nothing spills, and rows are read 16 bytes at a time, never byte by byte."""
+    """No kernel spills registers, and rows are read 16 bytes at a time, never byte by byte."""
     report, folder = compiled
     found = [match.groupdict() for match in REPORT.finditer(report)]
     for arch in ARCHITECTURES:

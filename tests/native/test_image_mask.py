@@ -45,7 +45,7 @@ def test_negative_counts(implementation: ModuleType) -> None:
 
 
 def test_threshold_rounds_up() -> None:
-    """The word k / 2^32 is visible at the threshold k / 2^32 and hidden just above."""
+    """The word k / 2^32 is visible at the threshold k / 2^32, and hidden just above it."""
     assert reference.visible_from(3 / 2**32) == 3
     assert reference.visible_from(3.000001 / 2**32) == 4
     assert reference.visible_from(1.0) == 2**32
@@ -59,8 +59,8 @@ def test_visible_share(implementation: ModuleType, threshold: float) -> None:
     assert stats.binomtest(visible, 400 * 576, 1 - threshold).pvalue > 1e-6
 
 
-def test_every_place_is_equally_likely(implementation: ModuleType) -> None:
-    """Chi-square over the 64 places; false alarm 1e-6."""
+def test_every_token_is_equally_likely(implementation: ModuleType) -> None:
+    """Chi-square over 64 tokens; false alarm 1e-6."""
     sizes = torch.full((4000,), 64, dtype=torch.int32)
     indices, _ = implementation.sample_visible(12, random_keys(4000), 1, sizes, 0.9)
     assert stats.chisquare(torch.bincount(indices, minlength=64).numpy()).pvalue > 1e-6

@@ -98,7 +98,7 @@ def test_backends_have_the_same_arguments(name: str, module: ModuleType) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slices_of_larger_tensors(name: str) -> None:
-    """Every second element of a larger tensor: the pointers must follow a contiguous copy."""
+    """Arguments may be every second element of a larger tensor: the pointers are those of a contiguous copy."""
     plain = arguments()[name]
     strided = {
         key: torch.stack([value, torch.zeros_like(value)], -1)[..., 0] if isinstance(value, torch.Tensor) else value
@@ -245,7 +245,7 @@ def test_wrong_device() -> None:
 
 
 def test_registered_ops_check_too() -> None:
-    """Whoever calls the dispatcher meets the same checks."""
+    """A call of the dispatcher goes through the same checks."""
     with pytest.raises(ValueError, match="offsets: needs entries that rise"):
         torch.ops.mmbdhs.split_sentences(torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 4]))
 
@@ -261,7 +261,7 @@ ASK = "from mmbdhs.native import backend; print(backend.live().name)"
 
 
 def test_backend_override() -> None:
-    """With the reference asked for, no binary is touched; with the binary asked for, its lack is an error."""
+    """If the reference is asked for, no binary is loaded; if the binary is asked for, its absence is an error."""
     assert run_python(ASK, MMBDHS_BACKEND="native").stdout == "native\n"
     blocked = run_python(BLOCK + ASK, MMBDHS_BACKEND="native")
     assert "ImportError: MMBDHS_BACKEND=native, but the compiled extension cannot be imported" in blocked.stderr

@@ -35,7 +35,7 @@ def test_address_layout_is_one() -> None:
 
 
 def test_address_words(implementation: ModuleType) -> None:
-    """Each part of an address stands in its own bits of the counter or key."""
+    """Each part of an address has its own bits of the counter or key."""
     seed, key, purpose, iteration, sentence = 0x0123456789ABCDEF, -0x123456789ABCDEF, 15, 4095, 65535
     got = implementation.random_uniform(seed, torch.tensor([key]), purpose, iteration, int32(sentence), 7)[0]
     high, low = divmod(key % 2**64, 2**32)

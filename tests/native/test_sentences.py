@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmbdhs.native import binding, reference
 from mmbdhs.native.sentence_rule import NO_STOP, SPACES, UNDECIDED
 
-# Worked by hand; "|" stands between the spans.
+# Worked out by hand; "|" separates the spans.
 CASES = [
     "",
     " ",
@@ -221,14 +221,14 @@ def test_ends(implementation: ModuleType, text: str | bytes, final: bool, expect
     assert implementation.sentence_ends(*arguments).tolist() == [expected]
 
 
-def test_end_looks_behind_its_begin_for_the_line(implementation: ModuleType) -> None:
+def test_end_looks_before_its_begin_for_the_line(implementation: ModuleType) -> None:
     """ "2. The" is a list item after a line break only."""
     text = "One.\n2. The cat. One. 2. The cat."
     arguments = (*flat([text] * 3), torch.tensor([5, 22, 33]), torch.tensor([True] * 3))
     assert implementation.sentence_ends(*arguments).tolist() == [16, 24, 33]
 
 
-# What the rule looks at, joined at random: far more telling than characters from all of Unicode.
+# The characters and words that the rule looks at, joined at random: they find more than characters from all of Unicode.
 PIECES = [
     *".!?…。！？｡．\n\r\v\x85\u2028\u3000\xa0\"')]}*_”’»」』）】(-#>,\t",
     *(
@@ -303,7 +303,7 @@ def test_spans_tile_the_text(raw: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(ANY_BYTES)
 def test_splitting_and_stopping_agree(raw: bytes) -> None:
-    """The end of each span's sentence is what a decoder finds that starts where the span begins."""
+    """A decoder that starts where a span begins finds the end of the same sentence."""
     table = binding.split_sentences(*flat([raw]))[0]
     begins = torch.cat([torch.zeros(1, dtype=torch.int64), table[:, 1]])[:-1]
     texts = flat([raw] * len(table))

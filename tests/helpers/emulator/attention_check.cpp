@@ -1,4 +1,4 @@
-// The CPU attention against its definition in double precision, for machines that Python does not run on here.
+// Compares the CPU attention with its definition in double precision, for machines on which Python does not run here.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -63,14 +63,14 @@ struct Case {
     double scale() const { return 1 / std::sqrt(double(head_dim)); }
 };
 
-// A query row and where its keys and values lie.
+// A query row, and the addresses of its keys and values.
 template <class T>
 struct Row {
     const T* q;
     std::vector<const T*> k, v;
 };
 
-// Whether that is what a row gives, NaN never.
+// Whether the results of a row are right; NaN never is.
 template <class T>
 bool right(const Row<T>& row, const Case& c, const T* out, float lse) {
     std::vector<double> truth(c.head_dim);
@@ -173,7 +173,7 @@ int main() {
     bool good = true;
     for (const int64_t head_dim : {32, 40, 128}) {
         for (const double softcap : {0.0, 3.0}) {
-            for (const int threads : {1, 16}) {  // with more threads than heads, keys are split among them
+            for (const int threads : {1, 16}) {  // with more threads than heads, the threads share the keys
                 good = check<float>("float32", {FLOAT32, 2e-6, head_dim, softcap, threads}) && good;
                 good = check<BFloat16>("bfloat16", {BFLOAT16, 1.6e-2, head_dim, softcap, threads}) && good;
                 good = check<Half>("float16", {FLOAT16, 2e-3, head_dim, softcap, threads}) && good;

@@ -1,6 +1,6 @@
 // A CUDA device in plain C++. Every thread of a block is a fibre, which runs until it must wait for others; a schedule
-// says who goes on. It shows wrong results, barriers that are missing or never completed, wide loads that are not
-// aligned, and writes past the shared memory; not what belongs to a device: races within a warp, speed.
+// chooses which one continues. The emulator shows wrong results, barriers that are missing or never completed, wide
+// loads that are not aligned, and writes past the shared memory. It cannot show races within a warp, or speed.
 #pragma once
 
 #include <math.h>
@@ -62,7 +62,7 @@ class Device {
     std::string error;    // of the last launch
     void* stream = nullptr;
 
-    // Run the kernel block after block. False if an error ended it.
+    // Runs the kernel, one block after another. Returns false if an error ended it.
     bool launch(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel) {
         kernel_ = &kernel;
         error = shared_bytes > mmbdhs::SHARED_LIMIT ? "too much shared memory" : "";
@@ -81,7 +81,8 @@ class Device {
         return address;
     }
 
-    // What each lane of the warp gives. Slots take turns, so that nobody gives anew before everybody has taken.
+    // Returns what each lane of the warp gives. Two sets of slots alternate, so that no lane overwrites a value that
+    // another has not read yet.
     template <class V>
     std::array<V, WARP> exchange(const V& mine) {
         static_assert(sizeof(V) <= sizeof(Slot));
@@ -140,7 +141,7 @@ class Device {
         if (_setjmp(self.state) == 0) resume();
     }
 
-    // Go on with whoever's turn it is, or with the host if nobody can.
+    // Continues with the next thread of the schedule, or with the host if no thread can run.
     [[noreturn]] void resume() {
         const unsigned count = unsigned(fibres_.size()), start = schedule == RANDOM ? random_() % count : 0;
         bool all_done = true;
@@ -200,7 +201,7 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
 
 namespace mmbdhs {
 
-// The warp-wide products of csrc/attention/cuda/tensor_cores.cuh, by the tables of the PTX manual.
+// The warp-wide products of csrc/attention/cuda/tensor_cores.cuh, as the tables of the PTX manual define them.
 template <class T>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const auto lanes = emulator::device.exchange(std::array<uint32_t, 6>{a[0], a[1], a[2], a[3], b[0], b[1]});
@@ -211,7 +212,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
     };
     const int lane = threadIdx.x % emulator::WARP;
     for (int i = 0; i < 4; ++i) {
-        const int high = i / 2, column = lane % 4 * 2 + i % 2;  // of the element that is c[i]
+        const int high = i / 2, column = lane % 4 * 2 + i % 2;  // the place of the element c[i]
         for (int k = 0; k < 16; ++k) c[i] += element(lane / 4, k, high + k / 8 * 2) * element(column, k, 4 + k / 8);
     }
 }

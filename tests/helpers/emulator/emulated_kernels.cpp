@@ -1,4 +1,4 @@
-// The CUDA sources with their launches, on the emulator; results are error messages, or null.
+// The CUDA sources and their launches, on the emulator. The functions return an error message, or null.
 #include <exception>
 
 #include "attention/cuda/attention.cu"
@@ -21,7 +21,7 @@ const char* reported(const Run& run) {
     }
 }
 
-// What the emulator must notice.
+// Kernels with errors that the emulator must notice.
 __global__ void leaves_early() {
     if (threadIdx.x == 5) return;
     __syncthreads();
