@@ -7,7 +7,6 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
-#include <map>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -85,13 +84,11 @@ Struct from_dict(const pybind11::dict& values) {
     return result;
 }
 
-// The names of a struct's fields in the order in which they stand in memory.
+// The names of a struct's fields, which are listed in the order in which they stand in memory.
 template <class Struct>
 std::vector<std::string> field_names() {
-    std::map<size_t, std::string> by_offset;
-    for (const Field& field : fields_of<Struct>) by_offset[field.offset] = field.name;
     std::vector<std::string> names;
-    for (const auto& entry : by_offset) names.push_back(entry.second);
+    for (const Field& field : fields_of<Struct>) names.push_back(field.name);
     return names;
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import _extension, reference  # type: ignore[attr-defined]
-from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
+from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices, score_factor
 
 _LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
@@ -177,15 +177,10 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
     ks_branch, ks_head, ks_row, _ = a.k_suffix.stride()
     vs_branch, vs_head, vs_row, _ = a.v_suffix.stride()
     fields = {
-        "q": a.q.data_ptr(),
-        "k_prefix": a.k_prefix.data_ptr(),
-        "v_prefix": a.v_prefix.data_ptr(),
-        "k_suffix": a.k_suffix.data_ptr(),
-        "v_suffix": a.v_suffix.data_ptr(),
-        "out": out.data_ptr(),
-        "lse": lse.data_ptr(),
-        "prefix_count": a.prefix_count.data_ptr(),
-        "suffix_length": a.suffix_length.data_ptr(),
+        **{"q": a.q.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()},
+        **{"k_prefix": a.k_prefix.data_ptr(), "v_prefix": a.v_prefix.data_ptr()},
+        **{"k_suffix": a.k_suffix.data_ptr(), "v_suffix": a.v_suffix.data_ptr()},
+        **{"prefix_count": a.prefix_count.data_ptr(), "suffix_length": a.suffix_length.data_ptr()},
         "visible": _pointer(a.visible),
         "example": _pointer(a.example),
         "prefix_offsets": _pointer(a.prefix_offsets),
@@ -227,7 +222,7 @@ def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
 
 def _attend(op: str, fields: dict[str, int], operands: SharedPrefix | Masked) -> None:
     """Run the op of the extension for the device of q. `fields` belong to its struct in csrc/attention/attention.h."""
-    device, numbers = operands.q.device, (operands.factor, operands.softcap)
+    device, numbers = operands.q.device, (score_factor(operands.q, operands.scale), operands.softcap)
     if device.type != "cuda":
         getattr(_extension, op)(fields, *numbers, torch.get_num_threads())
         return

@@ -29,11 +29,6 @@ class SharedPrefix(NamedTuple):
         return self.k_prefix.shape[1] if self.visible is None else len(self.visible)
 
     @property
-    def factor(self) -> float:
-        """The factor of the scores: `scale`, by default 1/√D."""
-        return score_factor(self.q, self.scale)
-
-    @property
     def examples(self) -> tuple[Tensor, Tensor] | None:
         """`example` and `prefix_offsets`, or None if there is only one example."""
         return None if self.example is None or self.prefix_offsets is None else (self.example, self.prefix_offsets)
@@ -49,11 +44,6 @@ class Masked(NamedTuple):
     causal: bool = False
     scale: float | None = None
     softcap: float = 0.0
-
-    @property
-    def factor(self) -> float:
-        """The factor of the scores: `scale`, by default 1/√D."""
-        return score_factor(self.q, self.scale)
 
 
 def score_factor(q: Tensor, scale: float | None) -> float:

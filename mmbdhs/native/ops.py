@@ -68,10 +68,7 @@ def _unknown_size() -> torch.SymInt:
 
 @_seeded
 @register(
-    fake=lambda seed, keys, *_: (
-        keys.new_empty(_unknown_size(), dtype=torch.int32),
-        keys.new_empty(keys.shape[0] + 1),
-    )
+    fake=lambda seed, keys, *_: (keys.new_empty(_unknown_size(), dtype=torch.int32), keys.new_empty(len(keys) + 1))
 )
 def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Draw the visible image tokens of E examples (Eq. 6): token i stays visible iff u_i ≥ threshold.
@@ -96,9 +93,7 @@ def sample_visible(seed: int, keys: Tensor, iteration: int, tokens: Tensor, thre
 
 @_seeded
 @register(
-    fake=lambda seed, keys, purpose, iteration, sentences, count: keys.new_empty(
-        keys.shape[0], count, dtype=torch.float64
-    )
+    fake=lambda seed, keys, purpose, iteration, sentences, count: keys.new_empty(len(keys), count, dtype=torch.float64)
 )
 def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, sentences: Tensor, count: int) -> Tensor:
     """Draw `count` uniform numbers in [0, 1) at each of N addresses.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import sentence_rule
-from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
+from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices, score_factor
 from mmbdhs.native.plain_attention import softmax_attention
 from mmbdhs.native.sentence_rule import COUNTERPARTS
 
@@ -129,12 +129,8 @@ def draw_splices(draws: SpliceDraws) -> tuple[Tensor, Tensor] | None:
 def join_splices(splices: Splices) -> tuple[Tensor, Tensor] | None:
     """Reference implementation of `ops.join_splices`. Returns None if the splices do not fit their texts."""
     a = splices
-    ragged = (
-        (a.offsets, len(a.text)),
-        (a.sentence_offsets, len(a.table)),
-        (a.completion_offsets, len(a.completions)),
-    )
-    if not all(_rises(bounds.tolist(), total) for bounds, total in ragged):
+    totals = {a.offsets: len(a.text), a.sentence_offsets: len(a.table), a.completion_offsets: len(a.completions)}
+    if not all(_rises(bounds.tolist(), total) for bounds, total in totals.items()):
         return None
     spans, bounds = a.table.tolist(), a.sentence_offsets.tolist()
     swaps, kept = a.swapped.tolist(), a.kept_bytes.tolist()
@@ -165,7 +161,7 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
     """Reference implementation of `attention.shared_prefix_attention`: one branch after another."""
     a = operands
     lengths = zip(a.prefix_count.tolist(), a.suffix_length.tolist(), strict=True)
-    begins = [0] * len(a.q)
+    begins, factor = [0] * len(a.q), score_factor(a.q, a.scale)
     if a.examples is not None:
         example, prefix_offsets = a.examples
         begins = prefix_offsets[example.long()].tolist()
@@ -175,7 +171,7 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
         k = torch.cat([a.k_prefix[:, rows], a.k_suffix[branch, :, :length]], dim=1)
         v = torch.cat([a.v_prefix[:, rows], a.v_suffix[branch, :, :length]], dim=1)
         seen = torch.ones(1, k.shape[1], dtype=torch.bool, device=a.q.device)
-        row_out, row_lse = softmax_attention(a.q[branch, :, None], k, v, seen, a.factor, a.softcap)
+        row_out, row_lse = softmax_attention(a.q[branch, :, None], k, v, seen, factor, a.softcap)
         out[branch], lse[branch] = row_out[:, 0], row_lse[:, 0]
     return out, lse
 
@@ -186,7 +182,8 @@ def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
     queries, keys = a.q.shape[2], a.k.shape[2]
     order = torch.ones(queries, keys, dtype=torch.bool, device=a.q.device)
     seen = a.visible[:, None] & (order.tril(keys - queries) if a.causal else order)
-    rows = [softmax_attention(*row, a.factor, a.softcap) for row in zip(a.q, a.k, a.v, seen, strict=True)]
+    factor = score_factor(a.q, a.scale)
+    rows = [softmax_attention(*row, factor, a.softcap) for row in zip(a.q, a.k, a.v, seen, strict=True)]
     if not rows:
         return torch.empty_like(a.q), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     out, lse = zip(*rows, strict=True)
