@@ -129,8 +129,8 @@ def draw_splices(draws: SpliceDraws) -> tuple[Tensor, Tensor] | None:
 def join_splices(splices: Splices) -> tuple[Tensor, Tensor] | None:
     """Reference implementation of `ops.join_splices`. Returns None if the splices do not fit their texts."""
     a = splices
-    totals = {a.offsets: len(a.text), a.sentence_offsets: len(a.table), a.completion_offsets: len(a.completions)}
-    if not all(_rises(bounds.tolist(), total) for bounds, total in totals.items()):
+    ragged = ((a.offsets, a.text), (a.sentence_offsets, a.table), (a.completion_offsets, a.completions))
+    if not all(_rises(bounds.tolist(), len(rows)) for bounds, rows in ragged):
         return None
     spans, bounds = a.table.tolist(), a.sentence_offsets.tolist()
     swaps, kept = a.swapped.tolist(), a.kept_bytes.tolist()
