@@ -60,14 +60,22 @@ constexpr auto fields_of<Splices> = [] {
 #undef F
 // clang-format on
 
+// Does the list name every field, in the order in which they stand in memory?
+template <class Struct>
+constexpr bool is_complete() {
+    for (size_t i = 0; i < fields_of<Struct>.size(); ++i) {
+        if (fields_of<Struct>[i].offset != sizeof(int64_t) * i) return false;
+    }
+    return sizeof(Struct) == sizeof(int64_t) * fields_of<Struct>.size();
+}
+
 // Fills a struct from a dict with an integer for each of its fields and nothing else. The names are interned once,
 // which makes the look-ups of a decoding step cheap, and never freed: the interpreter is gone before statics are
 // destroyed.
 template <class Struct>
 Struct from_dict(const pybind11::dict& values) {
     constexpr auto& fields = fields_of<Struct>;
-    static_assert(std::is_trivially_copyable_v<Struct> && sizeof(Struct) == sizeof(int64_t) * fields.size(),
-                  "the list names every field of the struct, and each has 64 bits");
+    static_assert(std::is_trivially_copyable_v<Struct> && is_complete<Struct>());
     static PyObject* names[fields.size()] = {};
     if (values.size() != fields.size())
         throw pybind11::type_error("fields: needs " + std::to_string(fields.size()) + " names, got " +
@@ -84,7 +92,7 @@ Struct from_dict(const pybind11::dict& values) {
     return result;
 }
 
-// The names of a struct's fields, which are listed in the order in which they stand in memory.
+// The names of a struct's fields, in the order in which they stand in memory.
 template <class Struct>
 std::vector<std::string> field_names() {
     std::vector<std::string> names;
