@@ -176,23 +176,23 @@ def shared_prefix_attention(operands: SharedPrefix) -> tuple[Tensor, Tensor]:
     vp_head, vp_row, _ = a.v_prefix.stride()
     ks_branch, ks_head, ks_row, _ = a.k_suffix.stride()
     vs_branch, vs_head, vs_row, _ = a.v_suffix.stride()
+    # fmt: off
     fields = {
-        **{"q": a.q.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()},
-        **{"k_prefix": a.k_prefix.data_ptr(), "v_prefix": a.v_prefix.data_ptr()},
-        **{"k_suffix": a.k_suffix.data_ptr(), "v_suffix": a.v_suffix.data_ptr()},
-        **{"prefix_count": a.prefix_count.data_ptr(), "suffix_length": a.suffix_length.data_ptr()},
-        "visible": _pointer(a.visible),
-        "example": _pointer(a.example),
-        "prefix_offsets": _pointer(a.prefix_offsets),
-        "dtype": _DTYPES[a.q.dtype],
-        **{"branches": branches, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim},
-        **{"prefix_rows": prefix_rows, "prefix_keys": a.prefix_keys, "suffix_rows": a.k_suffix.shape[2]},
+        "q": a.q.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr(),
+        "k_prefix": a.k_prefix.data_ptr(), "v_prefix": a.v_prefix.data_ptr(),
+        "k_suffix": a.k_suffix.data_ptr(), "v_suffix": a.v_suffix.data_ptr(),
+        "prefix_count": a.prefix_count.data_ptr(), "suffix_length": a.suffix_length.data_ptr(),
+        "visible": _pointer(a.visible), "example": _pointer(a.example), "prefix_offsets": _pointer(a.prefix_offsets),
+        "dtype": _DTYPES[a.q.dtype], "branches": branches, "q_heads": q_heads, "kv_heads": kv_heads,
+        "head_dim": head_dim, "prefix_rows": prefix_rows, "suffix_rows": a.k_suffix.shape[2],
+        "prefix_keys": prefix_rows if a.visible is None else len(a.visible),
         "examples": 1 if a.prefix_offsets is None else len(a.prefix_offsets) - 1,
-        **{"q_branch": q_branch, "q_head": q_head},
-        **{"kp_head": kp_head, "kp_row": kp_row, "vp_head": vp_head, "vp_row": vp_row},
-        **{"ks_branch": ks_branch, "ks_head": ks_head, "ks_row": ks_row},
-        **{"vs_branch": vs_branch, "vs_head": vs_head, "vs_row": vs_row},
+        "q_branch": q_branch, "q_head": q_head,
+        "kp_head": kp_head, "kp_row": kp_row, "vp_head": vp_head, "vp_row": vp_row,
+        "ks_branch": ks_branch, "ks_head": ks_head, "ks_row": ks_row,
+        "vs_branch": vs_branch, "vs_head": vs_head, "vs_row": vs_row,
     }
+    # fmt: on
     _attend("shared_prefix_attention", fields, a)
     return out, lse
 
@@ -206,16 +206,17 @@ def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
     q_batch, q_head, q_row, _ = q.stride()
     k_batch, k_head, k_row, _ = k.stride()
     v_batch, v_head, v_row, _ = v.stride()
+    # fmt: off
     fields = {
-        **{"q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(), "visible": visible.data_ptr()},
-        **{"out": out.data_ptr(), "lse": lse.data_ptr()},
-        "dtype": _DTYPES[q.dtype],
-        **{"batch": batch, "q_heads": q_heads, "kv_heads": k.shape[1]},
-        **{"queries": queries, "keys": k.shape[2], "head_dim": head_dim, "causal": causal},
-        **{"q_batch": q_batch, "q_head": q_head, "q_row": q_row},
-        **{"k_batch": k_batch, "k_head": k_head, "k_row": k_row},
-        **{"v_batch": v_batch, "v_head": v_head, "v_row": v_row},
+        "q": q.data_ptr(), "k": k.data_ptr(), "v": v.data_ptr(), "visible": visible.data_ptr(),
+        "out": out.data_ptr(), "lse": lse.data_ptr(),
+        "dtype": _DTYPES[q.dtype], "batch": batch, "q_heads": q_heads, "kv_heads": k.shape[1],
+        "queries": queries, "keys": k.shape[2], "head_dim": head_dim, "causal": causal,
+        "q_batch": q_batch, "q_head": q_head, "q_row": q_row,
+        "k_batch": k_batch, "k_head": k_head, "k_row": k_row,
+        "v_batch": v_batch, "v_head": v_head, "v_row": v_row,
     }
+    # fmt: on
     _attend("masked_attention", fields, operands)
     return out, lse
 
