@@ -49,7 +49,7 @@ Response 2: {second}
 
 Which response is better? Answer "Response 1" or "Response 2" and nothing else."""
 
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _MARKUP = re.compile(r"[*_`#\"'“”‘’()\[\]]")
 _VERDICT = re.compile(r"\s*(?:response\s+)?([12])[\s.!:,;]*", re.IGNORECASE)
 
@@ -59,7 +59,7 @@ def parse_verdict(text: str) -> int | None:
 
     A leading <think> … </think> block, case, markup, white space and final punctuation do not count.
     """
-    verdict = _VERDICT.fullmatch(_MARKUP.sub("", _THOUGHTS.sub("", text, count=1)))
+    verdict = _VERDICT.fullmatch(_MARKUP.sub("", _THOUGHTS.sub("", text)))
     return int(verdict[1]) - 1 if verdict else None
 
 

@@ -7,10 +7,10 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
@@ -30,6 +30,8 @@ accelerate launch --multi_gpu --num_processes N -m mmbdhs train …; without acc
 --use_fsdp and DeepSpeed are refused). SIGTERM and SIGINT end the command with status 143 and 130 after a checkpoint,
 from which --resume true continues."""
 
+_NAME_AND_SETTINGS = {"metavar": ("NAME", "KEY=VALUE")}
+
 
 @dataclass(frozen=True)
 class CommandOptions:
@@ -40,30 +42,23 @@ class CommandOptions:
     model: str = field(metadata={"help": "folder or name of model and processor"})
     data: Path = field(metadata={"help": "JSONL file of preference records; image paths are relative to its folder"})
     dtype: str | None = field(
-        default=None,
-        metadata={"help": "dtype of the model's weights; None: float32, or the stored dtype with adapters"},
+        default=None, metadata={"help": "dtype of the weights; None: float32, or the stored dtype with adapters"}
     )
     source: list[str] = field(
-        default_factory=lambda: ["stored"],
-        metadata={
-            "help": "source of the responses: stored, supervised, bdhs or povid",
-            "metavar": ("NAME", "KEY=VALUE"),
-        },
+        default_factory=["stored"].copy,
+        metadata=_NAME_AND_SETTINGS | {"help": "source of the responses: stored, supervised, bdhs or povid"},
     )
     loss: list[str] = field(
-        default_factory=lambda: ["dpo"],
-        metadata={
-            "help": "loss of mmbdhs.losses, such as dpo, ipo, slic or simpo, or sft",
-            "metavar": ("NAME", "KEY=VALUE"),
-        },
+        default_factory=["dpo"].copy,
+        metadata=_NAME_AND_SETTINGS | {"help": "loss of mmbdhs.losses, such as dpo, ipo, slic or simpo, or sft"},
     )
     config: Path | None = field(
-        default=None, metadata={"help": "JSON object with fields of TrainConfig; options override it"}
+        default=None, metadata={"help": "JSON file of an object with fields of TrainConfig; options override it"}
     )
 
 
 class _Parser(HfArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raise instead of printing the long usage, so that all wrong arguments are reported alike."""
         raise ValueError(message)
 
@@ -100,14 +95,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
     options, config, unused = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
-    names = [option.name for kind in (CommandOptions, TrainConfig) for option in fields(kind)]
+    names = [one.name for one in (*fields(CommandOptions), *fields(TrainConfig))]
     check_known("option", (word.lstrip("-").partition("=")[0].replace("-", "_") for word in unused), names)
     return options, config
 
 
 def _config_file_arguments(argv: Sequence[str]) -> list[str]:
     """The settings in the file of --config as arguments. Arguments that follow override them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False)
     parser.add_argument("--config", type=Path)
     if (file := parser.parse_known_args(argv)[0].config) is None:
         return []
@@ -117,7 +112,7 @@ def _config_file_arguments(argv: Sequence[str]) -> list[str]:
         raise ValueError(f"--config: needs a JSON file, got {file}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config: needs a JSON object, got {settings!r} in {file}")
-    check_known("config", settings, [setting.name for setting in fields(TrainConfig)])
+    TrainConfig.from_dict({"output": "given by an option"} | settings)  # raises for a wrong name or value
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
@@ -130,12 +125,7 @@ def parse_source(words: Sequence[str], on_error: str) -> PairSource:
     def povid(**settings: Any) -> DistortedSource:
         return DistortedSource(**settings, on_error=on_error)
 
-    makers: dict[str, Callable[..., PairSource]] = {
-        "stored": StoredSource,
-        "supervised": SupervisedSource,
-        "bdhs": bdhs,
-        "povid": povid,
-    }
+    makers = {"stored": StoredSource, "supervised": SupervisedSource, "bdhs": bdhs, "povid": povid}
     name, *settings = words
     check_known("source", [name], makers)
     return makers[name](**_settings(settings))
@@ -146,9 +136,8 @@ def parse_objective(words: Sequence[str]) -> Objective:
     name, *settings = words
     if name == "sft":
         return supervised(**_settings(settings))
-    pair_losses = {
-        of.removesuffix("_loss"): loss for of in losses.__all__ if _compares_pairs(loss := getattr(losses, of))
-    }
+    functions = {function.removesuffix("_loss"): getattr(losses, function) for function in losses.__all__}
+    pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
     check_known("loss", [name], ["sft", *pair_losses])
     return pairwise(pair_losses[name], **_settings(settings))
 

@@ -20,6 +20,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def _setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the help of its command-line option."""
     return field(default=default, metadata={"help": help})
 
 
@@ -101,7 +102,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:
         """Make a TrainConfig from a mapping. Raises ValueError for an unknown name and suggests the nearest one."""
-        check_known("config", settings, [setting.name for setting in fields(cls)])
+        check_known("config", settings, [one.name for one in fields(cls)])
         return cls(**settings)
 
 

@@ -36,6 +36,9 @@ class TrainingExample:
         return f"{self.key}#{self.epoch}"
 
 
+Examples = Sequence[TrainingExample]
+
+
 class Candidates(NamedTuple):
     """The responses to one prompt that an objective compares.
 
@@ -58,9 +61,7 @@ class PairSource(Protocol):
     offline: True if the source does not use the model, so that a sharded model need not be gathered for it.
     """
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]: ...
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]: ...
 
 
 def columns_of(source: PairSource) -> tuple[str, ...]:
@@ -76,9 +77,7 @@ class StoredSource:
     stored_reference: ClassVar[bool] = True
     offline: ClassVar[bool] = True
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
         return [Candidates(_texts(example, self.columns), _reference_logps(example.record)) for example in examples]
 
 
@@ -89,9 +88,7 @@ class SupervisedSource:
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
     offline: ClassVar[bool] = True
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
         return [Candidates(_texts(example, self.columns)) for example in examples]
 
 
@@ -108,9 +105,7 @@ class _SampledSource(ABC):
     def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
         """A function (images, prompts, chosen responses, keys=) that samples a response for each prompt."""
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
         stored = [_texts(example, self.columns) for example in examples]
         keys = [example.address for example in examples]
         chosen = [texts[0] for texts in stored]
@@ -176,9 +171,7 @@ class OnlinePairsSource:
     sampling: BDHSConfig = field(default_factory=BDHSConfig)
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
         pairs = self._drawn(model, processor, examples)
         unlike = [number for number, (first, second) in enumerate(pairs) if first and second and first != second]
         comparisons = [_comparison(examples[number], *pairs[number]) for number in unlike]
@@ -222,9 +215,7 @@ class MixedSource:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
 
-    def __call__(
-        self, model: nn.Module, processor: Any, examples: Sequence[TrainingExample]
-    ) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
         found: list[Candidates | None] = [None] * len(examples)
         draws = [self._draws_first(example) for example in examples]
         for source, is_first in ((self.first, True), (self.second, False)):

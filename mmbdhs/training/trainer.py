@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mmbdhs")
 
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+Signals = list[signal.Signals]
 
 
 class TrainResult(NamedTuple):
@@ -164,14 +165,9 @@ def _distributed(learner: Learner, all_stored: bool, records: Iterable[Mapping[s
     models = [one.model for one in (learner.policy, learner.reference) if one]
     dummy = make_dummy_example(models, learner.processor, records)
     dummy = dummy._replace(reference_logps=(0.0,) if all_stored else None)
-    policy, *reference = map(ShardedModel, models)
-    return replace(
-        learner,
-        policy=policy,
-        reference=reference[0] if reference else None,
-        stored_reference=all_stored,
-        dummy_example=dummy,
-    )
+    policy = ShardedModel(learner.policy.model)
+    reference = learner.reference and ShardedModel(learner.reference.model)
+    return replace(learner, policy=policy, reference=reference, stored_reference=all_stored, dummy_example=dummy)
 
 
 @dataclass
@@ -224,9 +220,7 @@ class _Run:
         """Whether something that is done every `interval` steps, and at the end, is to be done now."""
         return self.step == self.total or (interval > 0 and self.step % interval == 0)
 
-    def _train_step(
-        self, received: list[signal.Signals]
-    ) -> tuple[StepMetrics, dict[str, float], signal.Signals | None]:
+    def _train_step(self, received: Signals) -> tuple[StepMetrics, dict[str, float], signal.Signals | None]:
         """Take one optimiser step. Returns its metrics, its learning rate and gradient norm, and a signal that any
         process has received."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -245,7 +239,7 @@ class _Run:
         self.step += 1
         return metrics, facts, stopped
 
-    def _reduce(self, sums: Tensor, received: list[signal.Signals]) -> tuple[StepMetrics, signal.Signals | None]:
+    def _reduce(self, sums: Tensor, received: Signals) -> tuple[StepMetrics, signal.Signals | None]:
         """Sum the metrics over all processes, and share a signal that any of them has received."""
         number = torch.tensor([float(received[-1]) if received else 0.0], dtype=sums.dtype)
         row = torch.cat([sums, number])[None]
@@ -352,13 +346,13 @@ def rate_factor(step: int, total: int, config: TrainConfig) -> float:
 
 
 @contextmanager
-def _caught_signals() -> Iterator[list[signal.Signals]]:
+def _caught_signals() -> Iterator[Signals]:
     """Collect SIGTERM and SIGINT in a list instead of ending the process.
 
     The second signal of a kind has its usual effect. Outside of the main thread, which alone can handle signals, none
     are caught.
     """
-    received: list[signal.Signals] = []
+    received: Signals = []
     previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _: Any) -> None:

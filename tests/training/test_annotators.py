@@ -36,6 +36,7 @@ openai = pytest.importorskip("openai")
         ('"Response 1"!', 0),
         ("<think>\nResponse 1 names a dog.\n</think>\n\nResponse 2", 1),
         ("<think>Response 2", None),
+        ("Response 2 <think>Or 1?</think>", None),
         # The instruction demands the name and nothing else: free prose decides nothing.
         ("response two.", None),
         ("Two", None),

@@ -95,6 +95,7 @@ def test_a_signal_ends_the_command_with_its_status(
         (["--output", "x", "--shard", "maybe"], "argument --shard: Truthy value expected: got maybe"),
         (["--output", "x", "--learning-rte", "1"], "option: 'learning_rte' is unknown; is it 'learning_rate'?"),
         (["--output", "x", "--config", "gone.json"], "--config: needs a JSON file, got gone.json"),
+        (["--output", "x", "--conf"], "argument --config: expected one argument"),
         ([], "the following arguments are required: --output"),
     ],
 )
