@@ -1,4 +1,4 @@
-"""Annotators: judges of which of two responses is better, for Online-DPO (appendix D)."""
+"""Annotators for Online-DPO (appendix D): they judge which of two responses is better."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class TrainConfig:
     )
     lora_rank: int = _setting(
         0,
-        "rank of LoRA adapters on the text decoder's linear layers; 0: no adapters, the whole text decoder, the output "
-        "head and the projector (if the model has one under a common name, see the log) are trained",
+        "rank of LoRA adapters on the text decoder's linear layers; 0: train the whole text decoder, the output head "
+        "and the projector, if the model has a module named like one (the log says what is trained)",
     )
     lora_alpha: float | None = _setting(None, "LoRA's alpha; None: twice the rank")
     lora_dropout: float = _setting(0.0, "probability of dropout before the adapters")

@@ -52,13 +52,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_modules(model: nn.Module) -> list[str]:
-    """The names of the parts of a model that hold trained parameters: text decoder, head, projector, or others."""
+    """The names of the modules that hold trained parameters: text decoder, output head, projectors, and others at the
+    first two levels of the model."""
     base = unwrapped(model)
     main = (find_text_decoder(base), base.get_output_embeddings(), *_projectors(base).values())
     parts = [name for name, module in base.named_modules() if any(module is part for part in main)]
-    parents = (name.rpartition(".")[0] for name in trained_parameters(base))
-    holders = (next((part for part in parts if f"{name}.".startswith(f"{part}.")), name) for name in parents)
-    return list(dict.fromkeys(holders))
+    found: dict[str, None] = {}
+    for name in trained_parameters(base):
+        outer = ".".join(name.split(".")[:-1][:2])
+        found[next((part for part in parts if name.startswith(f"{part}.")), outer)] = None
+    return list(found)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ Signals = list[signal.Signals]
 
 
 class TrainResult(NamedTuple):
-    """What `train` returns.
+    """The result of `train`.
 
     model: the trained model, with adapters around it if the settings asked for them.
     steps: number of optimiser steps done, including those of earlier runs that were resumed.
@@ -282,7 +282,7 @@ class _Run:
             self.accelerator.wait_for_everyone()
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run of its checkpoint."""
+        """The facts that a resumed run must share with the run of its checkpoint."""
         names = ("seed", "batch_size", "lora_rank")
         counts = {"examples": len(self.rows), "parameters": len(self.trained)}
         return counts | {name: getattr(self.config, name) for name in names}

@@ -107,7 +107,7 @@ def test_online_pairs_see_the_whole_image_and_no_reference(miniature: tuple[Any,
 
 
 def test_mixed_takes_each_example_from_the_source_that_its_draw_names() -> None:
-    """Of 4,000 examples a share within 4 standard errors of p; a false alarm in 16,000 runs."""
+    """The share of 4,000 examples is within 4 standard errors of p; a false alarm in 16,000 runs."""
 
     def named(name: str) -> Any:
         return lambda model, processor, examples: [Candidates((f"{name} {example.address}",)) for example in examples]

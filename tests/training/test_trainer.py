@@ -59,7 +59,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
-    """Of five examples one is undecided, and two have a third response."""
+    """One of five examples is undecided, and two have a third response."""
 
     def candidates(example: TrainingExample) -> Candidates | None:
         number, texts = int(str(example.key).split("-")[1]), (example.record["chosen"], example.record["rejected"])
