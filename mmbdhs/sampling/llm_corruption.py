@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LOG = logging.getLogger("mmbdhs")
-_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 CORRUPTION = """\
 Here are a question about an image and a good response to it. Rewrite the response so that it says a few false things \

@@ -76,7 +76,7 @@ class _Judge:
         self._instruction = instruction
         self.undecided = 0
 
-    def _agreed(self, ask: Callable[[str, list], str], comparison: Comparison) -> int | None:
+    def _agreed(self, ask: Callable[[str, list[Any]], str], comparison: Comparison) -> int | None:
         question, images = conversation_text(comparison.prompt), load_images(comparison.images)
         pair = (comparison.first, comparison.second)
         forward, backward = (
@@ -109,8 +109,9 @@ class ModelAnnotator(_Judge):
         self.undecided += verdicts.count(None)
         return verdicts
 
-    def _answer(self, text: str, images: list) -> str:
+    def _answer(self, text: str, images: list[Any]) -> str:
         vlm = VLM.of(self._model)
+        model: Any = vlm.model
         content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -119,7 +120,7 @@ class ModelAnnotator(_Judge):
             return_tensors="pt",
             add_generation_prompt=True,
         ).to(vlm.device, vlm.dtype)
-        ids = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
         return tokenizer_of(self._processor).decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -187,7 +188,7 @@ class EndpointAnnotator(_Judge):
         named = {f"comparison {number} ({c.key!r})": c for number, c in enumerate(comparisons)}
         answers = ask_each(lambda c: self._agreed(self._endpoint.ask, c), named, self._workers, self._on_error)
         failed = sum(isinstance(answer, EndpointError) for answer in answers)
-        verdicts = [None if isinstance(answer, EndpointError) else answer for answer in answers]
+        verdicts: list[int | None] = [None if isinstance(answer, EndpointError) else answer for answer in answers]
         self.failed += failed
         self.undecided += verdicts.count(None) - failed
         return verdicts

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _STATE = "trainer.pt"
 
 
 def save_model(
-    folder: Path, model: nn.Module, processor: Any, weights: dict[str, Tensor], state: dict[str, Any] | None = None
+    folder: Path, model: Any, processor: Any, weights: dict[str, Tensor], state: dict[str, Any] | None = None
 ) -> None:
     """Write the model, or only its adapters if it has any, the processor, and the trainer's state.
 

@@ -7,10 +7,10 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
     """The command's options and the trainer's settings. Raises ValueError or TypeError for wrong arguments."""
     usage = "mmbdhs train --model MODEL --data DATA --output OUTPUT [OPTION ...]"
-    parser = _Parser([CommandOptions, TrainConfig], usage=usage, description=DESCRIPTION)
+    parser = _Parser(cast("Any", [CommandOptions, TrainConfig]), usage=usage, description=DESCRIPTION)
     parser.set_defaults(**dict.fromkeys(("model", "data", "output"), argparse.SUPPRESS))  # no "(default: None)"
     # Numbers are read as JSON, so that they can be None and TrainConfig's own checks report wrong ones.
     for kind in (int, float):
@@ -125,7 +125,12 @@ def parse_source(words: Sequence[str], on_error: str) -> PairSource:
     def povid(**settings: Any) -> DistortedSource:
         return DistortedSource(**settings, on_error=on_error)
 
-    makers = {"stored": StoredSource, "supervised": SupervisedSource, "bdhs": bdhs, "povid": povid}
+    makers: dict[str, Callable[..., PairSource]] = {
+        "stored": StoredSource,
+        "supervised": SupervisedSource,
+        "bdhs": bdhs,
+        "povid": povid,
+    }
     name, *settings = words
     check_known("source", [name], makers)
     return makers[name](**_settings(settings))

@@ -38,7 +38,7 @@ class EncodedExample(NamedTuple):
     reference_logps: the log-probability of each response under the reference in nats, if it is stored.
     """
 
-    key: str
+    key: int | str
     inputs: dict[str, Any]
     ids: list[list[int]]
     reference_logps: tuple[float, ...] | None
@@ -61,7 +61,7 @@ class Learner:
     objective: Objective
     reference: DistributedModel | None
     config: TrainConfig
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager[Any]]
     backward: Callable[[Tensor], None]
     stored_reference: bool = True
     dummy_example: EncodedExample | None = None
@@ -79,8 +79,9 @@ class Learner:
         dummy_passes = self.policy.common_pass_count(len(groups)) - len(groups)
         sums = left_out_sums(undecided=len(examples) - len(decided), skipped=len(decided) - len(encoded))
         sums += sum(self._accumulate_group(step, group) for group in groups)
-        for _ in range(dummy_passes):
-            self.backward(0 * self._policy_and_reference([self.dummy_example])[0].sums.sum())
+        if self.dummy_example is not None:
+            for _ in range(dummy_passes):
+                self.backward(0 * self._policy_and_reference([self.dummy_example])[0].sums.sum())
         return sums
 
     def _candidates(self, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
@@ -131,7 +132,7 @@ class Learner:
             return self.reference.run(partial(self._logps, examples)).sums
         return self.policy.run(partial(self._without_adapters, examples)).sums
 
-    def _without_adapters(self, examples: list[EncodedExample], model: nn.Module) -> ResponseLogps:
+    def _without_adapters(self, examples: list[EncodedExample], model: Any) -> ResponseLogps:
         with VLM.of(model).evaluation_mode(), model.disable_adapter():
             return self._logps(examples, model)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from mmbdhs.logprobs import response_text
 from mmbdhs.sampling import (
     BDHSConfig,
     BDHSFailure,
+    SampledResponse,
     SamplingConfig,
     Similarity,
     bdhs_sample,
@@ -142,8 +143,8 @@ class OnlineBDHSSource(_SampledSource):
         return resolve_similarity(self.similarity)
 
     def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
-        settings = {"config": self.config, "similarity": self._similarity, "on_error": self.on_error}
-        return partial(bdhs_sample, model, processor, **settings)
+        config, similarity, on_error = self.config, self._similarity, self.on_error
+        return partial(bdhs_sample, model, processor, config=config, similarity=similarity, on_error=on_error)
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class DistortedSource(_SampledSource):
     on_error: str = "raise"
 
     def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
-        settings = {"noise_steps": self.noise_steps, "seed": self.seed, "on_error": self.on_error}
-        return partial(povid_sample, model, processor, **settings)
+        steps, seed, on_error = self.noise_steps, self.seed, self.on_error
+        return partial(povid_sample, model, processor, noise_steps=steps, seed=seed, on_error=on_error)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class OnlinePairsSource:
         keys = [(f"{example.address}/a", f"{example.address}/b") for example in examples]
         images, prompts = _asked(examples)
         found = sample_responses(model, processor, images, prompts, self.sampling, num_return_sequences=2, keys=keys)
-        return [(first.text, second.text) for first, second in found]
+        return [(first.text, second.text) for first, second in cast("list[list[SampledResponse]]", found)]
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ T = TypeVar("T")
 class DistributedModel(Protocol):
     """A model whose parameters are replicated on all processes or sharded over them."""
 
-    model: nn.Module
+    @property
+    def model(self) -> Any: ...
 
     def run(self, function: Callable[[nn.Module], T]) -> T:
         """Return function(model), which may run the decoder once, with gradients where they are enabled."""
 
-    def full_parameters(self) -> AbstractContextManager:
+    def full_parameters(self) -> AbstractContextManager[None]:
         """A context in which this process may use the model on its own, for anything except training."""
 
     def common_pass_count(self, count: int) -> int:
@@ -46,12 +47,12 @@ class DistributedModel(Protocol):
 class ReplicatedModel:
     """The whole model on every process."""
 
-    model: nn.Module
+    model: Any
 
     def run(self, function: Callable[[nn.Module], T]) -> T:
         return function(self.model)
 
-    def full_parameters(self) -> AbstractContextManager:
+    def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def common_pass_count(self, count: int) -> int:
@@ -75,7 +76,7 @@ class ShardedModel:
         for layer in VLM.of(model).decoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer)
-        self._root = fully_shard(_Root(model))
+        self._root: Any = fully_shard(_Root(model))
         with torch.no_grad():
             self.run(lambda model: None)  # FSDP takes the first module that runs for the root
 
@@ -106,7 +107,8 @@ class ShardedModel:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
-            parameter.grad *= distributed.get_world_size()  # FSDP has averaged over the processes
+            if parameter.grad is not None:
+                parameter.grad *= distributed.get_world_size()  # FSDP has averaged over the processes
 
 
 class _Root(nn.Module):

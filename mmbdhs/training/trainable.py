@@ -18,7 +18,7 @@ _LOG = logging.getLogger("mmbdhs")
 PROJECTOR = re.compile(r"projector|connector|merger|aligner|mm_proj|mlp1|modality_projection")
 
 
-def make_trainable(model: nn.Module, config: TrainConfig) -> nn.Module:
+def make_trainable(model: Any, config: TrainConfig) -> nn.Module:
     """Enable gradients and training mode for what `config` trains, and log what that is.
 
     All else, above all the vision tower, is frozen and in evaluation mode. A PEFT model is trained as it is.
@@ -76,7 +76,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     return [group for group in (rest, projector) if group["params"]]
 
 
-def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
+def _with_adapters(model: Any, config: TrainConfig) -> nn.Module:
     """Add LoRA to the linear layers of the text decoder. Their paths start with the decoder's, because names such as
     q_proj occur in the vision tower too."""
     try:
@@ -87,9 +87,10 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
     (decoder_name,) = (name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     projectors = list(_required_projectors(model)) if config.projector_learning_rate is not None else None
+    alpha: Any = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
     settings = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+        lora_alpha=alpha,
         lora_dropout=config.lora_dropout,
         target_modules=rf"{re.escape(decoder_name)}\..*\.({'|'.join(sorted(layers))})",
         modules_to_save=projectors,
@@ -98,7 +99,7 @@ def _with_adapters(model: nn.Module, config: TrainConfig) -> nn.Module:
     return get_peft_model(model, settings)
 
 
-def _unfreeze(model: nn.Module, config: TrainConfig) -> None:
+def _unfreeze(model: Any, config: TrainConfig) -> None:
     """Enable gradients for the text decoder, the output head and any projector, and for nothing else."""
     model.requires_grad_(False)
     projectors = _projectors(model) if config.projector_learning_rate is None else _required_projectors(model)

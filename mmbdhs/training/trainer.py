@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -101,7 +101,7 @@ def train(
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    examples = Subset(records, rows)
+    examples: Any = Subset(cast("Any", records), rows)
     all_stored = needs_reference(objective) and _all_stored(source, examples)
     if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
@@ -189,7 +189,9 @@ class _Run:
         config, model = self.config, self.learner.policy.model
         self.output = Path(config.output)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
-        self.total = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.total = config.epochs * self.steps_per_epoch
+        if config.max_steps is not None:
+            self.total = min(self.total, config.max_steps)
         self.trained = trained_parameters(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
