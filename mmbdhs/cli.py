@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="sample rejected responses from the embedded miniature")
-    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, sheet and images")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, page and images")
     demo.add_argument("--pairs", type=int, default=12, help="how many pairs to sample")
     demo.add_argument("--color", action="store_true", help="mark changed words in colour even when piped")
     demo.add_argument(
