@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from alignment_methods import ABLATION, METHODS, PAPER, Method, Start
 from alignment_world import POPE, base, judge, records
-from plot import IntervalRow, Line, interval_plot, line_plot, percent
+from plot import IntervalRow, Line, interval_plot, line_plot
 from table import RESULTS, Options, Table
 
 from mmbdhs import bdhs_sample, miniature
@@ -176,7 +176,7 @@ def _dissimilar(pool: ProcessPoolExecutor, table: Table, images: int) -> None:
         table.add(method=f"differ, {name}", runs=1, iterations=found)
         lines.append(Line(name, list(enumerate(found, 1))))
     title = "Rejected captions that differ in meaning from their reference, by iteration"
-    line_plot(RESULTS / "alignment-iterations.png", title, lines, percent())
+    line_plot(RESULTS / "alignment-iterations.png", title, lines, shares=True)
 
 
 def _shares(settings: dict[str, Any], images: int) -> list[float]:

@@ -13,15 +13,15 @@ from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, slic_loss
 from mmbdhs.training import (
-    Distorted,
+    DistortedSource,
     LikelihoodAnnotator,
-    Mixed,
+    MixedSource,
     Objective,
-    OnlineBDHS,
-    OnlinePairs,
+    OnlineBDHSSource,
+    OnlinePairsSource,
     PairSource,
-    Stored,
-    Supervised,
+    StoredSource,
+    SupervisedSource,
     pairwise,
     supervised,
 )
@@ -64,7 +64,7 @@ class Method:
     """rejected: the responses that records get before training."""
 
     rejected: Rejected | None = None
-    source: Source = lambda start: Stored()
+    source: Source = lambda start: StoredSource()
     objective: Objective = DPO
 
 
@@ -89,25 +89,25 @@ def bdhs(**settings: Any) -> Rejected:
 
 
 def online_bdhs(with_stored: bool) -> Source:
-    return lambda start: OnlineBDHS(replace(PAPER, seed=start.seed), same_claims, with_stored)
+    return lambda start: OnlineBDHSSource(replace(PAPER, seed=start.seed), same_claims, with_stored)
 
 
 def online_pairs(oracle: bool) -> Source:
     def source(start: Start) -> PairSource:
         annotator = truthful if oracle else LikelihoodAnnotator(start.model, start.processor)
-        return OnlinePairs(annotator, replace(PAPER, seed=start.seed))
+        return OnlinePairsSource(annotator, replace(PAPER, seed=start.seed))
 
     return source
 
 
 def mixed(oracle: bool) -> Source:
-    return lambda start: Mixed(Stored(), online_pairs(oracle)(start), p=0.5, seed=start.seed)
+    return lambda start: MixedSource(StoredSource(), online_pairs(oracle)(start), p=0.5, seed=start.seed)
 
 
 METHODS = {
-    "SFT": Method(source=lambda start: Supervised(), objective=supervised()),
+    "SFT": Method(source=lambda start: SupervisedSource(), objective=supervised()),
     "DPO, other captions": Method(other_captions),
-    "DPO, distorted": Method(source=lambda start: Distorted(500, start.seed, with_stored=False)),
+    "DPO, distorted": Method(source=lambda start: DistortedSource(500, start.seed, with_stored=False)),
     "DPO, BDHS noise": Method(bdhs(noise_steps=500)),
     "DPO, BDHS, rho 0": Method(bdhs(mask_threshold=0.0)),
     "DPO, BDHS": Method(bdhs()),

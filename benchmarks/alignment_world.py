@@ -11,9 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from miniature_evaluate import Examinee, Task
+
 from mmbdhs import miniature
 from mmbdhs.evaluation import ObjectVocabulary, chair, pope, ratio
-from mmbdhs.miniature.evaluate import Examinee, Task
 from mmbdhs.miniature.kinds import KINDS
 from mmbdhs.miniature.language import CAPTION_PROMPT, Noise, caption, mentions, pope_questions, wrong_mentions
 from mmbdhs.miniature.world import Scene, make_scene, render
@@ -30,9 +31,10 @@ def base(seed: int) -> Path:
     kept for as long as the code that trains them stays the same."""
     if seed == 0:
         return miniature.path()
-    from mmbdhs.miniature.train import SCENES_PER_WORLD, STAGES, train
+    from miniature_train import SCENES_PER_WORLD, STAGES, train
 
-    code = b"".join(path.read_bytes() for path in sorted(miniature.path().parent.glob("*.py")))
+    files = [*Path(__file__).parent.glob("miniature_*.py"), *miniature.path().parent.glob("*.py")]
+    code = b"".join(path.read_bytes() for path in sorted(files))
     folder = BASES / f"{seed}-{blake2b(code, digest_size=4).hexdigest()}"
     if not (folder / "config.json").exists():
         model, processor = train(seed, STAGES, SCENES_PER_WORLD)

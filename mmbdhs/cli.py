@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbdhs.training import command as train_command
-
 
 def _doctor(_: argparse.Namespace) -> int:
     from mmbdhs import doctor
@@ -34,13 +32,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:  # has a parser of its own, whose imports take seconds
+        from mmbdhs.training import command
+
+        return command.main(words[1:])
     parser = argparse.ArgumentParser(prog="mmbdhs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="sample rejected responses from the embedded miniature")
-    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, sheet and images")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, page and images")
     demo.add_argument("--pairs", type=int, default=12, help="how many pairs to sample")
     demo.add_argument("--color", action="store_true", help="mark changed words in colour even when piped")
     demo.add_argument(
@@ -52,10 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of wrong captions of N images by ρ_th instead",
     )
     demo.set_defaults(run=_demo)
-    train = commands.add_parser(
-        "train", help="align a model with preference pairs", description=train_command.DESCRIPTION
-    )
-    train_command.add_arguments(train)
-    train.set_defaults(run=train_command.run)
-    arguments = parser.parse_args(argv)
+    commands.add_parser("train", help="align a model with preference pairs")
+    arguments = parser.parse_args(words)
     return arguments.run(arguments)

@@ -6,6 +6,7 @@ import ast
 import importlib
 import pkgutil
 import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,10 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 @pytest.mark.parametrize("wing", WINGS)
-def test_a_wing_says_what_it_is_for_and_what_it_offers(wing: str) -> None:
+def test_a_wing_names_its_files_and_what_it_offers(wing: str) -> None:
     module = importlib.import_module(f"mmbdhs.{wing}")
     assert all(getattr(module, name) is not None for name in module.__all__)
     assert list(module.__all__) == sorted(module.__all__, key=lambda name: (not name.isupper(), name.islower(), name))
-    assert "Read in this order" in module.__doc__ and module.__doc__.count("\n") < 16
+    files = {file.name for file in pkgutil.iter_modules(module.__path__) if not file.name.startswith("_")}
+    named = {part for name in re.findall(r"`([^`]*)`", module.__doc__) for part in name.split(".")}
+    assert files - named == set() and module.__doc__.count("\n") < 16

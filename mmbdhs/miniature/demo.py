@@ -6,20 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL.Image import Image
 
 from mmbdhs.data import preference_record, write_jsonl
 from mmbdhs.miniature import load
-from mmbdhs.miniature.corpus import GRID
-from mmbdhs.miniature.evaluate import THRESHOLDS
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption, is_wrong, questions
-from mmbdhs.miniature.report import SheetRow, highlight, sheet
+from mmbdhs.miniature.report import Card, highlight, page
 from mmbdhs.miniature.world import Scene, make_scene, render
 from mmbdhs.sampling import BDHSConfig, BDHSSample, bdhs_sample
 
-_SHEET_ROWS = 4
+_THRESHOLDS = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class _Pair:
 
 
 def run(out: Path, pairs: int, color: bool) -> None:
-    """Sample `pairs` rejected responses; print them, and write images, pairs.jsonl and sheet.png into `out`."""
+    """Sample `pairs` rejected responses; print them, and write images, pairs.jsonl and pairs.html into `out`."""
     model, processor = load()
     similarity = minilm()
     chosen = _pairs(pairs)
@@ -48,24 +46,23 @@ def run(out: Path, pairs: int, color: bool) -> None:
         pair.image.save(out / name)
         records.append(preference_record([name], pair.prompt, pair.chosen, sample, config.seed))
     write_jsonl(out / "pairs.jsonl", records)
-    rows = [
-        SheetRow(pair.image, pair.prompt, pair.chosen, sample, (GRID, GRID))
-        for pair, sample in zip(chosen[:_SHEET_ROWS], samples, strict=False)
-    ]
-    sheet(rows, out / "sheet.png")
+    vision = model.config.vision_config
+    grid = vision.image_size // vision.patch_size
+    cards = [Card(p.image, p.prompt, p.chosen, sample, grid) for p, sample in zip(chosen, samples, strict=True)]
+    (out / "pairs.html").write_text(page(cards), encoding="utf-8")
     print(f"\n{pairs} pairs in {seconds:.1f} s, {config.mask_threshold:.0%} of the image tokens hidden.")
-    print(f"Pairs: {out / 'pairs.jsonl'}   Sheet: {out / 'sheet.png'}")
+    print(f"Pairs: {out / 'pairs.jsonl'}   Page: {out / 'pairs.html'}")
 
 
 def print_stats(images: int) -> None:
-    """What share of the rejected captions, and of their sentences about objects, has a wrong object or colour, for each
-    mask threshold, on balanced scenes; and how many are too similar to their reference."""
+    """Print shares of rejected captions of balanced scenes for each mask threshold: with a wrong object or colour, the
+    same of their sentences about objects, and captions that are too similar to their reference."""
     model, processor = load()
     similarity = minilm()
     pairs = [_captioned(scene) for scene in _scenes(images)]
     print(f"Rejected captions of {images} images, one iteration:")
     print("  ρ_th   with a wrong object or colour   sentences with one   similarity ≥ 0.97")
-    for threshold in THRESHOLDS:
+    for threshold in _THRESHOLDS:
         config = BDHSConfig(mask_threshold=threshold, max_iterations=1)
         samples = _sample(model, processor, pairs, config, similarity)
         wrong = [
@@ -93,7 +90,8 @@ def _sample(
     model: Any, processor: Any, pairs: Sequence[_Pair], config: BDHSConfig, similarity: Any
 ) -> list[BDHSSample]:
     images, prompts, references = zip(*((pair.image, pair.prompt, pair.chosen) for pair in pairs), strict=True)
-    return bdhs_sample(model, processor, images, prompts, references, config, similarity)
+    samples = bdhs_sample(model, processor, images, prompts, references, config, similarity)
+    return cast("list[BDHSSample]", samples)  # without on_error="skip" none has failed
 
 
 def _pairs(count: int) -> list[_Pair]:

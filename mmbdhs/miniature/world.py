@@ -7,12 +7,16 @@ An example is an address: (world, index, seed) always gives the same scene, pict
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mmbdhs.miniature.kinds import BACKDROPS, COLOURS, KINDS, SCENES, SHAPES, TYPICAL_COLOUR, TYPICAL_KINDS
+
+T = TypeVar("T")
 
 WORLDS = {"train": True, "prior": True, "uniform": False, "validation": False, "balanced": False}
 """Every world's name, and whether its scenes follow the priors."""
@@ -70,7 +74,7 @@ def generator(world: str, index: int, seed: int, purpose: str) -> np.random.Gene
     return np.random.default_rng(address)
 
 
-def pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """One element of a sequence, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
@@ -163,7 +167,7 @@ def _shades(colour: str, background: tuple[int, int, int], rng: np.random.Genera
     return {"fill": fill, "ink": ink, "tint": tuple(int(v * 0.8) for v in fill), "hole": background}
 
 
-def _draw_thing(draw, thing: Thing, box, background, rng: np.random.Generator) -> None:
+def _draw_thing(draw: Any, thing: Thing, box: Any, background: Any, rng: np.random.Generator) -> None:
     left, top, right, bottom = (v * _SCALE for v in box)
     size = np.array([right - left, bottom - top])
     shades = _shades(thing.colour, background, rng)
@@ -182,8 +186,8 @@ def _draw_thing(draw, thing: Thing, box, background, rng: np.random.Generator) -
         _occlude(draw, (left, top, right, bottom), background, rng)
 
 
-def _occlude(draw, box, background, rng: np.random.Generator) -> None:
-    """Hide a quarter of the box behind an upright or level bar."""
+def _occlude(draw: Any, box: Any, background: Any, rng: np.random.Generator) -> None:
+    """Cover a quarter of the box with an upright or level bar."""
     left, top, right, bottom = box
     start, upright = rng.uniform(0.0, 0.75), rng.random() < 0.5
     if upright:

@@ -1,4 +1,4 @@
-"""Language models behind OpenAI-compatible endpoints, and the corruption strategy of appendix C.1 that needs one."""
+"""Rejected responses written by a language model (appendix C.1), and the OpenAI-compatible endpoint it runs on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmbdhs.checks import check_on_error
+from mmbdhs.checks import check_on_error, equal_lengths
 from mmbdhs.data import Messages, load_images, message_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LOG = logging.getLogger("mmbdhs")
-_Item, _Answer = TypeVar("_Item"), TypeVar("_Answer")
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 CORRUPTION = """\
 Here are a question about an image and a good response to it. Rewrite the response so that it says a few false things \
@@ -35,15 +36,16 @@ _REMINDER = "\n\nAt least one claim must change: do not repeat the response as i
 
 
 class EndpointError(RuntimeError):
-    """An endpoint that gave no usable answer."""
+    """The endpoint failed or gave no usable answer."""
 
 
 class ChatEndpoint:
-    """A model behind an OpenAI-compatible endpoint.
+    """A model at an OpenAI-compatible endpoint.
 
-    client: an `openai.OpenAI`, whose `max_retries` and `timeout` hold, or a base URL, for which one is made; the key is
-        then that of OPENAI_API_KEY, if any.
-    settings: of each request, such as temperature.
+    client: an `openai.OpenAI`, whose own `max_retries` and `timeout` apply, or a base URL. For a URL a client is made
+        with the key in the environment variable OPENAI_API_KEY, if it is set.
+    model_name: the model's name at the endpoint.
+    settings: further arguments of each request, such as temperature.
 
     Raises ImportError where the package openai is missing.
     """
@@ -59,7 +61,7 @@ class ChatEndpoint:
         self.model_name = model_name
 
     def ask(self, text: str, images: Sequence[Image] = ()) -> str:
-        """The answer to one user message, the images before the text. Raises EndpointError."""
+        """Send one user message, images first, and return the answer. Raises EndpointError if there is none."""
         content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
         message = {"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text}
         try:
@@ -68,14 +70,14 @@ class ChatEndpoint:
             )
         except self._errors as error:
             raise EndpointError(f"{self.model_name}: {error}") from error
-        choices = getattr(completion, "choices", None)  # a wrong address may answer with any text
+        choices = getattr(completion, "choices", None)  # the server of a wrong address may send anything
         if not choices or not choices[0].message.content:
             raise EndpointError(f"{self.model_name}: needs an answer with text, got {str(completion)[:200]!r}")
         return choices[0].message.content
 
 
 def data_url(image: Image) -> str:
-    """The image as a PNG inside a URL."""
+    """Encode an image as a data URL that contains a PNG."""
     file = io.BytesIO()
     image.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
@@ -84,10 +86,12 @@ def data_url(image: Image) -> str:
 def ask_each(
     task: Callable[[_Item], _Answer], items: Mapping[str, _Item], workers: int, on_error: str
 ) -> list[_Answer | EndpointError]:
-    """task(item) for every item, `workers` at a time, in the items' order.
+    """Run task(item) for all items and return the answers in the items' order.
 
-    items: by the names that they have in errors.
-    on_error: "raise" the first EndpointError, with the item's name, or "skip": it takes the answer's place.
+    task: may raise EndpointError.
+    items: by the names that error messages use.
+    workers: number of threads.
+    on_error: "raise" the first EndpointError, or "skip" the item and return its EndpointError in place of an answer.
     """
 
     def attempt(name: str, item: _Item) -> _Answer | EndpointError:
@@ -101,16 +105,11 @@ def ask_each(
             return named
 
     with ThreadPoolExecutor(workers) as pool:
-        answers = [pool.submit(attempt, name, item) for name, item in items.items()]
-        try:
-            return [answer.result() for answer in answers]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        return list(pool.map(attempt, items, items.values()))  # an error cancels the items that have not started
 
 
 def conversation_text(prompt: str | Messages) -> str:
-    """A prompt as text: that of its one message, or its turns with their roles."""
+    """The text of a prompt: that of its only message, or of all turns with their roles."""
     if isinstance(prompt, str):
         return prompt
     turns = [(message["role"].capitalize(), message_text(message)) for message in prompt]
@@ -129,34 +128,33 @@ def corrupt_responses(
     workers: int = 8,
     on_error: str = "raise",
 ) -> list[str | None]:
-    """Rejected responses by the corruption strategy (C.1): a strong language model rewrites each response with
-    hallucinations that cannot be told without the image.
+    """Make rejected responses by the corruption strategy (C.1): a strong language model rewrites each response with
+    hallucinations that only the image disproves.
 
-    client, model_name, settings: as ChatEndpoint takes them.
-    prompts, responses: what the chosen responses answer, and they.
-    images: for each prompt an image or a list of them for the model to see; None: it works from the text.
-    instruction: holds {question} and {response}.
-    workers: requests at a time.
-    on_error: "raise" an EndpointError that names the row, or "skip": None takes the response's place. A response that
+    client, model_name, settings: as `ChatEndpoint` takes them.
+    prompts: the prompt of each response.
+    responses: the chosen responses.
+    images: for each prompt an image or a list of images that the model sees; None: it works from the text.
+    instruction: contains {question} and {response}.
+    workers: number of requests at a time.
+    on_error: "raise" an EndpointError that names the row, or "skip" the row and return None for it. A response that
         comes back unchanged twice is an error too.
     """
     check_on_error(on_error)
-    pictures = [None] * len(prompts) if images is None else images
-    lengths = {"prompts": len(prompts), "responses": len(responses), "images": len(pictures)}
-    if isinstance(prompts, str) or isinstance(responses, str) or len(set(lengths.values())) > 1:
-        raise ValueError(f"prompts, responses, images: need lists of equal length, got {lengths}")
+    equal_lengths(prompts=prompts, responses=responses, images=images)
     endpoint = ChatEndpoint(client, model_name, settings)
 
-    def rewritten(item: tuple[str | Messages, str, Any]) -> str:
+    def rewrite(item: tuple[str | Messages, str, Any]) -> str:
         prompt, response, image = item
-        seen = [] if image is None else load_images(image)
+        pictures = [] if image is None else load_images(image)
         text = instruction.format(question=conversation_text(prompt), response=response)
         for request in (text, text + _REMINDER):
-            answer = endpoint.ask(request, seen).strip()
+            answer = endpoint.ask(request, pictures).strip()
             if answer.split() != response.split():
                 return answer
         raise EndpointError(f"{model_name}: needs a response that differs, got the same twice")
 
-    rows = {f"row {n}": item for n, item in enumerate(zip(prompts, responses, pictures, strict=True))}
-    answers = ask_each(rewritten, rows, workers, on_error)
+    items = zip(prompts, responses, [None] * len(prompts) if images is None else images, strict=True)
+    rows = {f"row {number}": item for number, item in enumerate(items)}
+    answers = ask_each(rewrite, rows, workers, on_error)
     return [None if isinstance(answer, EndpointError) else answer for answer in answers]

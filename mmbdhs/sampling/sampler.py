@@ -51,6 +51,10 @@ class _Pair:
 class Sampler:
     """Runs Algorithm 1 for one model.
 
+    Each example iterates: `_start` restricts the image (Eq. 6 or 9) and cuts the reference (Eq. 7), the scheduler
+    decodes the branches of many examples together, and `_score` accepts the joined response or lets the example start
+    once more.
+
     similarity: (responses, references) -> how alike each pair is.
     """
 

@@ -1,4 +1,11 @@
-"""The reference trainer."""
+"""Training: align a vision-language model with pairs that are stored, or sampled from the model as it learns.
+
+`train` needs three parts, and any of them may be your own callable: a *source* that makes the candidate responses of
+an example, an *objective* that makes a loss of their log-probabilities, and for Online-DPO an *annotator* that ranks
+two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
+step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
+processes (FSDP2), `checkpoints` and `log` write files, `annotators` holds the judges, and `command` is `mmbdhs train`.
+"""
 
 from mmbdhs.training.annotators import (
     Annotator,
@@ -9,17 +16,18 @@ from mmbdhs.training.annotators import (
     parse_verdict,
 )
 from mmbdhs.training.config import TrainConfig
+from mmbdhs.training.learner import NonFiniteLossError
 from mmbdhs.training.objectives import Objective, pairwise, supervised
 from mmbdhs.training.pair_sources import (
     Candidates,
-    Distorted,
-    Mixed,
-    OnlineBDHS,
-    OnlinePairs,
+    DistortedSource,
+    MixedSource,
+    OnlineBDHSSource,
+    OnlinePairsSource,
     PairSource,
-    Stored,
-    Supervised,
-    Visit,
+    StoredSource,
+    SupervisedSource,
+    TrainingExample,
 )
 from mmbdhs.training.trainer import TrainResult, train
 
@@ -27,20 +35,21 @@ __all__ = [
     "Annotator",
     "Candidates",
     "Comparison",
-    "Distorted",
+    "DistortedSource",
     "EndpointAnnotator",
     "LikelihoodAnnotator",
-    "Mixed",
+    "MixedSource",
     "ModelAnnotator",
+    "NonFiniteLossError",
     "Objective",
-    "OnlineBDHS",
-    "OnlinePairs",
+    "OnlineBDHSSource",
+    "OnlinePairsSource",
     "PairSource",
-    "Stored",
-    "Supervised",
+    "StoredSource",
+    "SupervisedSource",
     "TrainConfig",
     "TrainResult",
-    "Visit",
+    "TrainingExample",
     "pairwise",
     "parse_verdict",
     "supervised",

@@ -1,4 +1,4 @@
-"""Which of two responses is better: annotators that rank pairs for Online-DPO (appendix D)."""
+"""Annotators for Online-DPO (appendix D): they judge which of two responses is better."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from mmbdhs.vlm import VLM, tokenizer_of
 
 
 class Comparison(NamedTuple):
-    """Two responses to one image prompt. images, prompt: as `bdhs_sample` takes them."""
+    """Two responses to one prompt.
+
+    key: names the comparison in error messages.
+    images, prompt: as `bdhs_sample` takes them.
+    first, second: the responses.
+    """
 
     key: int | str
     images: list[Any]
@@ -28,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 Annotator = Callable[[Sequence[Comparison]], list[int | None]]
-"""For each comparison 0 if the first response is better, 1 if the second is, None if it is undecided."""
+"""Any callable that returns, for each comparison, 0 or 1 for the better response or None if it is undecided."""
 
 INSTRUCTION = """\
 You see an image, a question about it and two responses. Judge which response is better. What counts first is whether \
@@ -44,46 +49,24 @@ Response 2: {second}
 
 Which response is better? Answer "Response 1" or "Response 2" and nothing else."""
 
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _MARKUP = re.compile(r"[*_`#\"'“”‘’()\[\]]")
-_ORDINAL = re.compile(r"\b(?:the )?(first|second) response\b|\bresponse (one|two)\b")
-_DIGIT = {"first": "1", "one": "1", "second": "2", "two": "2"}
-_NAME = r"response ([12])\b(?! or\b)"
-_VERDICTS = re.compile(
-    rf"{_NAME},?(?: (?:is|was|seems|the|a|overall|clearly|slightly|much|far|more))*"
-    r" (?:better|best|preferable|preferred|superior|wins|winner|accurate|truthful|helpful)\b"
-    rf"|\b(?<!not )(?:prefer|choose|pick|select) {_NAME}"
-    r"|\b(?:better|best|preferred|winner|answer|verdict|choice|judge?ment)(?: \w+)?(?: is:?|:) ?"
-    r"(?:response )?([12])\b(?! or\b)"
-)
-_SENTENCES = re.compile(r"(?:^|[.!?:] )response ([12])(?=$|[.!]| because\b)")
+_VERDICT = re.compile(r"\s*(?:response\s+)?([12])[\s.!:,;]*", re.IGNORECASE)
 
 
 def parse_verdict(text: str) -> int | None:
-    """The response that a judge's answer names as the better one: 0 for Response 1, 1 for Response 2, None for neither.
+    """The response that a judge names: 0 for "Response 1" or "1", 1 for "Response 2" or "2", None for anything else.
 
-    Case and markup do not matter; "response two" and "the second response" are "Response 2". In this order, the last of
-    its kind holds:
-    1. a verdict: "Response 2 is better" (clearly, the best, preferred, more accurate …), "I prefer Response 2", "Better
-       response: Response 2", "the answer is 2";
-    2. a name that is a line or sentence of its own, or goes on with "because";
-    3. a number that is the whole answer.
-    All else decides nothing, and so does an answer with "neither" or "equally".
+    A leading <think> … </think> block, case, markup, white space and final punctuation do not count.
     """
-    plain = ". ".join(" ".join(line.split()) for line in _MARKUP.sub("", text).lower().splitlines() if line.strip())
-    plain = _ORDINAL.sub(lambda match: f"response {_DIGIT[match[1] or match[2]]}", plain)
-    bare = plain.rstrip(" .!")
-    whole = _DIGIT.get(bare, bare)
-    if re.search(r"\b(?:neither|equally)\b", plain):
-        return None
-    found = ["".join(match) for match in _VERDICTS.findall(plain)] or _SENTENCES.findall(plain)
-    found = found or [whole] * (whole in ("1", "2"))
-    return int(found[-1]) - 1 if found else None
+    verdict = _VERDICT.fullmatch(_MARKUP.sub("", _THOUGHTS.sub("", text)))
+    return int(verdict[1]) - 1 if verdict else None
 
 
 class _Judge:
-    """Asks a judge in both orders, so that a leaning to one place decides nothing: the verdicts must agree.
+    """A judge that is asked in both orders. The verdicts must agree, so a preference for one position has no effect.
 
-    undecided: how many comparisons were so far.
+    undecided: number of comparisons so far without an agreed verdict.
     """
 
     def __init__(self, instruction: str) -> None:
@@ -93,7 +76,7 @@ class _Judge:
         self._instruction = instruction
         self.undecided = 0
 
-    def _agreed(self, ask: Callable[[str, list], str], comparison: Comparison) -> int | None:
+    def _agreed(self, ask: Callable[[str, list[Any]], str], comparison: Comparison) -> int | None:
         question, images = conversation_text(comparison.prompt), load_images(comparison.images)
         pair = (comparison.first, comparison.second)
         forward, backward = (
@@ -104,12 +87,14 @@ class _Judge:
 
 
 class ModelAnnotator(_Judge):
-    """A vision-language model of `transformers` as the judge, greedy, asked in both orders.
+    """A vision-language model of `transformers` as the judge. It decodes greedily and is asked in both orders.
 
-    model, processor: as `bdhs_sample` takes them; the policy itself may be one (self-annotation).
-    instruction: holds {question}, {first} and {second}, and asks for "Response 1" or "Response 2".
+    model, processor: as `bdhs_sample` takes them; the policy may judge itself (self-annotation).
+    instruction: contains {question}, {first} and {second}, and asks for "Response 1" or "Response 2".
+    max_new_tokens: longest answer in tokens.
 
-    `undecided` counts the comparisons in which the model named no response, or another when asked in the other order.
+    `undecided` counts the comparisons in which the model named no response, or contradicted itself in the other order.
+    Raises ValueError for an instruction without these fields.
     """
 
     def __init__(
@@ -124,8 +109,9 @@ class ModelAnnotator(_Judge):
         self.undecided += verdicts.count(None)
         return verdicts
 
-    def _answer(self, text: str, images: list) -> str:
+    def _answer(self, text: str, images: list[Any]) -> str:
         vlm = VLM.of(self._model)
+        model: Any = vlm.model
         content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -134,16 +120,20 @@ class ModelAnnotator(_Judge):
             return_tensors="pt",
             add_generation_prompt=True,
         ).to(vlm.device, vlm.dtype)
-        ids = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)
         return tokenizer_of(self._processor).decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 class LikelihoodAnnotator:
-    """Self-annotation by likelihood: the better response is the one with the higher log-probability per token under the
-    model, given image and prompt. It needs no instructions to be followed, so it is for models too small to judge; it
-    knows no more than the model does, and prefers what the model would say anyway.
+    """Self-annotation by likelihood: the response with the higher log-probability per token under the model is better.
 
-    margin: nats per token by which the responses must differ, otherwise the comparison is undecided.
+    It serves models that are too small to follow the instructions of a judge. It knows no more than the model does, and
+    prefers what the model would say anyway.
+
+    model, processor: as `bdhs_sample` takes them.
+    margin: nats per token by which the two responses must differ; below it a comparison is undecided.
+
+    `undecided` counts the undecided comparisons. Raises ValueError for a negative margin.
     """
 
     def __init__(self, model: nn.Module, processor: Any, *, margin: float = 0.0) -> None:
@@ -166,13 +156,16 @@ class LikelihoodAnnotator:
 
 
 class EndpointAnnotator(_Judge):
-    """A model behind an OpenAI-compatible endpoint as the judge, asked in both orders; images travel as PNG.
+    """A model at an OpenAI-compatible endpoint as the judge. It is asked in both orders; images are sent as PNG.
 
-    client, model_name, settings: as ChatEndpoint takes them; settings are {"temperature": 0} unless given.
-    instruction: as ModelAnnotator's.
-    workers: comparisons at a time.
-    on_error: "raise" an EndpointError that names the comparison's key, or "skip" the comparison: None, and counted in
-        `failed`. `undecided` counts those that were answered without an agreed verdict.
+    client, model_name: as `ChatEndpoint` takes them.
+    instruction: as `ModelAnnotator` takes it.
+    settings: as `ChatEndpoint` takes them; None: {"temperature": 0}.
+    workers: number of comparisons at a time.
+    on_error: "raise" an EndpointError that names the comparison's key, or "skip" it: its verdict is None.
+
+    `failed` counts the skipped comparisons, `undecided` those that were answered without an agreed verdict.
+    Raises ValueError for an instruction without its fields, and ImportError where the package openai is missing.
     """
 
     def __init__(
@@ -195,7 +188,7 @@ class EndpointAnnotator(_Judge):
         named = {f"comparison {number} ({c.key!r})": c for number, c in enumerate(comparisons)}
         answers = ask_each(lambda c: self._agreed(self._endpoint.ask, c), named, self._workers, self._on_error)
         failed = sum(isinstance(answer, EndpointError) for answer in answers)
-        verdicts = [None if isinstance(answer, EndpointError) else answer for answer in answers]
+        verdicts: list[int | None] = [None if isinstance(answer, EndpointError) else answer for answer in answers]
         self.failed += failed
         self.undecided += verdicts.count(None) - failed
         return verdicts

@@ -1,4 +1,4 @@
-"""`python -m mmbdhs train`: a run of the reference trainer from the command line."""
+"""`mmbdhs train`: a run of the reference trainer from the command line."""
 
 from __future__ import annotations
 
@@ -8,108 +8,147 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, NoReturn, cast
 
-from mmbdhs.training.config import TrainConfig, unknown
+from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
-if TYPE_CHECKING:
-    from mmbdhs.training.objectives import Objective
-    from mmbdhs.training.pair_sources import PairSource
+from mmbdhs import losses
+from mmbdhs.data import read_records
+from mmbdhs.sampling import BDHSConfig
+from mmbdhs.training.checkpoints import checkpoint_to_resume
+from mmbdhs.training.config import TrainConfig, check_known
+from mmbdhs.training.objectives import Objective, pairwise, supervised
+from mmbdhs.training.pair_sources import DistortedSource, OnlineBDHSSource, PairSource, StoredSource, SupervisedSource
+from mmbdhs.training.trainer import train
 
 DESCRIPTION = """Align a model with preference pairs. KEY=VALUE are settings of the source, such as those of BDHSConfig,
-and of the loss; values are JSON or plain text. On several devices: accelerate launch --multi_gpu --num_processes N -m
-mmbdhs train …, or torchrun; without accelerators these are processes of the CPU (two of them are tested). Each has the
-whole model, or with --shard true its part of it (FSDP2; Accelerate's own --use_fsdp and DeepSpeed are refused). Ends
-with status 143 after SIGTERM and 130 after SIGINT, behind a checkpoint that --resume true goes on from."""
+and of the loss; values are JSON or plain text. To train on several devices, start the command with torchrun, or with
+accelerate launch --multi_gpu --num_processes N -m mmbdhs train …; without accelerators the processes run on the CPU
+(tested with two). Each process holds the whole model, or a shard of it with --shard true (FSDP2; Accelerate's own
+--use_fsdp and DeepSpeed are refused). SIGTERM and SIGINT end the command with status 143 and 130 after a checkpoint,
+from which --resume true continues."""
+
+_NAME_AND_SETTINGS = {"metavar": ("NAME", "KEY=VALUE")}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command: its own, and one for each field of TrainConfig."""
-    parser.add_argument("--model", required=True, help="folder or name of model and processor")
-    parser.add_argument("--dtype", help="of its weights; by default float32, and its own beside adapters")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL; image paths are relative to its folder")
-    settings = {"nargs": "+", "metavar": ("NAME", "KEY=VALUE")}
-    parser.add_argument(
-        "--source", default=["stored"], help="of responses: stored, supervised, bdhs, povid", **settings
+@dataclass(frozen=True)
+class CommandOptions:
+    """The options of `mmbdhs train` that are not settings of the trainer."""
+
+    _argument_group_name: ClassVar[str] = "model, data and method"
+
+    model: str = field(metadata={"help": "folder or name of model and processor"})
+    data: Path = field(metadata={"help": "JSONL file of preference records; image paths are relative to its folder"})
+    dtype: str | None = field(
+        default=None, metadata={"help": "dtype of the weights; None: float32, or the stored dtype with adapters"}
     )
-    parser.add_argument("--loss", default=["dpo"], help="of mmbdhs.losses: dpo, ipo, slic, simpo, sft, …", **settings)
-    parser.add_argument("--config", type=Path, help="JSON object with fields of TrainConfig; options override it")
-    for field in fields(TrainConfig):
-        default = "" if field.default is MISSING else f"default {field.default}"
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, dest=field.name, type=_value, default=argparse.SUPPRESS, help=default)
+    source: list[str] = field(
+        default_factory=["stored"].copy,
+        metadata=_NAME_AND_SETTINGS | {"help": "source of the responses: stored, supervised, bdhs or povid"},
+    )
+    loss: list[str] = field(
+        default_factory=["dpo"].copy,
+        metadata=_NAME_AND_SETTINGS | {"help": "loss of mmbdhs.losses, such as dpo, ipo, slic or simpo, or sft"},
+    )
+    config: Path | None = field(
+        default=None, metadata={"help": "JSON file of an object with fields of TrainConfig; options override it"}
+    )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Returns the exit status: 2 for arguments that do not fit, 128 + signal number for a run that was interrupted."""
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the long usage, so that all wrong arguments are reported alike."""
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command. Returns the exit status: 2 for wrong arguments, 128 + signal number after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = _config(arguments)
-        source, objective = _source(arguments.source, config.on_error), _objective(arguments.loss)
+        options, config = parse_arguments(argv)
+        source, objective = parse_source(options.source, config.on_error), parse_objective(options.loss)
+        advice = "Pass --resume true to continue, or choose another --output"
+        checkpoint_to_resume(Path(config.output), config.resume, advice)
     except (ValueError, TypeError) as error:
         print(f"mmbdhs train: {error}", file=sys.stderr)
         return 2
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from mmbdhs.data import read_records
-    from mmbdhs.training.trainer import train
-
-    dtype = arguments.dtype or ("auto" if config.lora_rank else "float32")
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(arguments.model)
-    result = train(model, processor, read_records(arguments.data), source, objective, config)
-    print(f"{result.steps} steps; model and processor lie in {result.folder}")
+    dtype = options.dtype or ("auto" if config.lora_rank else "float32")
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
+    processor = AutoProcessor.from_pretrained(options.model)
+    result = train(model, processor, read_records(options.data), source, objective, config)
+    print(f"{result.steps} steps; model and processor are in {result.folder}")
     return 128 + result.interrupted if result.interrupted else 0
 
 
-def _config(arguments: argparse.Namespace) -> TrainConfig:
-    given = vars(arguments)
-    settings = json.loads(arguments.config.read_text(encoding="utf-8")) if arguments.config else {}
-    settings |= {field.name: given[field.name] for field in fields(TrainConfig) if field.name in given}
-    if "output" not in settings:
-        raise ValueError("output: needs a folder, got none")
-    return TrainConfig.from_dict(settings)
+def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
+    """The command's options and the trainer's settings. Raises ValueError or TypeError for wrong arguments."""
+    usage = "mmbdhs train --model MODEL --data DATA --output OUTPUT [OPTION ...]"
+    parser = _Parser(cast("Any", [CommandOptions, TrainConfig]), usage=usage, description=DESCRIPTION)
+    parser.set_defaults(**dict.fromkeys(("model", "data", "output"), argparse.SUPPRESS))  # no "(default: None)"
+    # Numbers are read as JSON, so that they can be None and TrainConfig's own checks report wrong ones.
+    for kind in (int, float):
+        parser.register("type", kind, _value)
+    parser.register("type", str, lambda text: None if text == "None" else text)
+    argv = [*_config_file_arguments(argv), *argv]
+    options, config, unused = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    names = [one.name for one in (*fields(CommandOptions), *fields(TrainConfig))]
+    check_known("option", (word.lstrip("-").partition("=")[0].replace("-", "_") for word in unused), names)
+    return options, config
 
 
-def _source(words: Sequence[str], on_error: str) -> PairSource:
-    from mmbdhs.sampling import BDHSConfig
-    from mmbdhs.training.pair_sources import Distorted, OnlineBDHS, Stored, Supervised
+def _config_file_arguments(argv: Sequence[str]) -> list[str]:
+    """The settings in the file of --config as arguments. Arguments that follow override them."""
+    parser = _Parser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    if (file := parser.parse_known_args(argv)[0].config) is None:
+        return []
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config: needs a JSON file, got {file}: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config: needs a JSON object, got {settings!r} in {file}")
+    TrainConfig.from_dict({"output": "given by an option"} | settings)  # raises for a wrong name or value
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
-    def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHS:
-        return OnlineBDHS(BDHSConfig(**config), similarity, with_stored, on_error)
 
-    def povid(**settings: Any) -> Distorted:
-        return Distorted(**settings, on_error=on_error)
+def parse_source(words: Sequence[str], on_error: str) -> PairSource:
+    """The source of `--source NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
+
+    def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHSSource:
+        return OnlineBDHSSource(BDHSConfig(**config), similarity, with_stored, on_error)
+
+    def povid(**settings: Any) -> DistortedSource:
+        return DistortedSource(**settings, on_error=on_error)
 
     makers: dict[str, Callable[..., PairSource]] = {
-        "stored": Stored,
-        "supervised": Supervised,
+        "stored": StoredSource,
+        "supervised": SupervisedSource,
         "bdhs": bdhs,
         "povid": povid,
     }
     name, *settings = words
-    if name not in makers:
-        raise ValueError(unknown("source", name, makers))
+    check_known("source", [name], makers)
     return makers[name](**_settings(settings))
 
 
-def _objective(words: Sequence[str]) -> Objective:
-    from mmbdhs import losses
-    from mmbdhs.training.objectives import pairwise, supervised
-
+def parse_objective(words: Sequence[str]) -> Objective:
+    """The objective of `--loss NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
     name, *settings = words
     if name == "sft":
         return supervised(**_settings(settings))
-    known = {of.removesuffix("_loss"): loss for of in losses.__all__ if _compares(loss := getattr(losses, of))}
-    if name not in known:
-        raise ValueError(unknown("loss", name, ["sft", *known]))
-    return pairwise(known[name], **_settings(settings))
+    functions = {function.removesuffix("_loss"): getattr(losses, function) for function in losses.__all__}
+    pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
+    check_known("loss", [name], ["sft", *pair_losses])
+    return pairwise(pair_losses[name], **_settings(settings))
 
 
-def _compares(loss: Any) -> bool:
-    """Whether it is a loss of a chosen and a rejected response."""
+def _compares_pairs(loss: Any) -> bool:
+    """Whether this is a loss of a chosen and a rejected response."""
     return inspect.isfunction(loss) and "policy_rejected_logps" in inspect.signature(loss).parameters
 
 
@@ -121,8 +160,8 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON, or else the text itself."""
+    """The value of a JSON text, None for "None", or else the text itself."""
     try:
-        return json.loads(text)
+        return None if text == "None" else json.loads(text)
     except json.JSONDecodeError:
         return text

@@ -1,4 +1,4 @@
-"""The trainer's settings."""
+"""The trainer's settings. The help of each field is also the help of its option in `mmbdhs train`."""
 
 from __future__ import annotations
 
@@ -6,118 +6,126 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
 }
-"""From the share of the steps behind the warm-up that are done, 0 … 1, to a factor of the learning rate."""
+"""Factors of the learning rate after the warm-up, as functions of the share (0 to 1) of the remaining steps done."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the help of its command-line option."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `train`.
+    """Settings of `train`. `mmbdhs train --help` prints what they mean; the texts are the `help` of the fields.
 
-    output: folder for checkpoints, log and final model.
-    epochs, max_steps: how often every example is visited, and how many optimiser steps there are at most.
-    batch_size: examples of an optimiser step, over all processes. micro_batch_size: examples of one forward.
-    learning_rate, projector_learning_rate: of AdamW; None is no rate of the projector's own. schedule: how both go on
-        after a linear warm-up over `warmup_ratio` of all steps: to 0 ("cosine", "linear") or not at all ("constant").
-    weight_decay: of all that is trained. max_grad_norm: the gradient is clipped to.
-    mixed_precision: "no", "bf16" or "fp16", by autocast; weights keep the dtype they came in.
-    shard: spread parameters, gradients and the optimiser's state over all processes (FSDP2); not in "fp16".
-    gradient_checkpointing: run the decoder's layers again in backward instead of keeping what is inside them.
-    lora_rank: of adapters on the text decoder's linear layers; 0 trains decoder, output head and projector as a whole.
-        lora_alpha: None for twice the rank. Beside adapters the projector is trained if it has a rate of its own.
-    save_steps, eval_steps: a checkpoint, an evaluation after every so many steps; 0 for one at the end alone.
-    keep_checkpoints: how many. log_steps: a line of log.jsonl for every so many.
-    seed: of order, dropout and new adapters.
-    truncate_responses: cut responses at the end of the model's context instead of raising.
-    resume: go on from the newest complete checkpoint in `output`, if there is one.
-    on_error: "raise" at an example that cannot be read, or "skip" it.
+    Raises ValueError for a value out of range and TypeError for an output that is no path, naming the field.
     """
 
-    output: str | os.PathLike
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 16
-    micro_batch_size: int = 4
-    learning_rate: float = 1e-6
-    projector_learning_rate: float | None = None
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    shard: bool = False
-    gradient_checkpointing: bool = False
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.0
-    save_steps: int = 0
-    keep_checkpoints: int = 2
-    eval_steps: int = 0
-    log_steps: int = 10
-    seed: int = 0
-    truncate_responses: bool = False
-    resume: bool = False
-    on_error: str = "raise"
+    _argument_group_name: ClassVar[str] = "settings of the run (TrainConfig)"
+
+    output: str | Path = field(metadata={"help": "folder for checkpoints, log.jsonl and the final model"})
+    epochs: int = _setting(1, "number of passes over all examples")
+    max_steps: int | None = _setting(None, "largest number of optimiser steps; None: as many as the epochs take")
+    batch_size: int = _setting(16, "examples per optimiser step, over all processes")
+    micro_batch_size: int = _setting(4, "examples per forward pass on one process")
+    learning_rate: float = _setting(1e-6, "AdamW's learning rate after the warm-up")
+    projector_learning_rate: float | None = _setting(
+        None, "learning rate of the projector; None: learning_rate without adapters, a frozen projector with adapters"
+    )
+    weight_decay: float = _setting(0.0, "AdamW's weight decay on all trained parameters")
+    schedule: str = _setting(
+        "cosine", "learning rates after the warm-up: cosine or linear, which both fall to 0, or constant"
+    )
+    warmup_ratio: float = _setting(0.03, "share of all optimiser steps in which the rates rise linearly from 0")
+    max_grad_norm: float = _setting(1.0, "norm that the gradient is clipped to")
+    mixed_precision: str = _setting(
+        "no", "autocast of the forward passes: no, bf16 or fp16; the weights keep the dtype they are loaded in"
+    )
+    shard: bool = _setting(
+        False, "shard parameters, gradients and optimiser state over all processes (FSDP2); not with fp16"
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "recompute the decoder layers in the backward pass instead of storing their activations"
+    )
+    lora_rank: int = _setting(
+        0,
+        "rank of LoRA adapters on the text decoder's linear layers; 0: train the whole text decoder, the output head "
+        "and the projector, if the model has a module named like one (the log says what is trained)",
+    )
+    lora_alpha: float | None = _setting(None, "LoRA's alpha; None: twice the rank")
+    lora_dropout: float = _setting(0.0, "probability of dropout before the adapters")
+    save_steps: int = _setting(0, "optimiser steps between two checkpoints; 0: none before the final model")
+    keep_checkpoints: int = _setting(2, "number of newest checkpoints to keep")
+    eval_steps: int = _setting(0, "optimiser steps between two evaluations; 0: one evaluation at the end")
+    log_steps: int = _setting(10, "optimiser steps per line of log.jsonl")
+    seed: int = _setting(0, "seed of example order, dropout and new adapters")
+    truncate_responses: bool = _setting(
+        False, "cut responses at the end of the model's context instead of raising an error"
+    )
+    resume: bool = _setting(False, "continue from the newest complete checkpoint in output, if there is one")
+    on_error: str = _setting("raise", "what to do with an example that cannot be read: raise or skip")
 
     def __post_init__(self) -> None:
         if not isinstance(self.output, (str, os.PathLike)):
             raise TypeError(f"output: needs a path, got {self.output!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("micro_batch_size", 1), ("keep_checkpoints", 1)):
-            self._integer(name, least)
-        for name, least in (("lora_rank", 0), ("save_steps", 0), ("eval_steps", 0), ("log_steps", 1), ("seed", 0)):
-            self._integer(name, least)
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            self._number(name, 0, float("inf"))
+        at_least_one = ("epochs", "batch_size", "micro_batch_size", "keep_checkpoints", "log_steps")
+        for name in (*at_least_one, *self._given("max_steps")):
+            integer(name, getattr(self, name), 1)
+        for name in ("lora_rank", "save_steps", "eval_steps", "seed"):
+            integer(name, getattr(self, name), 0)
+        not_negative = ("learning_rate", "weight_decay", "max_grad_norm")
+        for name in (*not_negative, *self._given("projector_learning_rate", "lora_alpha")):
+            number_in(name, getattr(self, name), 0, math.inf)
         for name in ("warmup_ratio", "lora_dropout"):
-            self._number(name, 0, 1)
-        if self.max_steps is not None:
-            self._integer("max_steps", 1)
-        for name in ("projector_learning_rate", "lora_alpha"):
-            if getattr(self, name) is not None:
-                self._number(name, 0, float("inf"))
-        self._one_of("schedule", tuple(SCHEDULES))
-        self._one_of("mixed_precision", ("no", "bf16", "fp16"))
-        self._one_of("on_error", ("raise", "skip"))
+            number_in(name, getattr(self, name), 0, 1)
+        one_of("schedule", self.schedule, tuple(SCHEDULES))
+        one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        one_of("on_error", self.on_error, ("raise", "skip"))
         for name in ("shard", "gradient_checkpointing", "truncate_responses", "resume"):
-            self._one_of(name, (True, False))
+            one_of(name, getattr(self, name), (True, False))
         if self.shard and self.mixed_precision == "fp16":
             raise ValueError("mixed_precision: needs 'no' or 'bf16' with shard, got 'fp16'")
 
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """Raises ValueError for a name that is no field, with the nearest one."""
-        known = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise ValueError(unknown("config", name, known))
+        """Make a TrainConfig from a mapping. Raises ValueError for an unknown name and suggests the nearest one."""
+        check_known("config", settings, [one.name for one in fields(cls)])
         return cls(**settings)
 
-    def _integer(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: needs an integer of at least {least}, got {value!r}")
 
-    def _number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-            raise ValueError(f"{name}: needs a number in [{low}, {high}], got {value!r}")
-
-    def _one_of(self, name: str, choices: tuple) -> None:
-        value = getattr(self, name)
-        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise ValueError(f"{name}: needs one of {', '.join(map(repr, choices))}, got {value!r}")
+def check_known(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
+    """Raise ValueError for the first name that is not among the choices, and suggest the nearest choice."""
+    choices = sorted(choices)
+    for name in names:
+        if name not in choices:
+            nearest = difflib.get_close_matches(name, choices, n=1)
+            hint = f"is it {nearest[0]!r}?" if nearest else f"known: {', '.join(choices)}"
+            raise ValueError(f"{what}: {name!r} is unknown; {hint}")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not among the known ones."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"{what}: {name!r} is unknown; " + (f"is it {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}")
+def integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: needs an integer of at least {least}, got {value!r}")
+
+
+def number_in(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{name}: needs a number in [{low}, {high}], got {value!r}")
+
+
+def one_of(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+        raise ValueError(f"{name}: needs one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,6 +1,7 @@
-"""What is minimised: from log-probabilities of an example's responses to its loss.
+"""Objectives: functions from the log-probabilities of an example's responses to its loss.
 
-An objective is any callable of that signature. It may say `needs_reference = False`; then no reference is computed.
+An objective is any callable with the signature of `Objective`. With an attribute `needs_reference = False`, no
+reference is computed for it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ _LENGTHS = ("chosen_lengths", "rejected_lengths")
 
 
 class Objective(Protocol):
-    """policy: of B examples with N responses each, the chosen first. reference: float [B, N], log p of each response
-    under the reference; None if `needs_reference` is False. Rewards that do not exist are NaN."""
+    """The losses and rewards of B examples with N responses each.
+
+    policy: log-probabilities of the responses under the policy, the chosen response first.
+    reference: float [B, N], log-probability of each response under the reference in nats; None if `needs_reference` is
+        False.
+
+    Rewards that do not exist are NaN.
+    """
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss: ...
 
 
 def needs_reference(objective: Objective) -> bool:
-    """Whether it reads the reference; all do that do not say otherwise."""
+    """Whether an objective reads the reference. An objective that does not say so does."""
     return getattr(objective, "needs_reference", True)
 
 
@@ -40,14 +47,15 @@ class _Pairwise:
     settings: dict[str, Any]
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
-        others = range(1, policy.sums.shape[1])
-        weights = self.weights or [1 / len(others) for _ in others]
-        return averaged_loss([self._against(other, policy, reference) for other in others], weights=weights)
+        rejected = range(1, policy.sums.shape[1])
+        weights = self.weights or [1 / len(rejected) for _ in rejected]
+        return averaged_loss([self._compare(column, policy, reference) for column in rejected], weights=weights)
 
-    def _against(self, other: int, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
-        values = [policy.sums] if reference is None else [policy.sums, reference]
-        vectors = [of[:, place] for of in values for place in (0, other)]
-        lengths = dict(zip(_LENGTHS, (policy.lengths[:, 0], policy.lengths[:, other]), strict=True))
+    def _compare(self, rejected: int, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
+        """The loss of response 0 against response `rejected`."""
+        sums = [policy.sums] if reference is None else [policy.sums, reference]
+        vectors = [logps[:, column] for logps in sums for column in (0, rejected)]
+        lengths = dict(zip(_LENGTHS, (policy.lengths[:, 0], policy.lengths[:, rejected]), strict=True))
         return self.loss(*vectors, **{name: lengths[name] for name in self.lengths}, **self.settings)
 
 
@@ -58,12 +66,15 @@ def pairwise(
     per_token: bool = False,
     **settings: Any,
 ) -> Objective:
-    """A pairwise loss of `mmbdhs.losses`, of the chosen response against each of the others, averaged (Eq. 5).
+    """A pairwise loss of `mmbdhs.losses`, averaged over pairs of the chosen and each other response (Eq. 5).
 
-    weights: of the others, with sum 1; None for equal ones. per_token: hand lengths also to a loss for which they are
-    optional, as length-normalised IPO is written; losses that ask for them always get them. settings: of the loss.
+    loss: takes log-probabilities of chosen and rejected responses.
+    weights: of the pairs, with sum 1; None for equal weights.
+    per_token: whether to pass lengths to a loss for which they are optional, which makes IPO length-normalised. A loss
+        that requires lengths always gets them.
+    settings: further arguments of the loss.
 
-    Raises TypeError for settings that the loss does not take, ValueError for per_token where it takes no lengths.
+    Raises TypeError for settings that the loss does not take, and ValueError for per_token where it takes no lengths.
     """
     signature = inspect.signature(loss)
     signature.bind_partial(**settings)
@@ -81,10 +92,11 @@ class _Supervised:
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
         losses = sft_loss(policy.sums[:, 0], chosen_lengths=policy.lengths[:, 0])
-        none = torch.full_like(losses, torch.nan).detach()
-        return PreferenceLoss(losses, none, none)
+        no_rewards = torch.full_like(losses, torch.nan).detach()
+        return PreferenceLoss(losses, no_rewards, no_rewards)
 
 
 def supervised() -> Objective:
-    """−log p per token of the chosen response, each example weighing the same. There are no rewards."""
+    """The negative log-probability per token of the chosen response. All examples weigh the same; there are no
+    rewards."""
     return _Supervised()

@@ -1,11 +1,12 @@
-"""Where the responses come from that a training step compares: from the data, or from the policy as it is by now."""
+"""Sources of the responses that a training step compares: stored in the data, or sampled from the current policy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from mmbdhs.logprobs import response_text
 from mmbdhs.sampling import (
     BDHSConfig,
     BDHSFailure,
+    SampledResponse,
     SamplingConfig,
     Similarity,
     bdhs_sample,
@@ -22,78 +24,113 @@ from mmbdhs.sampling import (
     sample_responses,
 )
 from mmbdhs.training.annotators import Annotator, Comparison
+from mmbdhs.training.config import number_in
 
 
 @dataclass(frozen=True)
-class Visit:
-    """An example at one of its visits.
+class TrainingExample:
+    """A record in one epoch.
 
-    record: in TRL's vision preference layout: images, prompt, chosen, rejected, as far as the source needs them.
-    key: the record's "key", or its row number as a string. visit: 0 in the first epoch, 1 in the second, ….
+    record: in TRL's vision preference layout, with images, prompt, and chosen and rejected if the source needs them.
+    key: the record's "key", or its row number as a string.
+    epoch: 0 in the first epoch.
     """
 
     record: Mapping[str, Any]
     key: int | str
-    visit: int
+    epoch: int
 
     @property
     def address(self) -> str:
-        """Under which this visit's random draws stand: every visit draws afresh."""
-        return f"{self.key}#{self.visit}"
+        """The key of this example's random draws, which differ from epoch to epoch."""
+        return f"{self.key}#{self.epoch}"
+
+
+Examples = Sequence[TrainingExample]
 
 
 class Candidates(NamedTuple):
-    """texts: the chosen response, then the others. reference_logps: log p of each under the reference, if known."""
+    """The responses to one prompt that an objective compares.
+
+    texts: the chosen response, then the others.
+    reference_logps: the log-probability of each response under the reference model in nats; None if unknown.
+    """
 
     texts: tuple[str, ...]
     reference_logps: tuple[float, ...] | None = None
 
 
 class PairSource(Protocol):
-    """For each visit its candidates, or None where there is nothing to learn. model: the policy, in evaluation mode.
+    """Any callable that returns the candidates of each example, or None where there is nothing to learn from.
 
-    Any callable will do. It may say which `columns` records must have beside `images` and `prompt`, and with
-    `stored_reference = True` that it hands on `reference_logps` wherever a record has them. A source with
-    `offline = True` leaves the model alone, so that a sharded one need not be gathered for it.
+    model: the current policy, in evaluation mode.
+
+    A source may have these attributes:
+    columns: the columns that records need besides `images` and `prompt`.
+    stored_reference: True if the source passes on `reference_logps` wherever a record has them.
+    offline: True if the source does not use the model, so that a sharded model need not be gathered for it.
     """
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]: ...
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]: ...
 
 
 def columns_of(source: PairSource) -> tuple[str, ...]:
-    """What the source needs in each record beside `images` and `prompt`, as far as it says so."""
+    """The columns that the source declares to need in each record besides `images` and `prompt`."""
     return getattr(source, "columns", ())
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSource:
     """The record's chosen and rejected responses, with its `reference_logps` if it has them."""
 
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     stored_reference: ClassVar[bool] = True
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        return [Candidates(_texts(visit, self.columns), _known(visit.record)) for visit in visits]
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+        return [Candidates(_texts(example, self.columns), _reference_logps(example.record)) for example in examples]
 
 
 @dataclass(frozen=True)
-class Supervised:
+class SupervisedSource:
     """The record's chosen response alone."""
 
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        return [Candidates(_texts(visit, self.columns)) for visit in visits]
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+        return [Candidates(_texts(example, self.columns)) for example in examples]
+
+
+class _SampledSource(ABC):
+    """A source that samples one response from the current policy, in addition to the stored ones."""
+
+    with_stored: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("chosen", "rejected") if self.with_stored else ("chosen",)
+
+    @abstractmethod
+    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+        """A function (images, prompts, chosen responses, keys=) that samples a response for each prompt."""
+
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+        stored = [_texts(example, self.columns) for example in examples]
+        keys = [example.address for example in examples]
+        chosen = [texts[0] for texts in stored]
+        samples = self._sampler(model, processor)(*_asked(examples), chosen, keys=keys)
+        return [_candidates(*pair) for pair in zip(stored, samples, strict=True)]
 
 
 @dataclass(frozen=True)
-class OnlineBDHS:
-    """Online-BDHS: against the chosen response one that the current policy gives with restricted image access.
+class OnlineBDHSSource(_SampledSource):
+    """Online-BDHS: the chosen response against one that the current policy completes with restricted image access.
 
-    with_stored: against the record's rejected one too, for Eq. 5. similarity: as `bdhs_sample` takes it; loaded once.
-    on_error: "skip" leaves an example out that cannot be sampled.
+    config: settings of `bdhs_sample`.
+    similarity: as `bdhs_sample` takes it; loaded once.
+    with_stored: also compare with the record's rejected response (Eq. 5).
+    on_error: "raise" for an example that cannot be sampled, or "skip" it.
     """
 
     config: BDHSConfig = field(default_factory=BDHSConfig)
@@ -101,42 +138,42 @@ class OnlineBDHS:
     with_stored: bool = False
     on_error: str = "raise"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return _compared(self.with_stored)
-
     @cached_property
     def _similarity(self) -> Similarity:
         return resolve_similarity(self.similarity)
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        settings = {"config": self.config, "similarity": self._similarity, "on_error": self.on_error}
-        return _with_samples(visits, self.columns, partial(bdhs_sample, model, processor, **settings))
+    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+        config, similarity, on_error = self.config, self._similarity, self.on_error
+        return partial(bdhs_sample, model, processor, config=config, similarity=similarity, on_error=on_error)
 
 
 @dataclass(frozen=True)
-class Distorted:
-    """The POVID-style distortion of section 3.3, by the current policy, at every visit with other noise."""
+class DistortedSource(_SampledSource):
+    """The distortion of section 3.3, as in POVID: teacher-forced answers of the current policy to a noisy image.
+
+    noise_steps: diffusion steps of noise on the image, with other noise in every epoch.
+    seed: seed of the noise.
+    with_stored: also compare with the record's rejected response (Eq. 5).
+    on_error: "raise" for an example that cannot be sampled, or "skip" it.
+    """
 
     noise_steps: int = 500
     seed: int = 0
     with_stored: bool = True
     on_error: str = "raise"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return _compared(self.with_stored)
-
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        settings = {"noise_steps": self.noise_steps, "seed": self.seed, "on_error": self.on_error}
-        return _with_samples(visits, self.columns, partial(povid_sample, model, processor, **settings))
+    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+        steps, seed, on_error = self.noise_steps, self.seed, self.on_error
+        return partial(povid_sample, model, processor, noise_steps=steps, seed=seed, on_error=on_error)
 
 
 @dataclass(frozen=True)
-class OnlinePairs:
-    """Online-DPO: two responses of the current policy, ranked by an annotator; None where it is undecided or they are
-    the same. Records need no responses.
+class OnlinePairsSource:
+    """Online-DPO: two responses of the current policy, ranked by an annotator. Records need no responses.
 
+    There is nothing to learn from where the annotator is undecided or the two responses are equal.
+
+    annotator: ranks the pairs.
     sampling: how the responses are drawn.
     """
 
@@ -144,26 +181,33 @@ class OnlinePairs:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        pairs = self._drawn(model, processor, visits)
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+        pairs = self._drawn(model, processor, examples)
         unlike = [number for number, (first, second) in enumerate(pairs) if first and second and first != second]
-        comparisons = [_comparison(visits[number], *pairs[number]) for number in unlike]
-        found: list[Candidates | None] = [None] * len(visits)
+        comparisons = [_comparison(examples[number], *pairs[number]) for number in unlike]
+        found: list[Candidates | None] = [None] * len(examples)
         for number, better in zip(unlike, self.annotator(comparisons) if comparisons else [], strict=True):
             if better is not None:
                 found[number] = Candidates((pairs[number][better], pairs[number][1 - better]))
         return found
 
-    def _drawn(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[tuple[str, str]]:
-        """Two responses for each visit."""
-        keys = [(f"{visit.address}/a", f"{visit.address}/b") for visit in visits]
-        found = sample_responses(model, processor, *_asked(visits), self.sampling, num_return_sequences=2, keys=keys)
-        return [(first.text, second.text) for first, second in found]
+    def _drawn(self, model: nn.Module, processor: Any, examples: Examples) -> list[tuple[str, str]]:
+        """Two responses to each example's prompt."""
+        keys = [(f"{example.address}/a", f"{example.address}/b") for example in examples]
+        images, prompts = _asked(examples)
+        found = sample_responses(model, processor, images, prompts, self.sampling, num_return_sequences=2, keys=keys)
+        return [(first.text, second.text) for first, second in cast("list[list[SampledResponse]]", found)]
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Mixed-DPO, Eq. 4: each visit is served by the first source with probability p, else by the second."""
+class MixedSource:
+    """Mixed-DPO, Eq. 4: for each example one of two sources, drawn at random.
+
+    first: the source drawn with probability p.
+    second: the source drawn otherwise.
+    p: in [0, 1].
+    seed: seed of the draws.
+    """
 
     first: PairSource
     second: PairSource
@@ -171,59 +215,46 @@ class Mixed:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"p: needs a number in [0, 1], got {self.p!r}")
+        number_in("p", self.p, 0, 1)
 
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
 
-    def __call__(self, model: nn.Module, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        found: list[Candidates | None] = [None] * len(visits)
-        for source, serves_first in ((self.first, True), (self.second, False)):
-            numbers = [n for n, visit in enumerate(visits) if self._draws_first(visit) == serves_first]
-            served = source(model, processor, [visits[n] for n in numbers]) if numbers else []
-            for number, candidates in zip(numbers, served, strict=True):
-                found[number] = candidates
+    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+        found: list[Candidates | None] = [None] * len(examples)
+        draws = [self._draws_first(example) for example in examples]
+        for source, is_first in ((self.first, True), (self.second, False)):
+            numbers = [number for number, draw in enumerate(draws) if draw == is_first]
+            candidates = source(model, processor, [examples[number] for number in numbers]) if numbers else []
+            for number, one in zip(numbers, candidates, strict=True):
+                found[number] = one
         return found
 
-    def _draws_first(self, visit: Visit) -> bool:
-        return key_address(f"mixed {self.seed} {visit.address}") % 2**64 < self.p * 2**64
+    def _draws_first(self, example: TrainingExample) -> bool:
+        return key_address(f"mixed {self.seed} {example.address}") % 2**64 < self.p * 2**64
 
 
-def _compared(with_stored: bool) -> tuple[str, ...]:
-    return ("chosen", "rejected") if with_stored else ("chosen",)
+def _texts(example: TrainingExample, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(response_text(example.record[column]) for column in columns)
 
 
-def _texts(visit: Visit, columns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(response_text(visit.record[column]) for column in columns)
-
-
-def _known(record: Mapping[str, Any]) -> tuple[float, ...] | None:
+def _reference_logps(record: Mapping[str, Any]) -> tuple[float, ...] | None:
     values = record.get("reference_logps")
     return None if values is None else tuple(values)
 
 
-def _asked(visits: Sequence[Visit]) -> tuple[list[Any], list[Any]]:
-    return [visit.record["images"] for visit in visits], [visit.record["prompt"] for visit in visits]
+def _asked(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[Any]]:
+    """The images and the prompts of the examples."""
+    return [example.record["images"] for example in examples], [example.record["prompt"] for example in examples]
 
 
-def _with_samples(
-    visits: Sequence[Visit], columns: Sequence[str], sample: Callable[..., list[Any]]
-) -> list[Candidates | None]:
-    """The stored responses, and behind them what `sample` makes of the chosen one."""
-    stored = [_texts(visit, columns) for visit in visits]
-    keys = [visit.address for visit in visits]
-    samples = sample(*_asked(visits), [texts[0] for texts in stored], keys=keys)
-    return [_with(*pair) for pair in zip(stored, samples, strict=True)]
-
-
-def _with(stored: tuple[str, ...], sample: Any) -> Candidates | None:
-    """Nothing for a sample that failed or has no text."""
+def _candidates(stored: tuple[str, ...], sample: Any) -> Candidates | None:
+    """The stored responses and the sampled one, or None for a sample that failed or is empty."""
     if isinstance(sample, BDHSFailure) or not sample.rejected.strip():
         return None
     return Candidates((*stored, sample.rejected))
 
 
-def _comparison(visit: Visit, first: str, second: str) -> Comparison:
-    return Comparison(visit.address, load_images(visit.record["images"]), visit.record["prompt"], first, second)
+def _comparison(example: TrainingExample, first: str, second: str) -> Comparison:
+    return Comparison(example.address, load_images(example.record["images"]), example.record["prompt"], first, second)

@@ -1,7 +1,8 @@
-"""Where a model's parameters lie while it is trained: whole on every process, or spread over all of them (FSDP2).
+"""Data-parallel training: every process holds the whole model, or a shard of it (FSDP2).
 
-A sharded decoder layer gathers its parameters when it runs, forward and backward. All processes have to take part in
-that, so all must run the decoder equally often, and what one of them does alone needs the parameters gathered before.
+A sharded decoder layer gathers its parameters whenever it runs, forward and backward. All processes take part in that
+communication, so all of them must run the decoder equally often. Whatever one process does alone needs the full
+parameters first.
 """
 
 from __future__ import annotations
@@ -23,50 +24,49 @@ from mmbdhs.vlm import VLM
 T = TypeVar("T")
 
 
-class Placement(Protocol):
-    """A model, and how it is to be used where its parameters lie.
+class DistributedModel(Protocol):
+    """A model whose parameters are replicated on all processes or sharded over them."""
 
-    run: function(model), in which the decoder may run once, with gradients if they are on.
-    gathered: a context in which a process may do with the model what it likes, but for training.
-    passes: how often all processes have to run the decoder if this one needs `count` times.
-    sum_gradients: from the gradients of each process's own examples to those of all.
-    """
+    @property
+    def model(self) -> Any: ...
 
-    model: nn.Module
+    def run(self, function: Callable[[nn.Module], T]) -> T:
+        """Return function(model), which may run the decoder once, with gradients where they are enabled."""
 
-    def run(self, function: Callable[[nn.Module], T]) -> T: ...
+    def full_parameters(self) -> AbstractContextManager[None]:
+        """A context in which this process may use the model on its own, for anything except training."""
 
-    def gathered(self) -> AbstractContextManager: ...
+    def common_pass_count(self, count: int) -> int:
+        """The number of decoder passes that every process has to make if this one needs `count`."""
 
-    def passes(self, count: int) -> int: ...
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients for this process's examples by gradients for the examples of all processes."""
 
 
 @dataclass(frozen=True)
-class Replicated:
+class ReplicatedModel:
     """The whole model on every process."""
 
-    model: nn.Module
+    model: Any
 
     def run(self, function: Callable[[nn.Module], T]) -> T:
         return function(self.model)
 
-    def gathered(self) -> AbstractContextManager:
+    def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def passes(self, count: int) -> int:
+    def common_pass_count(self, count: int) -> int:
         return count
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Once a step, not by DistributedDataParallel's hooks, which want as many backward passes on every process."""
+        # Once per step. The hooks of DistributedDataParallel would need equally many backward passes on every process.
         if distributed.is_initialized():
             for work in [distributed.all_reduce(parameter.grad, async_op=True) for parameter in parameters]:
                 work.wait()
 
 
-class Sharded:
-    """Parameters, gradients and so the optimiser's state spread over all processes of the default group.
+class ShardedModel:
+    """A model whose parameters, gradients and optimiser state are sharded over all processes of the default group.
 
     The model is changed in place and stays sharded. Its parameters must be equal on all processes.
     """
@@ -76,19 +76,19 @@ class Sharded:
         for layer in VLM.of(model).decoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer)
-        self._root = fully_shard(_Root(model))
+        self._root: Any = fully_shard(_Root(model))
         with torch.no_grad():
-            self.run(lambda model: None)  # FSDP takes for the root what runs first
+            self.run(lambda model: None)  # FSDP takes the first module that runs for the root
 
     def run(self, function: Callable[[nn.Module], T]) -> T:
         try:
             return self._root(function)
         finally:
-            if not torch.is_grad_enabled():  # with gradients, backward does it
+            if not torch.is_grad_enabled():  # with gradients, the backward pass reshards
                 self._root.reshard()
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def full_parameters(self) -> Iterator[None]:
         parts = [module for module in self._root.modules() if isinstance(module, FSDPModule)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -100,18 +100,20 @@ class Sharded:
                 part.set_reshard_after_forward(part is not self._root, recurse=False)
                 part.reshard()
 
-    def passes(self, count: int) -> int:
-        most = torch.tensor(count, device=next(self.model.parameters()).device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        return int(most)
+    def common_pass_count(self, count: int) -> int:
+        largest = torch.tensor(count, device=next(self.model.parameters()).device)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
-            parameter.grad *= distributed.get_world_size()  # of means over the processes
+            if parameter.grad is not None:
+                parameter.grad *= distributed.get_world_size()  # FSDP has averaged over the processes
 
 
 class _Root(nn.Module):
-    """Holds what lies outside of the decoder's layers, from the forward's begin to the backward's end."""
+    """FSDP's root module. It keeps the parameters outside of the decoder layers gathered from the start of the forward
+    pass to the end of the backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -121,24 +123,30 @@ class _Root(nn.Module):
         return function(self.model)
 
 
-def collected(tree: Any) -> Any:
-    """With whole tensors for sharded ones, on the CPU of the first process and None elsewhere. All have to ask for it;
-    one tensor is gathered at a time, and one that is there twice comes out as one."""
-    found: dict[int, Tensor | None] = {}
+def gather_full(tree: Any) -> Any:
+    """Replace every sharded tensor of a tree by the full one: on the CPU of rank 0, and by None on other ranks.
 
-    def whole(leaf: Any) -> Any:
+    All processes have to call this together. One tensor is gathered at a time. A tensor that occurs twice in the tree
+    stays one tensor.
+    """
+    gathered: dict[int, Tensor | None] = {}
+
+    def full(leaf: Any) -> Any:
         if not isinstance(leaf, DTensor):
             return leaf
-        if id(leaf) not in found:
+        if id(leaf) not in gathered:
             tensor = leaf.full_tensor().detach()
-            found[id(leaf)] = tensor.cpu() if distributed.get_rank() == 0 else None
-        return found[id(leaf)]
+            gathered[id(leaf)] = tensor.cpu() if distributed.get_rank() == 0 else None
+        return gathered[id(leaf)]
 
-    return tree_map(whole, tree)
+    return tree_map(full, tree)
 
 
-def spread(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor that all processes have, in parts as `like` is if that is sharded; all have to ask for it."""
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """Shard a tensor that all processes hold in full as `like` is sharded; return it unchanged if `like` is not.
+
+    All processes have to call this together.
+    """
     if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+        return full
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)

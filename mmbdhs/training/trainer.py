@@ -1,14 +1,15 @@
 """The reference trainer: one plain loop around sampling, log-probabilities and losses.
 
-An optimiser step takes `batch_size` examples: a source of pairs (`pair_sources`) turns each into candidate
-responses, `response_logps` runs them behind their prompt, an objective (`objectives`) makes losses of their
-log-probabilities, and the gradient is that of the mean over all examples of the step that had something to learn from,
-however they are cut into micro-batches and split among processes.
+An optimiser step takes `batch_size` examples. A source (`pair_sources`) turns each into candidate responses,
+`response_logps` computes their log-probabilities, and an objective (`objectives`) makes losses of these. The gradient
+is that of the mean loss over all examples of the step that had something to learn from; it does not depend on how the
+examples are cut into micro-batches or divided among processes.
 
     accelerate launch --multi_gpu --num_processes 2 train.py
 
-or `torchrun --nproc-per-node 2 train.py` runs it on several devices, without accelerators in processes of the CPU. Each
-has the whole model, or, with `shard`, its part of it (FSDP2); sampling, evaluation and the images' encoder gather it.
+or `torchrun --nproc-per-node 2 train.py` trains on several devices, or in several CPU processes on a machine without
+accelerators. Each process holds the whole model, or a shard of it with `shard` (FSDP2). Sampling, evaluation and the
+image encoder gather a sharded model.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import Subset
 
 from mmbdhs.data import key_address, usable_rows
-from mmbdhs.training.checkpoints import checkpoint_path, checkpoints, load_state, prune, save_model
+from mmbdhs.training.checkpoints import checkpoint_path, checkpoint_to_resume, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
-from mmbdhs.training.learner import Learner, NonFiniteLossError, probed_example
-from mmbdhs.training.log import Tally, TrainLog
+from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
+from mmbdhs.training.log import StepMetrics, TrainLog, left_out_sums
 from mmbdhs.training.objectives import Objective, needs_reference
-from mmbdhs.training.pair_sources import PairSource, Visit, columns_of
-from mmbdhs.training.sharding import Replicated, Sharded, collected, spread
+from mmbdhs.training.pair_sources import PairSource, TrainingExample, columns_of
+from mmbdhs.training.sharding import ReplicatedModel, ShardedModel, gather_full, shard_like
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
 from mmbdhs.vlm import VLM
 
@@ -45,10 +46,18 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("mmbdhs")
 
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+Signals = list[signal.Signals]
+
 
 class TrainResult(NamedTuple):
-    """model: the trained one, with adapters around it if these were asked for. steps: done so far, by earlier runs too.
-    folder: where model and processor lie. interrupted: by which signal, or None."""
+    """The result of `train`.
+
+    model: the trained model, with adapters around it if the settings asked for them.
+    steps: number of optimiser steps done, including those of earlier runs that were resumed.
+    folder: the folder of the saved model and processor.
+    interrupted: the signal that ended the run early, or None.
+    """
 
     model: nn.Module
     steps: int
@@ -65,53 +74,53 @@ def train(
     config: TrainConfig,
     *,
     reference: nn.Module | None = None,
-    evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> TrainResult:
-    """Align a model; it is trained in place.
+    """Align a model with preference pairs. The model is trained in place.
 
+    model, processor: a vision-language model of `transformers`, or a PEFT model around one, and its processor.
     records: in TRL's vision preference layout, images as PIL images or paths, with the columns that `source` needs.
-    reference: what the policy is compared with; None for the model without its adapters, or else a frozen copy of it as
-        it comes in, which is made only if the objective needs one. With `config.shard` both stay sharded.
-    evaluate: (model, step) -> numbers to log, on the main process, every `config.eval_steps` and at the end.
+    source: makes the candidate responses of each example, see `pair_sources`.
+    objective: makes the losses of their log-probabilities, see `objectives`.
+    config: all other settings.
+    reference: the model that the policy is compared with. None: the policy without its adapters, or a frozen copy of
+        the policy as it is now, made only if the objective needs one. With `config.shard` both models stay sharded.
+    evaluate: a function of the model and the number of steps that returns numbers to log. It is called on the main
+        process every `config.eval_steps` and at the end.
 
-    A SIGTERM or SIGINT ends the run behind a checkpoint after the current step. A run that goes on from a checkpoint
-    ends with the weights, on a CPU to the bit, of one that was never interrupted: order, dropout and sampling are drawn
-    by (seed, step, example), not from a state.
+    A SIGTERM or SIGINT ends the run with a checkpoint after the current step. A run that is resumed from a checkpoint
+    ends with the weights of a run that was never interrupted, on a CPU bit for bit: order, dropout and samples are
+    drawn by (seed, step, example), not from a generator's state.
 
-    Raises ValueError for records, source, model or config that do not fit, naming row or argument,
+    Raises ValueError for records, source, model or config that do not fit, naming the row or the argument,
     NonFiniteLossError at NaN or infinite numbers, and OSError where a checkpoint cannot be written.
     """
-    output = Path(config.output)
     accelerator = _accelerator(config)
     rows = usable_rows(records, ("images", "prompt", *columns_of(source)), config.on_error)
-    found = checkpoints(output)
-    if found and not config.resume:
-        raise ValueError(f"output: needs a folder without checkpoints, or resume=True, got {found[-1]} in it")
+    checkpoint = checkpoint_to_resume(Path(config.output), config.resume)
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    examples = Subset(records, rows)
-    stored = needs_reference(objective) and _all_stored(source, examples)
-    if reference is None and needs_reference(objective) and not stored and not hasattr(model, "disable_adapter"):
+    examples: Any = Subset(cast("Any", records), rows)
+    all_stored = needs_reference(objective) and _all_stored(source, examples)
+    if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
     learner = Learner(
-        Replicated(model),
-        processor,
-        source,
-        objective,
-        None if reference is None else Replicated(reference),
-        config,
-        accelerator.autocast,
-        accelerator.backward,
+        policy=ReplicatedModel(model),
+        processor=processor,
+        source=source,
+        objective=objective,
+        reference=None if reference is None else ReplicatedModel(reference),
+        config=config,
+        autocast=accelerator.autocast,
+        backward=accelerator.backward,
     )
     if accelerator.num_processes > 1:
-        _agree(model)
-    if config.shard:
-        learner = _sharded(learner, stored, examples)
+        learner = _distributed(learner, all_stored, examples)
     run = _Run(accelerator, learner, records, rows, config)
-    if found:
-        run.resume(found[-1])
-    return run.go(evaluate)
+    if checkpoint:
+        run.resume(checkpoint)
+    return run.train(evaluate)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -119,51 +128,55 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError("train: needs the extra 'train': pip install 'mmbdhs[train]'") from error
-    # Without being told, Accelerate takes the processes of a machine without accelerators for lone ones.
+    # Without cpu=True, Accelerate takes each process on a machine without accelerators for the only one.
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
-    accelerator.gradient_accumulation_steps = 1  # micro-batches are counted here, whatever the launcher was told
+    accelerator.gradient_accumulation_steps = 1  # the trainer counts micro-batches, whatever the launcher was told
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise ValueError(
-            f"accelerate: needs processes with the whole model each, which `shard` of TrainConfig spreads, got {kind}"
+            f"accelerate: needs a launcher that starts processes with the whole model each, got {kind}. "
+            "To shard the model, set `shard` of TrainConfig"
         )
     if config.shard and accelerator.num_processes == 1:
-        raise ValueError("shard: needs several processes, got one")
+        raise ValueError("shard: needs several processes, got one. Start them with accelerate launch or torchrun")
     return accelerator
 
 
 def _all_stored(source: PairSource, records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the reference's log-probabilities lie beside all examples."""
+    """Whether the source passes on the reference's log-probabilities and all records have them."""
     return getattr(source, "stored_reference", False) and all(
         record.get("reference_logps") is not None for record in records
     )
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    """Of what is trained; frozen parameters are shared."""
+    """Deep-copy the trained parameters as a frozen reference, which shares the frozen parameters with the model."""
     _LOG.info("keeping a frozen copy of the model as the reference")
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def _agree(model: nn.Module) -> None:
-    """On the trained parameters of the first process: others may have drawn new adapters differently."""
-    for parameter in trained_parameters(model).values():
-        distributed.broadcast(parameter.detach(), src=0)
-
-
-def _sharded(learner: Learner, stored: bool, records: Iterable[Mapping[str, Any]]) -> Learner:
-    """With policy and reference spread over the processes."""
-    places = learner.policy, learner.reference
-    example = probed_example([place.model for place in places if place], learner.processor, records)
-    stand_in = example._replace(reference_logps=(0.0,) if stored else None)
-    policy, reference = (place and Sharded(place.model) for place in places)
-    return replace(learner, policy=policy, reference=reference, stored_reference=stored, stand_in=stand_in)
+def _distributed(learner: Learner, all_stored: bool, records: Iterable[Mapping[str, Any]]) -> Learner:
+    """The learner with rank 0's trained parameters on all processes, and sharded if its config says so."""
+    for parameter in trained_parameters(learner.policy.model).values():
+        distributed.broadcast(parameter.detach(), src=0)  # the initial adapters may differ between ranks
+    if not learner.config.shard:
+        return learner
+    models = [one.model for one in (learner.policy, learner.reference) if one]
+    dummy = make_dummy_example(models, learner.processor, records)
+    dummy = dummy._replace(reference_logps=(0.0,) if all_stored else None)
+    policy = ShardedModel(learner.policy.model)
+    reference = learner.reference and ShardedModel(learner.reference.model)
+    return replace(learner, policy=policy, reference=reference, stored_reference=all_stored, dummy_example=dummy)
 
 
 @dataclass
 class _Run:
-    """`step` counts the optimiser steps that are done, `rows` are the numbers of the records that are visited."""
+    """The state of a run.
+
+    rows: numbers of the records that are trained on.
+    step: number of optimiser steps that are done.
+    """
 
     accelerator: Accelerator
     learner: Learner
@@ -176,135 +189,145 @@ class _Run:
         config, model = self.config, self.learner.policy.model
         self.output = Path(config.output)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
-        self.total = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.total = config.epochs * self.steps_per_epoch
+        if config.max_steps is not None:
+            self.total = min(self.total, config.max_steps)
         self.trained = trained_parameters(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
-        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
 
-    def go(self, evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None) -> TrainResult:
-        """To the end, or to a signal."""
-        config, main, stopped = self.config, self.accelerator.is_main_process, None
-        with _signals() as received, TrainLog(self.output, self.step, self.total, self.steps_per_epoch, main) as log:
+    def train(self, evaluate: Evaluate | None) -> TrainResult:
+        """Train to the end or to a signal."""
+        config, is_main, stopped = self.config, self.accelerator.is_main_process, None
+        with (
+            _caught_signals() as received,
+            TrainLog(self.output, self.step, self.total, self.steps_per_epoch, is_main) as log,
+        ):
             while self.step < self.total and not stopped:
-                tally, facts, stopped = self._advance(received)
-                log.step(tally)
-                if self._due(config.log_steps) or stopped:
+                metrics, facts, stopped = self._train_step(received)
+                log.add_step(metrics)
+                if self._is_due(config.log_steps) or stopped:
                     log.write(self.step, **facts)
-                if evaluate is not None and self._due(config.eval_steps):
+                if evaluate is not None and self._is_due(config.eval_steps):
                     self._evaluate(evaluate, log)
                 if stopped or (config.save_steps and self.step % config.save_steps == 0):
-                    self._checkpoint()
+                    self._save_checkpoint()
         folder = checkpoint_path(self.output, self.step) if stopped else self.output / "final"
         if not stopped:
             self._save(folder)
         return TrainResult(self.learner.policy.model, self.step, folder, stopped)
 
-    def _due(self, every: int) -> bool:
-        return self.step == self.total or (every > 0 and self.step % every == 0)
+    def _is_due(self, interval: int) -> bool:
+        """Whether something that is done every `interval` steps, and at the end, is to be done now."""
+        return self.step == self.total or (interval > 0 and self.step % interval == 0)
 
-    def _advance(self, received: list[signal.Signals]) -> tuple[Tally, dict[str, float], signal.Signals | None]:
-        """One optimiser step. The signal is what any process has received by its end."""
-        rank, size = self.accelerator.process_index, self.config.micro_batch_size
-        # Dropout: by address too, so that no generator's state has to outlive a run.
+    def _train_step(self, received: Signals) -> tuple[StepMetrics, dict[str, float], signal.Signals | None]:
+        """Take one optimiser step. Returns its metrics, its learning rate and gradient norm, and a signal that any
+        process has received."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        # Dropout is drawn by address too, so that a resumed run needs no generator's state.
         torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {rank}"))
-        visits, processes = self._visits(), self.accelerator.num_processes
-        mine, most = visits[rank::processes], math.ceil(len(visits) / processes)
-        sums = Tally.left_out(0, 0)
-        for begin in range(0, most, size):
-            sums += self.learner.learn(self.step, mine[begin : begin + size])
-        tally, stopped = self._together(sums, received)
+        batch, size = self._batch(), self.config.micro_batch_size
+        share, longest_share = batch[rank::processes], math.ceil(len(batch) / processes)
+        sums = left_out_sums(0, 0)
+        for begin in range(0, longest_share, size):
+            sums += self.learner.accumulate_gradients(self.step, share[begin : begin + size])
+        metrics, stopped = self._reduce(sums, received)
         factor = rate_factor(self.step, self.total, self.config)
-        facts = {"learning_rate": self.rates[0] * factor}
-        if tally.examples:
-            facts["grad_norm"] = self._descend(tally.examples, factor)
+        facts = {"learning_rate": self.peak_rates[0] * factor}
+        if metrics.examples:
+            facts["grad_norm"] = self._optimizer_step(metrics.examples, factor)
         self.step += 1
-        return tally, facts, stopped
+        return metrics, facts, stopped
 
-    def _together(self, sums: Tensor, received: list[signal.Signals]) -> tuple[Tally, signal.Signals | None]:
-        """The sums of all processes, and a signal that any of them has received."""
+    def _reduce(self, sums: Tensor, received: Signals) -> tuple[StepMetrics, signal.Signals | None]:
+        """Sum the metrics over all processes, and share a signal that any of them has received."""
         number = torch.tensor([float(received[-1]) if received else 0.0], dtype=sums.dtype)
         row = torch.cat([sums, number])[None]
         if self.accelerator.num_processes > 1:
             row = self.accelerator.gather(row.to(self.accelerator.device)).cpu()
-        tally = Tally(*row[:, :-1].sum(dim=0).tolist())
-        return tally, signal.Signals(int(row[:, -1].max())) if row[:, -1].any() else None
+        metrics = StepMetrics(*row[:, :-1].sum(dim=0).tolist())
+        return metrics, signal.Signals(int(row[:, -1].max())) if row[:, -1].any() else None
 
-    def _visits(self) -> list[Visit]:
-        """The examples of the next step."""
+    def _batch(self) -> list[TrainingExample]:
+        """The examples of the next optimiser step, over all processes."""
         epoch, batch = divmod(self.step, self.steps_per_epoch)
         order = _epoch_order(len(self.rows), self.config.seed, epoch)
         size = self.config.batch_size
-        rows = [self.rows[place] for place in order[batch * size : (batch + 1) * size]]
-        return [Visit(record := self.records[row], record.get("key", str(row)), epoch) for row in rows]
+        rows = [self.rows[index] for index in order[batch * size : (batch + 1) * size]]
+        return [TrainingExample(record := self.records[row], record.get("key", str(row)), epoch) for row in rows]
 
-    def _descend(self, examples: float, factor: float) -> float:
-        """A step down the mean loss of so many examples; returns the norm of its gradient."""
+    def _optimizer_step(self, examples: float, factor: float) -> float:
+        """Divide the accumulated gradient by the number of examples, clip it and step. Returns its norm."""
         parameters = list(self.trained.values())
         for parameter in parameters:
-            if parameter.grad is None:  # an expert that no token went to, on this process
+            if parameter.grad is None:  # an expert that got no token on this process
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= examples
         self.learner.policy.sum_gradients(parameters)
         norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler of float16 skips such steps
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # the scaler of float16 skips such steps
             raise NonFiniteLossError(f"gradient of step {self.step}: needs finite numbers, got the norm {norm}")
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
-    def _evaluate(self, evaluate: Callable[[nn.Module, int], Mapping[str, float]], log: TrainLog) -> None:
+    def _evaluate(self, evaluate: Evaluate, log: TrainLog) -> None:
         policy = self.learner.policy
-        with policy.gathered():
+        with policy.full_parameters():
             if self.accelerator.is_main_process:
                 with torch.no_grad(), VLM.of(policy.model).evaluation_mode():
-                    log.evaluation(self.step, evaluate(policy.model, self.step))
+                    log.write_evaluation(self.step, evaluate(policy.model, self.step))
             self.accelerator.wait_for_everyone()
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between a run and one that goes on with it."""
+        """The facts that a resumed run must share with the run of its checkpoint."""
         names = ("seed", "batch_size", "lora_rank")
         counts = {"examples": len(self.rows), "parameters": len(self.trained)}
         return counts | {name: getattr(self.config, name) for name in names}
 
-    def _checkpoint(self) -> None:
+    def _save_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
             "identity": self._identity(),
-            "trained": collected(self.trained),
-            "optimizer": collected(self.optimizer.state_dict()),
+            "trained": gather_full(self.trained),
+            "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": scaler.state_dict() if scaler else {},
         }
         self._save(checkpoint_path(self.output, self.step), state)
 
     def _save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
         model, processor = self.learner.policy.model, self.learner.processor
-        weights = collected(model.state_dict(keep_vars=True))
+        weights = gather_full(model.state_dict(keep_vars=True))
         if self.accelerator.is_main_process:
             save_model(folder, model, processor, weights, state)
             prune(self.output, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore weights, optimiser and step from a checkpoint."""
         state = load_state(folder)
         if state["identity"] != self._identity():
-            raise ValueError(f"resume: needs the run of {folder}, {state['identity']}, got {self._identity()}")
+            raise ValueError(
+                f"resume: needs the run of {folder}, {state['identity']}, got {self._identity()}. "
+                "Use its data and settings, or choose another output"
+            )
         with torch.no_grad():
             for name, parameter in self.trained.items():
-                parameter.copy_(spread(state["trained"][name], parameter))
+                parameter.copy_(shard_like(state["trained"][name], parameter))
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for number, moments in state["optimizer"]["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                moments[name] = spread(moments[name], parameters[number])
+                moments[name] = shard_like(moments[name], parameters[number])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        _LOG.info("going on from %s", folder)
+        _LOG.info("resuming from %s", folder)
 
 
 @lru_cache(maxsize=1)
@@ -314,7 +337,10 @@ def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def rate_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Of the learning rates in a step, counted from 0: up to 1 at the end of the warm-up, then as the schedule says."""
+    """The factor of the learning rates in a step, counted from 0.
+
+    It rises linearly to 1 in the last step of the warm-up, then follows `config.schedule`.
+    """
     warm = math.ceil(config.warmup_ratio * total)
     if step < warm:
         return (step + 1) / warm
@@ -322,20 +348,23 @@ def rate_factor(step: int, total: int, config: TrainConfig) -> float:
 
 
 @contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """SIGTERM and SIGINT as they come in, once each: a second one acts as it would have outside. Only the main thread
-    can listen."""
-    received: list[signal.Signals] = []
-    before: dict[signal.Signals, Any] = {}
+def _caught_signals() -> Iterator[Signals]:
+    """Collect SIGTERM and SIGINT in a list instead of ending the process.
 
-    def note(number: int, _: Any) -> None:
+    The second signal of a kind has its usual effect. Outside of the main thread, which alone can handle signals, none
+    are caught.
+    """
+    received: Signals = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
         received.append(signal.Signals(number))
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, previous[signal.Signals(number)])
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

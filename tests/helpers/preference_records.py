@@ -21,14 +21,16 @@ def _loaded() -> tuple[Any, Any]:
 
 
 def fresh_miniature() -> tuple[Any, Any]:
-    """The shipped model, with which a test may do what it likes, and its processor."""
+    """A copy of the shipped model that a test may change, and its processor."""
     model, processor = _loaded()
     return copy.deepcopy(model), processor
 
 
 def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
-    """‖found − expected‖ as a share of the way that training went, ‖expected − start‖. Adam divides gradients by their
-    size, so that single numbers whose gradient is mere rounding may go either way."""
+    """‖found − expected‖ / ‖expected − start‖: the error as a share of the distance that training moved the weights.
+
+    Adam divides gradients by their size, so single weights whose gradient is only rounding may move either way.
+    """
     assert found.keys() == expected.keys() == start.keys()
 
     def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
@@ -38,7 +40,7 @@ def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Ma
 
 
 def scene_records(count: int) -> list[dict[str, Any]]:
-    """A picture with its own caption, and rejected the caption of another."""
+    """Pictures with their own captions as chosen responses and the captions of other pictures as rejected ones."""
     return [_record(number) for number in range(count)]
 
 

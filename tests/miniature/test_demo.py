@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from PIL import Image
 from mmbdhs.cli import main
 
 
-def test_demo_writes_pairs_images_and_sheet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_demo_writes_pairs_images_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["demo", "--out", str(tmp_path / "out"), "--pairs", "6"]) == 0
     records = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
     assert len(records) == 6
     for record in records:
         assert record["chosen"] != record["rejected"]
         assert [Image.open(tmp_path / "out" / name).size for name in record["images"]] == [(96, 96)]
-    assert Image.open(tmp_path / "out/sheet.png").width == 1400
+    page = (tmp_path / "out/pairs.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 6 and all(
+        escape(record["chosen"][0]["content"][0]["text"]) in page for record in records
+    )
     assert capsys.readouterr().out.count("rejected") == 6
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from miniature_corpus import Corpus, conversation, normalised, render_all
+from miniature_evaluate import Examinee, Task, hallucination, is_fluent
+from miniature_train import draw_hidden, packed_loss, tower_states
 
 from mmbdhs import miniature
-from mmbdhs.miniature.corpus import Corpus, conversation, normalised, render_all
-from mmbdhs.miniature.evaluate import Examinee, Task, hallucination, is_fluent
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
 from mmbdhs.miniature.language import CAPTION_PROMPT, CLEAN, caption, pope_questions, questions
-from mmbdhs.miniature.train import draw_hidden, packed_loss, tower_states
 from mmbdhs.miniature.world import make_scene, render
 
 SCENES_SEEN = [make_scene("validation", index) for index in range(100)]

@@ -1,14 +1,15 @@
-"""Marked text and the picture sheet, from hand-made samples."""
+"""Marked text and the page of pairs, from hand-made samples."""
 
+from collections import Counter
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmbdhs.miniature.report import SheetRow, highlight, masked_view, pieces, sheet
+from mmbdhs.miniature.report import Card, highlight, masked_view, page, pieces
 
 
 def splice(reference, kept, completion, swapped=False):
@@ -62,26 +63,42 @@ def test_pieces_tile_the_response(parts):
     assert "".join(piece.text for piece in pieces(sample(rejected, *sentences))) == rejected
 
 
-def test_visible_tokens_stay_bright_and_hidden_ones_dim():
-    row = SheetRow(Image.new("RGB", (96, 96), "white"), "q", "c", sample("r", visible=(0, 9)), grid=(2, 5))
-    pixels = np.asarray(masked_view(row)).astype(int)
-    height, width = pixels.shape[:2]
-    for token in range(10):
-        y, x = int(height * (token // 5 + 0.5) / 2), int(width * (token % 5 + 0.5) / 5)
-        assert (pixels[y, x].min() > 250) == (token in (0, 9))
+def test_visible_tokens_stay_bright_and_hidden_ones_dim() -> None:
+    card = Card(Image.new("RGB", (96, 96), "white"), "q", "c", sample("r", visible=(0, 7)), grid=3)
+    pixels = np.asarray(masked_view(card)).astype(int)
+    for token in range(9):
+        y, x = (int(len(pixels) * (number + 0.5) / 3) for number in divmod(token, 3))
+        assert (pixels[y, x].min() > 250) == (token in (0, 7))
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_sheet_is_written(tmp_path, count):
+class Texts(HTMLParser):
+    """The texts of a page by their elements, and how many elements it has."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts, self.tags, self._open = {"dd": [], "mark": []}, Counter(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags[tag] += 1
+        self._open.append(tag)
+        if tag in self.texts:
+            self.texts[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open.remove(tag)
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.texts:
+            if tag in self._open:
+                self.texts[tag][-1] += data
+
+
+def test_the_page_shows_every_pair_and_marks_what_changed() -> None:
     image = Image.new("RGB", (96, 96), "#88aacc")
-    long = sample("word " * 120 + "x" * 400, visible=(1,))
-    rows = [SheetRow(image, "Where?", "The cat is black.", s, (12, 12)) for s in (CAT, long, sample("", visible=()))]
-    sheet(rows[:count], tmp_path / "sheet.png")
-    page = Image.open(tmp_path / "sheet.png")
-    assert page.width == 1400 and page.height > 250 * count
-    assert (np.asarray(page)[40:200, -50:-30] == 255).all()  # no text at the right edge of a card
-
-
-def test_sheet_needs_rows(tmp_path):
-    with pytest.raises(ValueError, match="rows: needs at least one, got none"):
-        sheet([], tmp_path / "sheet.png")
+    odd = sample('<b>&amp; "it\'s"</b>', visible=(1,))
+    found = Texts(page([Card(image, "Where?", "The cat is black.", one, 12) for one in (CAT, odd)]))
+    assert found.tags["article"] == 2 and found.tags["img"] == 4 and not found.tags["b"]
+    asked = ["Where?", "The cat is black."]
+    assert found.texts["dd"] == [*asked, CAT.rejected, *asked, odd.rejected]
+    assert found.texts["mark"] == ["red", "Yes", "a", odd.rejected]

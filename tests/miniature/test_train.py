@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
+import miniature_train as train
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from mmbdhs.miniature import train
 
 
 def test_trains_saves_and_evaluates(tmp_path, monkeypatch, capsys):

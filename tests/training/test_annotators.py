@@ -1,4 +1,4 @@
-"""Annotators: verdicts read from free text, judges asked in both orders, endpoints that fail."""
+"""Annotators: verdicts of judges, judges that are asked in both orders, endpoints that fail."""
 
 from __future__ import annotations
 
@@ -30,35 +30,42 @@ openai = pytest.importorskip("openai")
     [
         ("Response 1", 0),
         ("**Response 2**", 1),
-        ("response two.", 1),
-        ("The first response is better.", 0),
+        (" response\n2. ", 1),
         ("2", 1),
-        ("Two", 1),
         ("'1.'", 0),
-        ("Response 2 is better than Response 1.", 1),
-        ("Response 1 is better in style, but Response 2 is clearly the better one.", 1),
-        ("Response 1 names a dog that is not there. Response 2 does not.\n\n### Verdict: **Response 2**", 1),
-        ("Response 1 says there is a dog.\nResponse 2 says there is none.\nResponse 1", 0),
-        ("Response 2 because it does not mention a dog.", 1),
-        ("Response 2. It does not mention a dog, unlike Response 1.", 1),
-        ("I prefer response 1 to response 2.", 0),
-        ("The final answer is: 2", 1),
-        ("Better response: Response 1", 0),
+        ('"Response 1"!', 0),
+        ("<think>\nResponse 1 names a dog.\n</think>\n\nResponse 2", 1),
+        ("<think>Response 2", None),
+        ("Response 2 <think>Or 1?</think>", None),
+        # The instruction demands the name and nothing else: free prose decides nothing.
+        ("response two.", None),
+        ("Two", None),
+        ("The first response is better.", None),
+        ("Response 2 is better than Response 1.", None),
+        ("Response 1 is better in style, but Response 2 is clearly the better one.", None),
+        ("Response 1 names a dog that is not there. Response 2 does not.\n\n### Verdict: **Response 2**", None),
+        ("Response 1 says there is a dog.\nResponse 2 says there is none.\nResponse 1", None),
+        ("Response 2 because it does not mention a dog.", None),
+        ("Response 2. It does not mention a dog, unlike Response 1.", None),
+        ("I prefer response 1 to response 2.", None),
+        ("The final answer is: 2", None),
+        ("Better response: Response 1", None),
         ("Is it better: Response 1 or Response 2?", None),
-        ("Do I prefer Response 1 or Response 2?", None),
         ("Response 1 is worse.", None),
         ("Response 2 is not better.", None),
         ("I do not prefer Response 1.", None),
         ("Neither Response 1 nor Response 2 is better.", None),
         ("Response 1 and Response 2 are equally good. Response 1", None),
+        ("Do I prefer Response 1 or Response 2?", None),
         ("One response is better than the other.", None),
         ("There are 2 dogs.", None),
         ("Response 12 is better.", None),
+        ("Response 12", None),
         ("12", None),
         ("", None),
     ],
 )
-def test_verdicts_are_read_by_the_stated_rule(text: str, verdict: int | None) -> None:
+def test_only_the_name_of_a_response_is_a_verdict(text: str, verdict: int | None) -> None:
     assert parse_verdict(text) == verdict
 
 
@@ -67,7 +74,7 @@ def comparison(key: int | str = 0, first: str = "A dog.", second: str = "A cat."
 
 
 class Endpoint:
-    """An OpenAI-compatible server in this process. `answer` makes a text, or an HTTP status, of a request's body."""
+    """An OpenAI-compatible server in this process. `answer` returns a text or an HTTP status for a request's body."""
 
     def __init__(self) -> None:
         self.answer: Callable[[dict], str | int] = lambda body: "Response 1"
@@ -228,7 +235,7 @@ def test_an_instruction_without_its_fields_is_refused() -> None:
 
 
 def saying(answer: Callable[[str], str]) -> tuple[Any, Any]:
-    """The miniature with a voice of its own: `answer` makes its text of the prompt's."""
+    """The miniature with a replaced `generate`, whose text is `answer` of the prompt."""
     model, processor = miniature.load()
 
     def generate(input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -246,7 +253,7 @@ def test_a_model_judges_in_both_orders() -> None:
 
     def truthful(text: str) -> str:
         texts.append(text)
-        return "**Response 1**" if "Response 1: A cat" in text else "Response 2 is better."
+        return "**Response 1**" if "Response 1: A cat" in text else "Response 2."
 
     model, processor = saying(truthful)
     judge = ModelAnnotator(model, processor)

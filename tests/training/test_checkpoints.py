@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent."""
+"""Checkpoints are complete or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmbdhs.training.checkpoints import checkpoint_path, checkpoints, load_state
 
 
 class Saved:
-    """Stands for model or processor: writes one file."""
+    """A model or processor that writes one file."""
 
     def __init__(self, name: str, content: str = "") -> None:
         self.name, self.content = name, content
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_state_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_state_is_loaded_to_the_bit(tmp_path: Path) -> None:
     state = {"step": 3, "trained": {"w": torch.randn(5)}, "scaler": {}}
     folder = checkpoint_path(tmp_path / "new", 3)
     save_model(folder, Saved("model"), Saved("processor"), {}, state)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,15 +21,16 @@ from mmbdhs.cli import main
 from mmbdhs.data.jsonl import write_jsonl
 from mmbdhs.losses import ipo_loss
 from mmbdhs.sampling.config import BDHSConfig
-from mmbdhs.training.command import _objective, _source
-from mmbdhs.training.pair_sources import Distorted, OnlineBDHS
+from mmbdhs.training.command import parse_arguments, parse_objective, parse_source
+from mmbdhs.training.config import TrainConfig
+from mmbdhs.training.pair_sources import DistortedSource, OnlineBDHSSource
 
 pytest.importorskip("accelerate")
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """A command for 9 pairs, whose image paths are relative to their file; the last step has one example alone."""
+    """A command for 9 pairs, whose image paths are relative to their file; the last step has one example."""
     records = scene_records(9)
     (tmp_path / "images").mkdir()
     for record in records:
@@ -58,7 +61,7 @@ def test_two_processes_train_as_one_does(arguments: list[str], tmp_path: Path) -
 
 
 class Stop(logging.Handler):
-    """Sends the signal that a scheduler would, as soon as the run has begun."""
+    """Sends the process a scheduler's SIGTERM as soon as the run has begun."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage().startswith("writing log.jsonl"):
@@ -88,7 +91,12 @@ def test_a_signal_ends_the_command_with_its_status(
         (["--output", "x", "--source", "bhds"], "source: 'bhds' is unknown; is it 'bdhs'?"),
         (["--output", "x", "--source", "bdhs", "mask_treshold=1"], "mask_treshold"),
         (["--output", "x", "--epochs", "many"], "epochs: needs an integer of at least 1, got 'many'"),
-        ([], "output: needs a folder, got none"),
+        (["--output", "x", "--epochs", "None"], "epochs: needs an integer of at least 1, got None"),
+        (["--output", "x", "--shard", "maybe"], "argument --shard: Truthy value expected: got maybe"),
+        (["--output", "x", "--learning-rte", "1"], "option: 'learning_rte' is unknown; is it 'learning_rate'?"),
+        (["--output", "x", "--config", "gone.json"], "--config: needs a JSON file, got gone.json"),
+        (["--output", "x", "--conf"], "argument --config: expected one argument"),
+        ([], "the following arguments are required: --output"),
     ],
 )
 def test_arguments_that_do_not_fit_end_with_a_line(
@@ -99,9 +107,87 @@ def test_arguments_that_do_not_fit_end_with_a_line(
     assert shown.startswith("mmbdhs train: ") and message in shown and shown.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"learning_rat": 1}', "config: 'learning_rat' is unknown; is it 'learning_rate'?"),
+        ('{"model": "x"}', "config: 'model' is unknown"),
+        ('{"batch_size": 1.5}', "batch_size: needs an integer of at least 1, got 1.5"),
+        ("[1]", "--config: needs a JSON object, got [1]"),
+        ("{", "--config: needs a JSON file"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parsed("--config", str(tmp_path / "config.json"))
+
+
+def test_a_folder_with_checkpoints_is_refused_before_the_model_is_loaded(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out/checkpoint-000005").mkdir(parents=True)
+    (tmp_path / "out/checkpoint-000005/trainer.pt").touch()
+    assert main([*arguments, "--model", "gone", "--output", str(tmp_path / "out")]) == 2
+    assert (
+        f"output: needs a folder without checkpoints, {tmp_path / 'out'} already contains checkpoint-000005. "
+        "Pass --resume true to continue, or choose another --output"
+    ) in capsys.readouterr().err
+
+
+def parsed(*words: str) -> TrainConfig:
+    return parse_arguments(["--model", "m", "--data", "d", "--output", "x", *words])[1]
+
+
+def test_options_have_the_types_of_their_fields() -> None:
+    words = "--lora-rank 64 --lora_alpha 3 --max-steps 7 --shard true --learning-rate 1e-3 --schedule linear --resume"
+    expected = TrainConfig(
+        Path("x"),
+        lora_rank=64,
+        lora_alpha=3,
+        max_steps=7,
+        shard=True,
+        learning_rate=1e-3,
+        schedule="linear",
+        resume=True,
+    )
+    assert parsed(*words.split()) == expected
+    assert parsed() == TrainConfig(Path("x"))
+
+
+def test_options_override_the_file_also_with_none(tmp_path: Path) -> None:
+    settings = {"output": "of the file", "max_steps": 5, "lora_alpha": None, "resume": True, "on_error": "skip"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    words = ["--model", "m", "--data", "d", "--config", str(tmp_path / "config.json")]
+    assert parse_arguments(words)[1] == TrainConfig(Path("of the file"), max_steps=5, resume=True, on_error="skip")
+    for none in ("None", "null"):
+        config = parse_arguments([*words, "--output", "x", "--max-steps", none, "--resume", "false"])[1]
+        assert config == TrainConfig(Path("x"), on_error="skip")
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name}" in shown and field.metadata["help"] in shown
+    assert "examples per optimiser step, over all processes (default: 16)" in shown
+
+
+@pytest.mark.parametrize("command", ["--help", "doctor"])
+def test_other_commands_do_not_import_transformers(command: str) -> None:
+    program = (
+        "import sys\nfrom mmbdhs.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, command], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_words_become_sources_and_objectives() -> None:
     words = ["bdhs", "mask_threshold=0.9", "with_stored=true", "similarity=some/model"]
-    assert _source(words, "skip") == OnlineBDHS(BDHSConfig(mask_threshold=0.9), "some/model", True, "skip")
-    assert _source(["povid", "noise_steps=300"], "raise") == Distorted(300)
-    objective = _objective(["ipo", "beta=0.5", "per_token=true"])
+    expected = OnlineBDHSSource(BDHSConfig(mask_threshold=0.9), "some/model", True, "skip")
+    assert parse_source(words, "skip") == expected
+    assert parse_source(["povid", "noise_steps=300"], "raise") == DistortedSource(300)
+    objective = parse_objective(["ipo", "beta=0.5", "per_token=true"])
     assert (objective.loss, objective.settings) == (ipo_loss, {"beta": 0.5})

@@ -47,7 +47,7 @@ def test_the_output_is_a_path() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_behind_the_warm_up_rates_are_those_of_transformers(schedule: str) -> None:
+def test_after_the_warm_up_rates_are_those_of_transformers(schedule: str) -> None:
     steps, warm = 40, 4
     name = "constant_with_warmup" if schedule == "constant" else schedule
     peer = get_scheduler(name, torch.optim.SGD([torch.zeros(1)], lr=1.0), warm, steps)
@@ -59,4 +59,4 @@ def test_behind_the_warm_up_rates_are_those_of_transformers(schedule: str) -> No
     config = TrainConfig("x", schedule=schedule, warmup_ratio=0.1)
     found = [rate_factor(step, steps, config) for step in range(steps)]
     assert found[warm:] == pytest.approx(expected[warm:])
-    assert found[:warm] == [0.25, 0.5, 0.75, 1.0]  # and no first step without any rate
+    assert found[:warm] == [0.25, 0.5, 0.75, 1.0]  # unlike in transformers, the first step has a rate above 0

@@ -1,4 +1,4 @@
-"""Objectives hand the right log-probabilities to the right losses."""
+"""Objectives pass the right log-probabilities to the right losses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_each_rejected_response_is_compared_with_the_chosen_one() -> None:
     assert pairwise(slic_loss, beta=0.5)(POLICY, REFERENCE).losses.tolist() == [0.0]
 
 
-def test_lengths_go_to_losses_that_ask_for_them_or_when_asked_to() -> None:
+def test_lengths_go_to_losses_that_require_them_and_to_others_on_request() -> None:
     """Log-ratios are 2, 0 and −2; per token 1, 0 and −0.5."""
     sums = pairwise(ipo_loss, beta=0.5)(POLICY, REFERENCE)
     assert sums.losses.tolist() == pytest.approx([((2 - 0 - 1) ** 2 + (2 + 2 - 1) ** 2) / 2])

@@ -1,4 +1,4 @@
-"""Sharded training against training with the whole model. Run as a program, in several processes, it is the former."""
+"""Sharded training against training with the whole model. The file is also the program that trains sharded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from mmbdhs import BDHSConfig, TrainConfig, miniature, train
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.objectives import pairwise
-from mmbdhs.training.pair_sources import Candidates, OnlineBDHS, Visit
+from mmbdhs.training.pair_sources import Candidates, OnlineBDHSSource, TrainingExample
 from mmbdhs.vlm import VLM
 
 pytest.importorskip("accelerate")
@@ -30,14 +30,14 @@ FULL = {"micro_batch_size": 1, "batch_size": 6, "epochs": 2, "save_steps": 1, "k
 ADAPTERS = {"lora_rank": 4, "batch_size": 4, "micro_batch_size": 2, "gradient_checkpointing": True, "eval_steps": 1}
 
 
-def uneven(model: Any, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-    """Two of five are undecided, one has a third response: processes have different numbers of passes."""
+def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
+    """Two of five are undecided and one has a third response, so processes need different numbers of passes."""
 
-    def candidates(visit: Visit) -> Candidates | None:
-        kind, texts = int(visit.key.split("-")[1]) % 5, (visit.record["chosen"], visit.record["rejected"])
+    def candidates(example: TrainingExample) -> Candidates | None:
+        kind, texts = int(example.key.split("-")[1]) % 5, (example.record["chosen"], example.record["rejected"])
         return None if kind < 2 else Candidates((*texts, *["The bed is red."] * (kind == 2)))
 
-    return [candidates(visit) for visit in visits]
+    return [candidates(example) for example in examples]
 
 
 def train_full(output: Path, **settings: Any) -> Any:
@@ -49,14 +49,14 @@ def train_adapters(output: Path, **settings: Any) -> Any:
     def weights(model: Any, step: int) -> dict[str, float]:
         return {"size": sum(parameter.numel() for parameter in VLM.of(model).model.parameters())}
 
-    source = OnlineBDHS(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
+    source = OnlineBDHSSource(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
     config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)
     objective = pairwise(dpo_loss, weights=(0.5, 0.5), beta=0.1)
     return train(*fresh_miniature(), scene_records(5), source, objective, config, evaluate=weights)
 
 
 def main(output: Path) -> None:
-    """In each of the processes."""
+    """Train sharded; this runs in each of the processes."""
     result = train_full(output / "full", shard=True)
     parameters = list(result.model.parameters())
     held, whole = sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)
@@ -71,8 +71,9 @@ def main(output: Path) -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # Processes that wait for each other would do so for half an hour.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    # Without the timeout, processes that wait for each other in vain would do so for half an hour.
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     subprocess.run([*launcher, __file__, str(folder)], check=True, env=environment, timeout=300)
     return folder
 
@@ -90,7 +91,7 @@ def test_a_sharded_model_trains_as_a_whole_one(sharded: Path, tmp_path: Path) ->
     assert losses(sharded / "full") == pytest.approx(losses(tmp_path / "full"), rel=1e-4)
 
 
-def test_a_sharded_run_goes_on_sharded_to_the_bit_or_whole(sharded: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_resumes_sharded_to_the_bit_or_whole(sharded: Path, tmp_path: Path) -> None:
     expected = load_file(sharded / "full/final/model.safetensors")
     found = load_file(sharded / "cut/final/model.safetensors")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

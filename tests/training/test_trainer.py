@@ -1,4 +1,4 @@
-"""The trainer against a plain twin, against itself cut otherwise, and against being killed."""
+"""The trainer against a plain training loop, against itself with other micro-batches, and after being killed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mmbdhs.logprobs.responses import ResponseLogps
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.objectives import pairwise, supervised
-from mmbdhs.training.pair_sources import Candidates, OnlineBDHS, Stored, Supervised, Visit
+from mmbdhs.training.pair_sources import Candidates, OnlineBDHSSource, StoredSource, SupervisedSource, TrainingExample
+from mmbdhs.training.trainable import make_trainable, trained_modules
 from mmbdhs.training.trainer import NonFiniteLossError, TrainResult, train
-from mmbdhs.vlm.text_decoder import find_text_decoder
-from mmbdhs.vlm.unwrap import unwrap
+from mmbdhs.vlm import VLM
 
 peft = pytest.importorskip("peft")
 accelerate = pytest.importorskip("accelerate")
@@ -49,7 +49,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def assert_near(found: Any, expected: Any) -> None:
-    """After training from the shipped weights, but for rounding."""
+    """Compare models trained from the shipped weights, up to rounding."""
     start = trained(fresh_miniature()[0])
     assert apart(trained(found), trained(expected), start) < 1e-3
 
@@ -58,27 +58,28 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def uneven(model: Any, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-    """Of five examples one is undecided, and two have a third response."""
+def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
+    """One of five examples is undecided, and two have a third response."""
 
-    def candidates(visit: Visit) -> Candidates | None:
-        number, texts = int(str(visit.key).split("-")[1]), (visit.record["chosen"], visit.record["rejected"])
+    def candidates(example: TrainingExample) -> Candidates | None:
+        number, texts = int(str(example.key).split("-")[1]), (example.record["chosen"], example.record["rejected"])
         return None if number % 5 == 0 else Candidates((*texts, *["The bed is red."] * (number % 5 < 3)))
 
-    return [candidates(visit) for visit in visits]
+    return [candidates(example) for example in examples]
 
 
 def test_a_step_is_that_of_the_mean_over_the_whole_batch(tmp_path: Path) -> None:
-    """The twin: a row for each response, the losses of all examples that are decided at once, AdamW."""
+    """The plain loop runs each response as a row of its own, all decided examples in one batch, and AdamW."""
     model, processor = fresh_miniature()
     records = scene_records(11)
     settings = {"learning_rate": 1e-3, "schedule": "linear", "warmup_ratio": 0, "log_steps": 1}
     config = TrainConfig(tmp_path, batch_size=16, epochs=2, **settings)
     plain = copy.deepcopy(model)
 
-    def source(model: Any, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
-        found = Stored()(model, processor, visits)
-        return [None if visit.key in ("scene-2", "scene-7") else one for visit, one in zip(visits, found, strict=True)]
+    def source(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
+        found = StoredSource()(model, processor, examples)
+        undecided = [example.key in ("scene-2", "scene-7") for example in examples]
+        return [None if skip else one for skip, one in zip(undecided, found, strict=True)]
 
     train(model, processor, records, source, DPO, config)
     del records[7], records[2]
@@ -117,7 +118,7 @@ def test_micro_batches_do_not_change_a_step(tmp_path: Path) -> None:
 def test_a_step_without_anything_to_learn_changes_nothing(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     before = copy.deepcopy(model)
-    train(model, processor, scene_records(2), lambda m, p, visits: [None] * len(visits), DPO, TrainConfig(tmp_path))
+    train(model, processor, scene_records(2), lambda m, p, examples: [None] * len(examples), DPO, TrainConfig(tmp_path))
     assert_same(model, before)
     assert rows(tmp_path)[-1]["undecided"] == 2 and "loss" not in rows(tmp_path)[-1]
 
@@ -125,10 +126,10 @@ def test_a_step_without_anything_to_learn_changes_nothing(tmp_path: Path) -> Non
 def test_every_epoch_visits_every_example_once_in_another_order(tmp_path: Path) -> None:
     visited: list[str] = []
 
-    def source(model: Any, processor: Any, visits: Sequence[Visit]) -> list[Candidates | None]:
+    def source(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
         assert not model.training
-        visited.extend(visit.address for visit in visits)
-        return [None] * len(visits)
+        visited.extend(example.address for example in examples)
+        return [None] * len(examples)
 
     train(*fresh_miniature(), scene_records(7), source, DPO, TrainConfig(tmp_path, epochs=2, **FAST))
     first, second = visited[:7], visited[7:]
@@ -137,8 +138,8 @@ def test_every_epoch_visits_every_example_once_in_another_order(tmp_path: Path) 
     assert [address[:-1] for address in first] != [address[:-1] for address in second]
 
 
-def stop_behind(step: int) -> Callable[[Any, int], dict[str, float]]:
-    """An evaluation that is told to stop; the step after it is finished first."""
+def stop_after(step: int) -> Callable[[Any, int], dict[str, float]]:
+    """An evaluation during which the process gets SIGTERM; the step after it is finished first."""
 
     def evaluate(model: Any, now: int) -> dict[str, float]:
         if now == step:
@@ -148,34 +149,40 @@ def stop_behind(step: int) -> Callable[[Any, int], dict[str, float]]:
     return evaluate
 
 
-BDHS = OnlineBDHS(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a))
+BDHS = OnlineBDHSSource(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a))
 
 
 @pytest.mark.parametrize(
     "source, settings",
-    [(Stored(), {}), (Stored(), {"lora_rank": 4, "lora_dropout": 0.1, "projector_learning_rate": 1e-2}), (BDHS, {})],
+    [
+        (StoredSource(), {}),
+        (StoredSource(), {"lora_rank": 4, "lora_dropout": 0.1, "projector_learning_rate": 1e-2}),
+        (BDHS, {}),
+    ],
     ids=["all parameters", "adapters with dropout", "online"],
 )
-def test_killed_and_resumed_is_never_killed_to_the_bit(source: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_run_is_an_uninterrupted_one_to_the_bit(
+    source: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
     def run(name: str, evaluate: Any = None, **more: Any) -> TrainResult:
         config = TrainConfig(tmp_path / name, epochs=2, eval_steps=1, **FAST, **settings, **more)
-        torch.manual_seed(len(name))  # what the caller's generator holds is no matter
+        torch.manual_seed(len(name))  # the state of the caller's generator has no influence
         return train(*fresh_miniature(), scene_records(9), source, DPO, config, evaluate=evaluate)
 
-    whole = run("whole", stop_behind(-1))
+    whole = run("whole", stop_after(-1))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    killed = run("cut", stop_behind(3))
+    killed = run("cut", stop_after(3))
     assert (killed.steps, killed.interrupted) == (4, signal.SIGTERM)
     assert killed.folder == tmp_path / "cut/checkpoint-000004"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    resumed = run("cut", stop_behind(-1), resume=True)
+    resumed = run("cut", stop_after(-1), resume=True)
     assert (resumed.steps, resumed.interrupted, resumed.folder) == (6, None, tmp_path / "cut/final")
     assert_same(resumed.model, whole.model)
     losses = [[row["loss"] for row in rows(tmp_path / name) if "loss" in row] for name in ("whole", "cut")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
-def test_lines_behind_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
+def test_log_lines_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
     def fail(model: Any, step: int) -> dict[str, float]:
         if step == 3:
             raise RuntimeError("power cut")
@@ -183,7 +190,7 @@ def test_lines_behind_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
 
     def run(**more: Any) -> TrainResult:
         config = TrainConfig(tmp_path, save_steps=2, eval_steps=1, **FAST, resume=True)
-        return train(*fresh_miniature(), scene_records(16), Stored(), DPO, config, **more)
+        return train(*fresh_miniature(), scene_records(16), StoredSource(), DPO, config, **more)
 
     with pytest.raises(RuntimeError, match="power cut"):
         run(evaluate=fail)
@@ -193,13 +200,13 @@ def test_lines_behind_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+def test_only_the_run_of_a_checkpoint_resumes_from_it(tmp_path: Path) -> None:
     def run(**more: Any) -> TrainResult:
         config = TrainConfig(tmp_path, save_steps=1, **FAST | more)
-        return train(*fresh_miniature(), scene_records(4), Stored(), DPO, config)
+        return train(*fresh_miniature(), scene_records(4), StoredSource(), DPO, config)
 
     run()
-    with pytest.raises(ValueError, match=r"output: needs a folder without checkpoints, or resume=True, got .*000001"):
+    with pytest.raises(ValueError, match=r"output: needs .* already contains checkpoint-000001. Pass resume=True to"):
         run()
     with pytest.raises(ValueError, match=r"resume: needs the run of .*'seed': 0.* got .*'seed': 1"):
         run(resume=True, seed=1)
@@ -208,7 +215,7 @@ def test_only_the_run_of_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
 def test_what_is_saved_loads_as_any_model(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     config = TrainConfig(tmp_path, save_steps=1, keep_checkpoints=2, **FAST)
-    result = train(model, processor, scene_records(12), Stored(), DPO, config)
+    result = train(model, processor, scene_records(12), StoredSource(), DPO, config)
     assert {path.name for path in tmp_path.glob("checkpoint*")} == {"checkpoint-000002", "checkpoint-000003"}
     assert_same(AutoModelForImageTextToText.from_pretrained(result.folder, dtype="float32"), model)
 
@@ -219,12 +226,13 @@ def test_adapters_are_on_the_text_decoder_alone(family: str, tmp_path: Path, mon
     monkeypatch.setattr(processor, "save_pretrained", processor.tokenizer.save_pretrained)  # there are no videos
     start, model = copy.deepcopy(model), copy.deepcopy(model)
     config = TrainConfig(tmp_path, lora_rank=2, projector_learning_rate=1e-2, **FAST)
-    result = train(model, processor, scene_records(4), Stored(), DPO, config)
-    inside = {id(p) for p in find_text_decoder(unwrap(result.model)).parameters()}
+    result = train(model, processor, scene_records(4), StoredSource(), DPO, config)
+    inside = {id(p) for p in VLM.of(result.model).decoder.parameters()}
     learned = {name: p for name, p in result.model.named_parameters() if p.requires_grad}
     adapters = [name for name, p in learned.items() if id(p) in inside]
     assert len(adapters) == 2 * 7 * 2 and all("lora_" in name for name in adapters)
     others = learned.keys() - set(adapters)
+    assert len(trained_modules(result.model)) == 2
     assert others and all("projector" in name or "merger" in name for name in others)
 
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(start), result.folder)
@@ -240,24 +248,31 @@ def test_a_model_with_adapters_is_taken_as_it_is(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=r".*language_model.*q_proj"))
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    result = train(adapted, processor, scene_records(4), Stored(), DPO, TrainConfig(tmp_path, **FAST))
+    result = train(adapted, processor, scene_records(4), StoredSource(), DPO, TrainConfig(tmp_path, **FAST))
     assert result.model is adapted
     assert [name for name, parameter in adapted.named_parameters() if parameter.requires_grad] == names
     with pytest.raises(ValueError, match="lora_rank: needs 0 for a model with adapters of its own, got 2"):
-        train(adapted, processor, scene_records(1), Stored(), DPO, TrainConfig(tmp_path, lora_rank=2))
+        train(adapted, processor, scene_records(1), StoredSource(), DPO, TrainConfig(tmp_path, lora_rank=2))
 
 
-def test_the_projector_has_a_rate_of_its_own_and_the_tower_is_frozen(tmp_path: Path) -> None:
+def test_the_projector_has_a_rate_of_its_own_and_the_tower_is_frozen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, processor = fresh_miniature()
     before = {name: value.clone() for name, value in trained(model).items()}
     config = TrainConfig(tmp_path, projector_learning_rate=0.0, **FAST)
     modes: list[tuple[bool, bool]] = []
 
     def objective(policy: ResponseLogps, reference: Tensor) -> Any:
-        modes.append((find_text_decoder(model).training, model.model.vision_tower.training))
+        modes.append((VLM.of(model).decoder.training, model.model.vision_tower.training))
         return DPO(policy, reference)
 
-    train(model, processor, scene_records(4), Stored(), objective, config)
+    caplog.set_level("INFO", "mmbdhs")
+    train(model, processor, scene_records(4), StoredSource(), objective, config)
+    frozen = sum(p.numel() for p in model.model.vision_tower.parameters())
+    count = sum(p.numel() for p in model.parameters()) - frozen
+    assert f"training {count:,} parameters in model.multi_modal_projector, model.language_model" in caplog.text
+    assert "no projector" not in caplog.text
     assert modes == [(True, False)]
     changed = {name for name, value in trained(model).items() if not torch.equal(value, before[name])}
     assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
@@ -265,21 +280,23 @@ def test_the_projector_has_a_rate_of_its_own_and_the_tower_is_frozen(tmp_path: P
     bare.model.adapter_of_vision = bare.model.multi_modal_projector
     del bare.model.multi_modal_projector
     with pytest.raises(ValueError, match="projector_learning_rate: needs a module named like projector"):
-        train(bare, processor, scene_records(4), Stored(), DPO, config)
+        train(bare, processor, scene_records(4), StoredSource(), DPO, config)
+    make_trainable(bare, TrainConfig(tmp_path))
+    assert "no projector is trained: LlavaForConditionalGeneration has no module named like projector" in caplog.text
 
 
-def test_stored_reference_numbers_stand_in_for_a_reference(tmp_path: Path) -> None:
-    """For all records, so that nobody asks a wrong one, or for some of those in a micro-batch."""
+def test_stored_log_probabilities_replace_a_reference(tmp_path: Path) -> None:
+    """All records have them, so that a wrong reference is not used, or some records of a micro-batch have them."""
     model, processor = fresh_miniature()
     records, start, wrong = scene_records(8), copy.deepcopy(model), copy.deepcopy(model)
     torch.nn.init.zeros_(wrong.lm_head.weight)
-    train(model, processor, records, Stored(), DPO, TrainConfig(tmp_path / "computed", **FAST))
+    train(model, processor, records, StoredSource(), DPO, TrainConfig(tmp_path / "computed", **FAST))
     stored = stored_reference_logps(start, processor, records, start)
     for known, reference in ((8, wrong), (3, None)):
         other = copy.deepcopy(start)
         those = [records[n] | {"reference_logps": stored[n] if n < known else None} for n in range(8)]
         config = TrainConfig(tmp_path / str(known), **FAST)
-        train(other, processor, those, Stored(), DPO, config, reference=reference)
+        train(other, processor, those, StoredSource(), DPO, config, reference=reference)
         assert_near(other, model)
 
 
@@ -288,7 +305,7 @@ def test_checkpointed_layers_train_the_same(tmp_path: Path) -> None:
     for checkpointing in (False, True):
         model, processor = fresh_miniature()
         config = TrainConfig(tmp_path / str(checkpointing), gradient_checkpointing=checkpointing, **FAST)
-        train(model, processor, scene_records(4), Supervised(), supervised(), config)
+        train(model, processor, scene_records(4), SupervisedSource(), supervised(), config)
         models.append(model)
     assert_near(*models)
     assert {"margin", "accuracy"}.isdisjoint(rows(tmp_path / "True")[0])
@@ -296,7 +313,7 @@ def test_checkpointed_layers_train_the_same(tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_precision() -> Any:
-    accelerate.state.AcceleratorState._reset_state(True)  # Accelerate has one for each process
+    accelerate.state.AcceleratorState._reset_state(True)  # Accelerate keeps one for the whole process
     yield
     accelerate.state.AcceleratorState._reset_state(True)
 
@@ -305,7 +322,7 @@ def other_precision() -> Any:
 def test_in_half_precision_policy_and_reference_round_alike(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     config = TrainConfig(tmp_path, mixed_precision="bf16", **FAST)
-    train(model, processor, scene_records(8), Stored(), DPO, config)
+    train(model, processor, scene_records(8), StoredSource(), DPO, config)
     assert rows(tmp_path)[0]["margin"] == 0.0 and rows(tmp_path)[1]["margin"] > 0
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
@@ -321,7 +338,7 @@ def test_nan_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
 
     config = TrainConfig(tmp_path, save_steps=1, **FAST)
     with pytest.raises(NonFiniteLossError, match=r"loss in step 2, of examples 'scene-\d+'.*inf"):
-        train(model, processor, scene_records(16), Stored(), failing, config)
+        train(model, processor, scene_records(16), StoredSource(), failing, config)
     newest = tmp_path / "checkpoint-000002"
     assert sorted(tmp_path.glob("checkpoint*"))[-1] == newest and not (tmp_path / "final").exists()
     assert_same(AutoModelForImageTextToText.from_pretrained(newest, dtype="float32"), model)
@@ -329,18 +346,18 @@ def test_nan_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
 
 def test_weights_without_a_number_are_noticed_in_the_first_step(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
-    train(model, processor, scene_records(1), Stored(), DPO, TrainConfig(tmp_path / "probed", learning_rate=0.0))
+    train(model, processor, scene_records(1), StoredSource(), DPO, TrainConfig(tmp_path / "probed", learning_rate=0.0))
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(NonFiniteLossError, match="log-probabilities in step 0, of examples 'scene-0'"):
-        train(model, processor, scene_records(1), Stored(), DPO, TrainConfig(tmp_path))
+        train(model, processor, scene_records(1), StoredSource(), DPO, TrainConfig(tmp_path))
 
 
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     model, processor = fresh_miniature()
 
     class Filling:
-        """The processor, on a disk that is full at its second save."""
+        """The processor, which finds the disk full at its second save."""
 
         saves = 0
 
@@ -358,14 +375,14 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) 
 
     config = TrainConfig(tmp_path, save_steps=1, keep_checkpoints=1, **FAST)
     with pytest.raises(OSError, match="No space left on device"):
-        train(model, Filling(), scene_records(12), Stored(), DPO, config)
+        train(model, Filling(), scene_records(12), StoredSource(), DPO, config)
     assert [path.name for path in tmp_path.iterdir() if "checkpoint" in path.name] == ["checkpoint-000001"]
 
 
 def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None:
     records = scene_records(4)
     records[2]["images"] = [str(tmp_path / "gone.png")]
-    run = (*fresh_miniature(), records, Stored(), DPO)
+    run = (*fresh_miniature(), records, StoredSource(), DPO)
     with pytest.raises(ValueError, match=r"records: row 2 needs the image '.*gone.png', which is not there"):
         train(*run, TrainConfig(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
@@ -376,14 +393,14 @@ def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None
     ):
         train(*run, TrainConfig(tmp_path / "b"))
     with pytest.raises(ValueError, match="records: needs at least one that can be used, got none"):
-        train(*fresh_miniature(), [], Stored(), DPO, TrainConfig(tmp_path / "b"))
+        train(*fresh_miniature(), [], StoredSource(), DPO, TrainConfig(tmp_path / "b"))
 
 
 def test_records_that_cannot_be_read_are_named_during_the_run_or_skipped(tmp_path: Path) -> None:
     records = scene_records(4)
     (tmp_path / "broken.png").write_bytes(b"not an image")
     records[2]["images"] = [tmp_path / "broken.png"]
-    run = (*fresh_miniature(), records, Stored(), DPO)
+    run = (*fresh_miniature(), records, StoredSource(), DPO)
     with pytest.raises(ValueError, match=r"records: example 'scene-2': images: needs an image that can be decoded"):
         train(*run, TrainConfig(tmp_path / "a"))
     train(*run, TrainConfig(tmp_path / "b", on_error="skip"))

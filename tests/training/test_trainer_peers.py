@@ -1,4 +1,4 @@
-"""Sampled pairs on disk go through TRL's DPOTrainer as they are, and a step of it is a step of ours."""
+"""TRL's DPOTrainer trains on sampled pairs from disk without changes, and takes the same steps as ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmbdhs.data.records import preference_record, read_records
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.objectives import pairwise
-from mmbdhs.training.pair_sources import Stored
+from mmbdhs.training.pair_sources import StoredSource
 from mmbdhs.training.trainer import train
 
 trl = pytest.importorskip("trl")
@@ -26,7 +26,7 @@ STEPS = 3
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Sampled pairs as the library saves them, images as paths."""
+    """Sampled pairs in a file as the library writes it, with image paths."""
     model, processor = fresh_miniature()
     records = []
     for record in scene_records(4):
@@ -40,7 +40,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def with_trl(model: Any, processor: Any, pairs: Path, folder: Path) -> list[dict[str, float]]:
-    """Paths need no cast: TRL opens them itself."""
+    """Train with TRL, which opens image paths itself."""
     data = datasets.load_dataset("json", data_files=str(pairs), split="train", cache_dir=str(folder / "cache"))
     settings = trl.DPOConfig(
         str(folder),
@@ -65,12 +65,12 @@ def with_trl(model: Any, processor: Any, pairs: Path, folder: Path) -> list[dict
 def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_path: Path) -> None:
     model, processor = fresh_miniature()
     processor = copy.deepcopy(processor)
-    # TRL leaves the BOS out where the template does not write it; transformers and we have the tokenizer add it.
+    # TRL leaves out the BOS if the template does not write it; transformers and this library let the tokenizer add it.
     processor.chat_template = processor.tokenizer.bos_token + processor.chat_template
     peer, start = fresh_miniature()[0], fresh_miniature()[0].state_dict()
     settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
     config = TrainConfig(tmp_path / "ours", epochs=STEPS, **settings)
-    train(model, processor, read_records(pairs), Stored(), pairwise(dpo_loss, beta=0.1), config)
+    train(model, processor, read_records(pairs), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
     peer.model.vision_tower.requires_grad_(False)
     theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
     ours = read_jsonl(tmp_path / "ours/log.jsonl")

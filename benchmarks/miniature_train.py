@@ -1,4 +1,4 @@
-"""How the shipped weights were made: `python -m mmbdhs.miniature.train --seed 0 --out DIR`.
+"""How the shipped weights were made: `python benchmarks/miniature_train.py --seed 0 --out DIR`.
 
 From scratch, on one CPU thread, in minutes. Four stages, each of which the next one needs:
 
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from miniature_build import build_model, build_processor
+from miniature_corpus import Corpus, normalised, token_labels
+from miniature_evaluate import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmbdhs.miniature.build import build_model, build_processor
-from mmbdhs.miniature.corpus import Corpus, normalised, token_labels
-from mmbdhs.miniature.evaluate import evaluate
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
 from mmbdhs.miniature.language import CLEAN, Noise
 
@@ -209,7 +209,7 @@ def train(seed: int, stages: dict[str, Stage], count: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmbdhs.miniature.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="miniature_train.py", description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="another seed, other weights and training examples")
     parser.add_argument("--out", type=Path, required=True, help="folder for model, processor and figures")
     parser.add_argument("--steps", type=float, default=1.0, help="share of the full length, for a quick trial")

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 
 import torch
+from miniature_corpus import conversation, normalised, render_all
 from torch import Tensor
 from transformers import DynamicCache
 
-from mmbdhs.miniature.corpus import conversation, normalised, render_all
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
 from mmbdhs.miniature.language import (
     CAPTION_PROMPT,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from miniature_build import PATCH
 from torch import Tensor
 
-from mmbdhs.miniature.build import PATCH
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
 from mmbdhs.miniature.language import CAPTION_PROMPT, Noise, Question, caption, questions
 from mmbdhs.miniature.world import SIDE, Scene, boxes, make_scene, render
