@@ -1,8 +1,8 @@
-"""What every loss asks of its arguments, said by name.
+"""Checks of arguments, in one wording: "name: needs …, got …".
 
-Values are looked at once per call, in one reduction over all arguments, because reading its answer makes the host wait
-for the device. Under torch.compile they are not looked at, so that a loss stays one graph; types, shapes and plain
-numbers are.
+Checks of tensors look at values once per call, in one reduction over all arguments, because reading the answer makes
+the host wait for the device. Under torch.compile values are not looked at, so that a caller stays one graph; types,
+shapes and plain numbers are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,13 @@ ROUNDING = 1e-3
 
 
 class Rule(NamedTuple):
-    """Argument `name` needs `need`; `holds` (bool, the shape of `tensor`) says where it does."""
+    """A requirement on the values of an argument.
+
+    name: of the argument.
+    need: what its values must be, for the message.
+    tensor: the argument.
+    holds: bool, in the shape of `tensor`, where its values are so.
+    """
 
     name: str
     need: str
@@ -29,29 +35,31 @@ class Rule(NamedTuple):
 
 
 def finite(tensors: dict[str, Tensor]) -> list[Rule]:
-    """No NaN and no infinity, of which a difference may make a NaN."""
+    """Rules against NaN and infinity, whose differences would make NaN."""
     return [Rule(name, "finite numbers", tensor, tensor.isfinite()) for name, tensor in tensors.items()]
 
 
 def positive(tensors: dict[str, Tensor]) -> list[Rule]:
+    """Rules for numbers above 0."""
     return [Rule(name, "numbers above 0", tensor, tensor > 0) for name, tensor in tensors.items()]
 
 
 def not_above_zero(tensors: dict[str, Tensor]) -> list[Rule]:
+    """Rules for log-probabilities, which may be above 0 by no more than rounding."""
     return [Rule(name, "log-probabilities, at most 0", tensor, tensor <= ROUNDING) for name, tensor in tensors.items()]
 
 
 def require(*rules: Rule) -> None:
-    """Raises the ValueError of the first rule that is broken. Waits for the device once."""
+    """Raise the ValueError of the first rule that is broken. Waits for the device once."""
     if torch.compiler.is_compiling() or bool(torch.stack([rule.holds.all() for rule in rules]).all()):
         return
     broken = next(rule for rule in rules if not rule.holds.all())
-    place = tuple((~broken.holds).nonzero()[0].tolist())
-    raise ValueError(f"{broken.name}: needs {broken.need}, got {broken.tensor[place].item()} at {list(place)}")
+    index = tuple((~broken.holds).nonzero()[0].tolist())
+    raise ValueError(f"{broken.name}: needs {broken.need}, got {broken.tensor[index].item()} at {list(index)}")
 
 
 def same_shape(tensors: dict[str, Tensor], dims: int | None = None) -> None:
-    """All are tensors of one shape, of `dims` dimensions if given, and lie on one device."""
+    """Raise for anything but tensors of one shape on one device, with `dims` dimensions if that is given."""
     first = next(iter(tensors))
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -66,7 +74,7 @@ def same_shape(tensors: dict[str, Tensor], dims: int | None = None) -> None:
 
 
 def widened(tensors: dict[str, Tensor]) -> list[Tensor]:
-    """bfloat16 and float16 as float32; float32 and float64 as they are. Raises TypeError for other types."""
+    """The tensors with bfloat16 and float16 as float32; float32 and float64 stay. Raises TypeError for other dtypes."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: needs a floating-point tensor, got {tensor.dtype}")
@@ -74,14 +82,20 @@ def widened(tensors: dict[str, Tensor]) -> list[Tensor]:
 
 
 def boolean(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for anything but a bool tensor."""
     if tensor.dtype != torch.bool:
         raise TypeError(f"{name}: needs a bool tensor, got {tensor.dtype}")
 
 
 def sequences(
-    lengths: dict[str, Tensor | None] | None = None, *, at_most_zero: bool = False, **values: Tensor
+    values: dict[str, Tensor], lengths: dict[str, Tensor | None] | None = None, at_most_zero: bool = False
 ) -> list[Tensor]:
-    """One number per sequence: finite, of one shape [B], widened. lengths: of that shape and positive, or all None."""
+    """The values, one finite number per sequence and all of one shape [B], widened.
+
+    values: by argument.
+    lengths: tensors of that shape with numbers above 0, or all None.
+    at_most_zero: whether the values have to be at most 0.
+    """
     given = {name: length for name, length in (lengths or {}).items() if length is not None}
     if lengths and 0 < len(given) < len(lengths):
         missing = next(name for name in lengths if name not in given)
@@ -92,12 +106,15 @@ def sequences(
     return wide
 
 
-def tokens(mask: Tensor, *, at_least: int = 0, **values: Tensor) -> list[Tensor]:
-    """One number per token: of one shape [B, T], finite where the bool mask says so, widened, 0 everywhere else. The
-    mask holds `at_least` so many tokens."""
+def tokens(values: dict[str, Tensor], mask: Tensor, *, at_least: int = 0) -> list[Tensor]:
+    """The values, one number per token and all of one shape [B, T], widened: finite inside the mask, 0 outside.
+
+    values: by argument.
+    mask: bool [B, T], with at least `at_least` tokens.
+    """
     same_shape(values | {"mask": mask}, dims=2)
     boolean("mask", mask)
-    # Padding may hold anything, also NaN, which would spoil gradients even behind a product with 0.
+    # Padding may hold anything, also NaN, which would spoil gradients even when it is multiplied by 0.
     wide = [tensor.masked_fill(~mask, 0.0) for tensor in widened(values)]
     count = mask.sum().reshape(1)
     enough = Rule("mask.sum()", f"at least {at_least}", count, count >= at_least)
@@ -106,46 +123,59 @@ def tokens(mask: Tensor, *, at_least: int = 0, **values: Tensor) -> list[Tensor]
 
 
 def above_zero(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not _is_number(number) or not 0 < number < math.inf:
-            raise ValueError(f"{name}: needs a finite number above 0, got {number!r}")
+    """Raise ValueError for anything but finite numbers above 0."""
+    _numbers("a finite number above 0", numbers, math.ulp(0.0), math.nextafter(math.inf, 0))
 
 
 def at_least_zero(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not _is_number(number) or not 0 <= number < math.inf:
-            raise ValueError(f"{name}: needs a finite number of at least 0, got {number!r}")
+    """Raise ValueError for anything but finite numbers from 0."""
+    _numbers("a finite number of at least 0", numbers, 0, math.nextafter(math.inf, 0))
 
 
 def finite_number(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not _is_number(number) or not -math.inf < number < math.inf:
-            raise ValueError(f"{name}: needs a finite number, got {number!r}")
-
-
-def unit_interval(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not _is_number(number) or not 0 <= number <= 1:
-            raise ValueError(f"{name}: needs a number in [0, 1], got {number!r}")
+    """Raise ValueError for anything but finite numbers."""
+    largest = math.nextafter(math.inf, 0)
+    _numbers("a finite number", numbers, -largest, largest)
 
 
 def below_half(label_smoothing: float) -> None:
-    if not _is_number(label_smoothing) or not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing: needs a number in [0, 0.5), got {label_smoothing!r}")
+    """Raise ValueError for a label smoothing outside of [0, 0.5)."""
+    _numbers("a number in [0, 0.5)", {"label_smoothing": label_smoothing}, 0, math.nextafter(0.5, 0))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def number_in(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError for anything but a number in [low, high]."""
+    _numbers(f"a number in [{low}, {high}]", {name: value}, low, high)
+
+
+def integer(name: str, value: Any, low: int, high: float = math.inf) -> None:
+    """Raise ValueError for anything but an integer in [low, high]; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        bound = f"of at least {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: needs an integer {bound}, got {value!r}")
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise ValueError for a value that is not among the choices; True is not 1."""
+    if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+        raise ValueError(f"{name}: needs one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_on_error(on_error: str) -> None:
-    """Raises ValueError for what is neither "raise" nor "skip"."""
+    """Raise ValueError for anything but "raise" and "skip"."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
 
 
-def equal_lengths(**lists: Sequence | None) -> None:
+def equal_lengths(**lists: Sequence[Any] | None) -> None:
+    """Raise ValueError for lists of unequal length, and for a string in place of a list. None is left out."""
     lengths = {name: len(values) for name, values in lists.items() if values is not None}
     strings = [name for name, values in lists.items() if isinstance(values, str)]
     if strings or len(set(lengths.values())) > 1:
         raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {strings or lengths}")
+
+
+def _numbers(need: str, numbers: dict[str, Any], low: Any, high: Any) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high:
+            raise ValueError(f"{name}: needs {need}, got {number!r}")

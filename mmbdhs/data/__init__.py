@@ -1,4 +1,8 @@
-"""What the user has: preference pairs and their files."""
+"""What the user has: images, prompts and preference pairs, in memory and in files.
+
+Read in this order: `messages` (images and prompts in all their forms), `keys` (how an example addresses its random
+draws), `records` (pairs in the layout of TRL's vision preference datasets), `jsonl` (their files).
+"""
 
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.keys import content_key, key_address

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line."""
+"""JSON Lines: files with one JSON object a line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; empty lines are left out. Raises ValueError that names the line."""
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, without empty lines. Raises ValueError that names a line with anything else."""
     with open(path, encoding="utf-8") as file:
         return [_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
 
 
-def _object(path: str | os.PathLike, number: int, line: str) -> dict[str, Any]:
+def _object(path: str | os.PathLike[str], number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -26,18 +26,20 @@ def _object(path: str | os.PathLike, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def write_jsonl(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, UTF-8; returns how many. The file appears complete or not at all: it is written
-    under another name beside its place, then renamed."""
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, in UTF-8; returns how many.
+
+    The file appears complete or not at all: it is written under a temporary name in the same folder, then renamed.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(handle, "w", encoding="utf-8") as file:
             count = sum(1 for record in records if file.write(json.dumps(record, ensure_ascii=False) + "\n"))
-        os.chmod(aside, 0o644)
-        os.replace(aside, target)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(temporary)
         raise
     return count

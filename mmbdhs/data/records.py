@@ -15,21 +15,23 @@ _LOG = logging.getLogger("mmbdhs")
 
 
 def preference_record(
-    images: Sequence[str | os.PathLike], prompt: str | list[dict], chosen: str, sample: Any, seed: int
+    images: Sequence[str | os.PathLike[str]], prompt: str | list[dict[str, Any]], chosen: str, sample: Any, seed: int
 ) -> dict[str, Any]:
-    """One pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and the columns that
-    make the pair traceable: key, seed, similarity, iterations, guided, visible_image_tokens, sentences.
+    """A pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and columns that make the
+    pair traceable (key, seed, similarity, iterations, guided, visible_image_tokens, sentences).
 
-    images: paths, as they shall stand in the record.
-    prompt: text, put into one user turn behind an image place per image, or a message list, taken as it is.
-    sample: a `BDHSSample`. seed: that it was drawn with.
+    images: paths, which the record keeps unchanged.
+    prompt: text, put into one user turn after a placeholder for each image, or a message list, kept unchanged.
+    chosen: the chosen response.
+    sample: a `BDHSSample` with the rejected response.
+    seed: with which it was drawn.
 
-    Raises ValueError if a message list holds another number of image places than there are images.
+    Raises ValueError if a message list has another number of placeholders than there are images.
     """
     messages = [_message("user", prompt, len(images))] if isinstance(prompt, str) else prompt
     places = sum(part.get("type") == "image" for part in _parts(messages))
     if places != len(images):
-        raise ValueError(f"prompt: needs one image place per image, {len(images)}, got {places}")
+        raise ValueError(f"prompt: needs one image placeholder per image, {len(images)}, got {places}")
     return {
         "images": [os.fspath(path) for path in images],
         "prompt": messages,
@@ -49,13 +51,15 @@ def _message(role: str, text: str, images: int = 0) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
-def _parts(messages: list[dict]) -> list[dict]:
+def _parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
 
 
-def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file. `images` that are relative paths are taken from the file's own folder. Raises
-    ValueError that names the line for one that is no JSON object."""
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; relative paths in `images` are relative to the file's folder.
+
+    Raises ValueError that names the line for a line that is not a JSON object.
+    """
     records = read_jsonl(path)
     for record in records:
         if "images" in record:
@@ -64,9 +68,12 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def usable_rows(records: Iterable[Mapping[str, Any]], columns: Sequence[str], on_error: str = "raise") -> list[int]:
-    """The numbers of the records that have all `columns`, and whose images, where they are paths, are there.
+    """The numbers of the records that have all `columns` and whose images, where they are paths, exist.
 
-    Raises ValueError that names row and lack, or with on_error="skip" if nothing is left; what is skipped is logged."""
+    on_error: "raise" a ValueError that names the row and what it lacks, or "skip" and log the row.
+
+    Raises ValueError if no row is left.
+    """
     usable = []
     for row, record in enumerate(records):
         lack = _lack(record, columns)

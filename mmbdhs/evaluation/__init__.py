@@ -1,7 +1,10 @@
 """Benchmarks as pure functions: from what a model said and what is true to metrics with 95% intervals.
 
-A benchmark is one module: readers for the files that it is published in, and a function that takes lists of one length
-and returns a `Result`, a frozen dataclass whose `metrics` are estimates. Nothing here runs a model or needs PyTorch.
+A benchmark is one module with readers for its published files and a function that takes lists of equal length and
+returns a `Result`, a frozen dataclass whose `metrics` are estimates. Nothing here runs a model or needs PyTorch.
+
+Read in this order: `results` (what all have in common), `intervals` (estimates and their intervals), `pope`, `chair`
+(with Object HalBench), `words` (English words and their singular), `files` (published files).
 """
 
 from mmbdhs.evaluation.chair import (

@@ -1,5 +1,5 @@
 """CHAIR, Caption Hallucination Assessment with Image Relevance (Rohrbach et al., EMNLP 2018), and the two rates of
-Object HalBench (Yu et al., RLHF-V, CVPR 2024), which count the same objects otherwise."""
+Object HalBench (Yu et al., RLHF-V, CVPR 2024), which count the same objects in another way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmbdhs.evaluation.files import read_sections
 from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratio
@@ -21,8 +22,8 @@ COCO_PHRASES: Mapping[str, str] = {
     "home plate": "home plate",
     "train track": "train track",
 }
-"""Pairs of words that the original CHAIR reads as another word on COCO, beside the two-word names of objects: a baby
-elephant is no person, a home plate is no object at all."""
+"""Pairs of words that the original CHAIR reads as another word on COCO, in addition to the two-word names of objects: a
+baby elephant is not a person, and a home plate is no object at all."""
 
 _FEWEST_WORDS = 4  # Object HalBench takes no objects from shorter answers
 
@@ -31,14 +32,14 @@ _FEWEST_WORDS = 4  # Object HalBench takes no objects from shorter answers
 class ObjectVocabulary:
     """Which words name which object.
 
-    nodes: of every name, one or two words in the singular, the object (its node word).
-    phrases: pairs of words, in the singular, that are read as one word; every two-word name is one. What a pair is read
-        as need not be an object's name.
-    singularise: gives a lower-case word its singular.
+    The rules are the original's: a word counts wherever it occurs, so "there is no dog" mentions a dog, and names of
+    three words or more are never found. Two things differ: names are lower-cased ("iPhone" is found), and the singular
+    comes from `singularise`, where the original uses `pattern.en` and its successors use WordNet.
 
-    The original's rules hold: a word counts wherever it stands, so "there is no dog" mentions a dog. Names of three
-    words or more are never found, as there. Other than there, names are lower-cased ("iPhone" is found), and singular
-    and plural are those of `singularise`; the original uses `pattern.en`, its heirs WordNet.
+    nodes: for every name, one or two words in the singular, its object (the node word).
+    phrases: pairs of words, in the singular, and the word as which each is read. Every two-word name is one. The word
+        does not have to be an object's name.
+    singularise: from a lower-case word to its singular.
     """
 
     nodes: Mapping[str, str]
@@ -52,7 +53,13 @@ class ObjectVocabulary:
         phrases: Mapping[str, str] | None = None,
         singularise: Callable[[str], str] = singular,
     ) -> ObjectVocabulary:
-        """From lists of names of one object each, the node word first. Raises ValueError for a name of two objects."""
+        """Build a vocabulary.
+
+        synonyms: for each object its names, the node word first.
+        phrases, singularise: as the class takes them.
+
+        Raises ValueError for a name of two objects.
+        """
         nodes: dict[str, str] = {}
         for names in synonyms:
             for name in names:
@@ -67,30 +74,30 @@ class ObjectVocabulary:
     @classmethod
     def from_file(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         phrases: Mapping[str, str] = COCO_PHRASES,
         singularise: Callable[[str], str] = singular,
     ) -> ObjectVocabulary:
-        """From a table in the layout of CHAIR's synonyms.txt: an object a line, its names parted by commas."""
+        """Read a vocabulary in the layout of CHAIR's synonyms.txt: one object a line, its names separated by commas."""
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         return cls.build([_names(path, line) for line in lines if line.strip()], phrases, singularise)
 
     def node(self, name: str) -> str:
-        """The object of that name. Raises ValueError for a name that the vocabulary lacks."""
+        """The object with this name. Raises ValueError for a name that the vocabulary lacks."""
         key = _joined(name, self.singularise)
         if key not in self.nodes:
             raise ValueError(f"vocabulary: needs every object of the truth, lacks {name!r}")
         return self.nodes[key]
 
     def mentions(self, text: str) -> tuple[str, ...]:
-        """The objects that a text names, in its order, as often as it does."""
+        """The objects that a text names, in its order and with repeats."""
         words = self._merged([self.singularise(word) for word in tokens(text)])
-        if "toilet" in words:  # its seat is no chair
+        if "toilet" in words:  # a toilet's seat is not a chair
             words = [word for word in words if word != "seat"]
         return tuple(self.nodes[word] for word in words if word in self.nodes)
 
     def _merged(self, words: list[str]) -> list[str]:
-        """Pairs that are phrases as one word each, from the left."""
+        """The words, with every pair that is a phrase as one word, from the left."""
         merged, place = [], 0
         while place < len(words):
             pair = " ".join(words[place : place + 2])
@@ -101,7 +108,12 @@ class ObjectVocabulary:
 
 @dataclass(frozen=True)
 class CaptionObjects:
-    """mentioned: the objects of a caption, with repeats. truth: those of its image. words: the caption's length."""
+    """The objects of one caption and of its image.
+
+    mentioned: the objects that the caption names, with repeats.
+    truth: the objects of the image.
+    words: the caption's length.
+    """
 
     mentioned: tuple[str, ...]
     truth: frozenset[str]
@@ -109,18 +121,21 @@ class CaptionObjects:
 
     @property
     def hallucinated(self) -> tuple[str, ...]:
-        """Mentions of what is not there, with repeats."""
+        """Mentions of objects that are not in the image, with repeats."""
         return tuple(name for name in self.mentioned if name not in self.truth)
 
 
 @dataclass(frozen=True)
 class ChairResult(Result):
-    """chair_i: share of hallucinated mentions among all, repeats counted. chair_s: share of captions with one or more.
-    recall: share of the images' objects that their caption mentions, Σ|mentioned ∩ truth| / Σ|truth|.
-    objects, length: mentions and words per caption. Captions are taken as independent of each other.
+    """What `chair` returns. Captions are taken as independent of each other.
 
-    captions: what each was found to mention. singulariser: which function made words singular; results of different
-    ones do not compare.
+    chair_i: share of hallucinated mentions among all mentions, with repeats.
+    chair_s: share of captions with a hallucinated mention.
+    recall: share of the images' objects that their caption mentions, Σ|mentioned ∩ truth| / Σ|truth|.
+    objects: mentions per caption.
+    length: words per caption.
+    captions: the objects of each caption.
+    singulariser: the function that made words singular; results of different ones do not compare.
     """
 
     chair_i: Estimate
@@ -134,8 +149,12 @@ class ChairResult(Result):
 
 @dataclass(frozen=True)
 class ObjectHalBenchResult(Result):
-    """response_rate: share of captions with a hallucinated object among those with any object. object_rate: share of
-    hallucinated objects among all, each once per caption. recall: as CHAIR's."""
+    """What `object_halbench` returns.
+
+    response_rate: share of captions with a hallucinated object among those with any object.
+    object_rate: share of hallucinated objects among all objects, each once per caption.
+    recall: as CHAIR's.
+    """
 
     response_rate: Estimate
     object_rate: Estimate
@@ -150,9 +169,10 @@ def chair(
 ) -> ChairResult:
     """Compare the objects that captions name with those that their images show.
 
-    captions: one per image. truth: the names of each image's objects, any that the vocabulary has.
-    reference_captions: human captions of each image, whose objects are taken as shown too; CHAIR as published needs
-        them.
+    captions: one per image.
+    truth: the names of each image's objects, any that the vocabulary has.
+    vocabulary: which words name which object.
+    reference_captions: human captions of each image, whose objects count as shown too; CHAIR as published needs them.
 
     Raises ValueError for lists of unequal length and objects that the vocabulary lacks.
     """
@@ -173,8 +193,10 @@ def chair(
 
 
 def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
-    """Object HalBench's rates of what captions were found to mention, by `chair` or by a language model that lists
-    objects, as the original does. Captions of three words or fewer are taken to mention nothing."""
+    """The rates of Object HalBench. Captions of three words or fewer count as mentioning nothing.
+
+    captions: the objects that `chair` found, or that a language model listed, as in the original.
+    """
     check_lengths(captions=captions)
     unique = [
         CaptionObjects(tuple(set(c.mentioned)) if c.words >= _FEWEST_WORDS else (), c.truth, c.words) for c in captions
@@ -187,8 +209,8 @@ def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
     )
 
 
-def read_coco_objects(path: str | os.PathLike) -> dict[int, set[str]]:
-    """COCO instance annotations (JSON): for each image id the names of its categories, none for an image without
+def read_coco_objects(path: str | os.PathLike[str]) -> dict[int, set[str]]:
+    """The names of the categories of each image id in COCO's instance annotations (JSON); none for an image without
     annotations. Raises ValueError if the file lacks a section or a category."""
     images, annotations, categories = read_sections(path, "images", "annotations", "categories")
     names = {category["id"]: category["name"] for category in categories}
@@ -200,8 +222,8 @@ def read_coco_objects(path: str | os.PathLike) -> dict[int, set[str]]:
     return objects
 
 
-def read_coco_captions(path: str | os.PathLike) -> dict[int, list[str]]:
-    """COCO caption annotations (JSON): for each image id its captions. Raises as `read_coco_objects`."""
+def read_coco_captions(path: str | os.PathLike[str]) -> dict[int, list[str]]:
+    """The captions of each image id in COCO's caption annotations (JSON). Raises as `read_coco_objects`."""
     images, annotations = read_sections(path, "images", "annotations")
     captions: dict[int, list[str]] = {image["id"]: [] for image in images}
     for annotation in annotations:
@@ -228,12 +250,12 @@ def _joined(name: str, singularise: Callable[[str], str]) -> str:
     return " ".join(singularise(word) for word in name.lower().split())
 
 
-def _names(path: str | os.PathLike, line: str) -> list[str]:
+def _names(path: str | os.PathLike[str], line: str) -> list[str]:
     names = [name.strip() for name in line.split(",")]
     if not all(names):
-        raise ValueError(f"{path}: needs names parted by commas, got the line {line!r}")
+        raise ValueError(f"{path}: needs names separated by commas, got the line {line!r}")
     return names
 
 
-def _name(function: Callable) -> str:
+def _name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"

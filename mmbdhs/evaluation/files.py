@@ -1,4 +1,4 @@
-"""Files in which benchmarks are published."""
+"""The files in which benchmarks are published."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 
-def column(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
-    """The first of the columns `names` that a row has, for each row. Raises ValueError if it has none of them."""
+def column(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
+    """For each row the first of the columns `names` that it has. Raises ValueError for a row that has none of them."""
     found = []
     for number, row in enumerate(rows, start=1):
         name = next((name for name in names if name in row), None)
@@ -20,8 +20,8 @@ def column(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], *names: s
     return found
 
 
-def read_sections(path: str | os.PathLike, *names: str) -> list[list[dict[str, Any]]]:
-    """The lists `names` of a JSON file that holds one object. Raises ValueError if one is missing."""
+def read_sections(path: str | os.PathLike[str], *names: str) -> list[list[dict[str, Any]]]:
+    """The lists `names` of a JSON file with one object. Raises ValueError if one is missing."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     found = sorted(content) if isinstance(content, dict) else type(content).__name__
     missing = [name for name in names if name not in found]

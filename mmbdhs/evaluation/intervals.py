@@ -17,7 +17,12 @@ _Z = NormalDist().inv_cdf(_TAIL)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95% interval. count: the items that it stands on."""
+    """A value with its 95% interval.
+
+    value: the estimate.
+    low, high: the ends of the interval.
+    count: number of items that it comes from.
+    """
 
     value: float
     low: float
@@ -31,10 +36,10 @@ class Estimate:
 def ratio(
     numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """R = Σy / Σx of items with 0 ≤ y ≤ x, and how far it may lie from that of the population they are drawn from.
+    """The ratio R = Σy / Σx of items with 0 ≤ y ≤ x, with the 95% interval of the population's ratio.
 
-    numerators, denominators: y and x, counts, one per item. Items with x = 0 say nothing and do not count.
-    clusters: which items belong together (the image of each question); None if each stands alone.
+    numerators, denominators: y and x, counts, one per item. Items with x = 0 do not count.
+    clusters: which items belong together (the image of each question); None if items are independent.
 
     With y_c, x_c the sums of m clusters, the linearised variance of R is (Cochran, Sampling Techniques, 1977, ch. 6)
         V = m / (m−1) · (Σx − 1) / Σx · Σ_c (y_c − R x_c)² / (Σx)²,
@@ -77,9 +82,10 @@ def wilson(value: float, trials: float) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values (runs with other seeds, captions): ± t_{n−1} · s / √n (Student, 1908).
+    """The mean of independent values (runs with other seeds, captions) ± t_{n−1} · s / √n (Student, 1908).
 
-    One value has the interval (−∞, ∞). Raises ValueError without any."""
+    One value has the interval (−∞, ∞). Raises ValueError for no value.
+    """
     v = np.asarray(values, dtype=float)
     if v.ndim != 1 or not len(v) or not np.isfinite(v).all():
         raise ValueError(f"values: needs one finite number or more, got {values!r}")
@@ -88,7 +94,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(mean - half), float(mean + half), len(v))
 
 
-def _check(y: np.ndarray, x: np.ndarray, clusters: Sequence | None) -> None:
+def _check(y: np.ndarray, x: np.ndarray, clusters: Sequence[Hashable] | None) -> None:
     lengths = [len(y), len(x), *([] if clusters is None else [len(clusters)])]
     if len(set(lengths)) > 1:
         raise ValueError(f"numerators, denominators, clusters: need one length, got {lengths}")

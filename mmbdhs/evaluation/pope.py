@@ -16,7 +16,7 @@ _LABELS = {"yes": True, "no": False}
 
 
 class PopeItems(NamedTuple):
-    """Answers, labels and images, one each per question: `pope(*items)` scores them."""
+    """Answers, labels and images, one each per question; `pope(*items)` scores them."""
 
     answers: list[str]
     labels: list[str]
@@ -25,11 +25,15 @@ class PopeItems(NamedTuple):
 
 @dataclass(frozen=True)
 class PopeResult(Result):
-    """Scores of one split, with "yes" as the positive class. Precision is NaN where nothing is answered yes, recall
-    where nothing is labelled yes; F1 is then 0, or NaN if both are so.
+    """Scores of one split, with "yes" as the positive class.
 
-    yes_ratio: of the answers, not of the labels. rows: how many questions; the published random split has 2,910 in its
-    older and 3,000 in its newer form, and results on the two do not compare.
+    accuracy: share of right answers.
+    precision: NaN where nothing is answered yes.
+    recall: NaN where nothing is labelled yes.
+    f1: 0 where precision or recall is NaN, NaN where both are.
+    yes_ratio: share of answers, not of labels, that are yes.
+    rows: number of questions. The published random split has 2,910 in its older and 3,000 in its newer form, and
+        results on the two do not compare.
     """
 
     accuracy: Estimate
@@ -41,8 +45,11 @@ class PopeResult(Result):
 
 
 def parse_answer(text: str) -> bool:
-    """Whether an answer means yes, by POPE's own rule: of the text before the first full stop, without commas and
-    split at single spaces, a word "No", "not" or "no" means no; all else means yes, an empty answer and "NO" too."""
+    """Whether an answer means yes, by POPE's own rule.
+
+    In the text before the first full stop, without commas and split at single spaces, a word "No", "not" or "no" means
+    no. Everything else means yes, also an empty answer and "NO".
+    """
     words = text.split(".", 1)[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
@@ -55,12 +62,13 @@ def pope(
 ) -> dict[str, PopeResult]:
     """Score answers to yes/no questions, split by split.
 
-    answers: what the model said. labels: "yes", "no" or booleans.
-    images: which image each question is about; questions of one image are not independent, and the intervals are
-        wider for it. None: each question stands alone.
-    splits: the split of each question (random, popular, adversarial); None: all are one split, "all".
+    answers: what the model said.
+    labels: "yes", "no" or booleans.
+    images: the image of each question. Questions about one image are not independent, which widens the intervals. None
+        if each question has an image of its own.
+    splits: the split of each question (random, popular, adversarial); None for one split, "all".
 
-    Raises ValueError for lists of unequal length and other labels, TypeError for answers that are no strings.
+    Raises ValueError for lists of unequal length and other labels, TypeError for answers that are not strings.
     """
     check_lengths(answers=answers, labels=labels, images=images, splits=splits)
     check_texts("answers", answers)
@@ -68,8 +76,9 @@ def pope(
     truth = [_label(label, number) for number, label in enumerate(labels)]
     about = range(len(said)) if images is None else images
     members: dict[str, list[tuple[bool, bool, Hashable]]] = {}
-    for split, *row in zip(["all"] * len(said) if splits is None else splits, said, truth, about, strict=True):
-        members.setdefault(split, []).append(tuple(row))
+    named = ["all"] * len(said) if splits is None else splits
+    for split, row in zip(named, zip(said, truth, about, strict=True), strict=True):
+        members.setdefault(split, []).append(row)
     return {split: _score(rows) for split, rows in members.items()}
 
 
@@ -94,7 +103,7 @@ def _label(label: str | bool, number: int) -> bool:
     return found
 
 
-def read_pope(questions: str | os.PathLike, answers: str | os.PathLike) -> PopeItems:
+def read_pope(questions: str | os.PathLike[str], answers: str | os.PathLike[str]) -> PopeItems:
     """Read a published split and a model's answers to it, JSON Lines in the same order.
 
     questions: columns image and label (POPE's coco_pope_*.json).

@@ -37,7 +37,7 @@ _IRREGULAR = {
     "wolves": "wolf",
 }
 _UNCHANGED = frozenset({"abdomen", "canvas", "gas", "lens", "scissors", "series", "species", "specimen"})
-# The first ending that fits, and what takes its place.
+# The first ending that fits is replaced.
 _RULES = [
     (re.compile(ending), replacement)
     for ending, replacement in (
@@ -54,18 +54,21 @@ _RULES = [
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words and single punctuation marks. A hyphen joins words, an apostrophe parts them."""
+    """Lower-case words and single punctuation marks. A hyphen joins words, an apostrophe separates them."""
     return _TOKEN.findall(text.lower())
 
 
 def is_word(token: str) -> bool:
-    """Of a token of `tokens`: a word or number, no punctuation."""
+    """Whether a token is a word or a number and not punctuation."""
     return token[0].isalnum()
 
 
 def singular(word: str) -> str:
-    """The singular of a lower-case English noun; singular nouns stay what they are. By irregular forms and endings,
-    without a dictionary: an unforeseen irregular noun comes out wrong, the same way each time."""
+    """The singular of a lower-case English noun; a singular noun stays what it is.
+
+    It goes by irregular forms and endings, without a dictionary: an unforeseen irregular noun comes out wrong, but the
+    same way each time.
+    """
     if len(word) < 3 or word in _UNCHANGED:
         return word
     if word in _IRREGULAR:

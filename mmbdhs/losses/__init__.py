@@ -1,16 +1,14 @@
-"""Losses for aligning with preferences, as pure functions of log-probabilities: no model, no trainer.
+"""Losses for alignment with preferences: pure functions of log-probabilities, without a model or a trainer.
 
-Pairwise losses take policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, in
-that order; those without a reference model the first two. What is particular to a loss is keyword-only. They return
-PreferenceLoss(losses, chosen_rewards, rejected_rewards), [B] each, not reduced, the rewards detached.
+Pairwise losses take policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, float
+[B] in nats, or the first two if they need no reference; a loss's own settings are keyword-only. They return a
+PreferenceLoss: losses and detached rewards, [B] each. bfloat16 and float16 are computed, and returned, in float32.
 
-Log-probabilities are in nats. bfloat16 and float16 are computed with in float32, which the results then have; float32
-and float64 stay what they are. Margins of a million nats make neither infinities nor NaN, forward or backward.
+All raise a TypeError or ValueError that names the argument, for shapes or devices that differ, integer, NaN or infinite
+log-probabilities and settings out of range. Values are looked at once per call, and not under torch.compile.
 
-All raise a TypeError or ValueError that names the argument, what it needs and what it got: for shapes or devices that
-differ, integer log-probabilities, NaN or infinite ones, lengths that are not positive, β ≤ 0, ε outside of [0, 0.5).
-Values are looked at once per call, which waits for the device once; under torch.compile they are not looked at, for
-the sake of fullgraph.
+Read in this order: `pairs` (what they share), `preference` (DPO and its relatives), `combined` (Eq. 4 and 5),
+`reference_free`, `unpaired` (KTO), `reinforce` (RLOO, PPO). A loss imports nothing but this wing and `mmbdhs.checks`.
 """
 
 from mmbdhs.losses.combined import averaged_loss, ddpo_logps, mixed_loss

@@ -1,4 +1,4 @@
-"""Losses made of other losses (Eq. 4-5), and log-probabilities that weigh changed tokens more."""
+"""Losses made of other losses (Eq. 4 and 5), and log-probabilities that give changed tokens more weight."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from mmbdhs.losses.pairs import PreferenceLoss
 
 
 def averaged_loss(losses: Sequence[PreferenceLoss], *, weights: Sequence[float]) -> PreferenceLoss:
-    """Σ wᵢ Lᵢ: Eq. 5 of arXiv 2407.02477 for any number of rejected responses and any pairwise loss.
+    """Averaged loss Σ wᵢ Lᵢ: Eq. 5 of arXiv 2407.02477 for any number of rejected responses and any pairwise loss.
 
-    losses: of the same examples, each against another rejected response, [B] each. weights: for each a number of at
-    least 0, with sum 1; (γ, 1 − γ) is Eq. 5. Rewards are averaged alike.
+    Rewards are averaged with the same weights.
+
+    losses: of the same B examples, each loss against another rejected response.
+    weights: one for each loss, from 0, with the sum 1; (γ, 1 − γ) is Eq. 5.
     """
     losses, weights = list(losses), list(weights)
     if not losses:
@@ -31,11 +33,13 @@ def averaged_loss(losses: Sequence[PreferenceLoss], *, weights: Sequence[float])
 
 
 def mixed_loss(first: PreferenceLoss, second: PreferenceLoss, *, draws: Tensor) -> PreferenceLoss:
-    """α L(y₊, y₋) + (1 − α) L(ỹ₊, ỹ₋): Eq. 4 of arXiv 2407.02477, Mixed-DPO.
+    """Mixed-DPO, α L(y₊, y₋) + (1 − α) L(ỹ₊, ỹ₋): Eq. 4 of arXiv 2407.02477.
 
-    first, second: the loss of the pair from the data set and of the one sampled from the policy, [B].
-    draws: α [B], bool, or of numbers 0 and 1: each example's Bernoulli(p) draw, torch.rand(B) < p. The loss of the pair
-    that is not drawn has no gradient, so its forward pass may be left out by choosing the pair before.
+    The pair that is not drawn gets no gradient, so its forward pass may be left out by choosing the pair before.
+
+    first: losses [B] of the pairs from the data set.
+    second: losses [B] of the pairs sampled from the policy.
+    draws: α [B], bool or numbers 0 and 1: each example's Bernoulli(p) draw, torch.rand(B) < p.
     """
     _are_losses(first=first, second=second)
     checks.same_shape({"first.losses": first.losses, "second.losses": second.losses, "draws": draws}, dims=1)
@@ -52,13 +56,15 @@ def ddpo_logps(
     gamma: float = 5.0,
     normalize: bool = True,
 ) -> Tensor:
-    """(Σ_same log p + γ Σ_changed log p) / N, [B]: the log-probabilities of dense DPO (RLHF-V, arXiv 2312.00849), which
-    go into dpo_loss in place of sums.
+    """Log-probabilities of dense DPO, (Σ_same log p + γ Σ_changed log p) / N, [B] (RLHF-V, arXiv 2312.00849).
 
-    token_logps: float [B, T], of each token given those before it. response_mask: bool [B, T], tokens of the response,
-    at least one in each row; what token_logps holds elsewhere is not read. changed_mask: bool [B, T], tokens of the
-    response that its partner does not share. gamma: γ, 5 in the paper.
-    normalize: N = n_same + γ n_changed, the paper's; False is N = 1, the authors' default (their dpo_use_average).
+    They go into dpo_loss in place of sums.
+
+    token_logps: float [B, T], of each token given those before it.
+    response_mask: bool [B, T], tokens of the response, at least one in each row; token_logps is not read elsewhere.
+    changed_mask: bool [B, T], tokens of the response that its partner does not share.
+    gamma: γ, above 0; 5 in the paper.
+    normalize: True for the paper's N = n_same + γ n_changed, False for N = 1, the authors' default (dpo_use_average).
     """
     checks.above_zero(gamma=gamma)
     checks.same_shape(

@@ -1,4 +1,4 @@
-"""What pairwise losses give back, and what they share."""
+"""The result of pairwise losses, and the functions that they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from mmbdhs import checks
 
 
 class PreferenceLoss(NamedTuple):
-    """losses: [B], not reduced. chosen_rewards, rejected_rewards: [B], detached, for accuracies and margins."""
+    """What pairwise losses return.
+
+    losses: [B], not reduced.
+    chosen_rewards, rejected_rewards: [B], detached, for accuracies and margins.
+    """
 
     losses: Tensor
     chosen_rewards: Tensor
@@ -19,15 +23,16 @@ class PreferenceLoss(NamedTuple):
 
 
 def preference(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> PreferenceLoss:
+    """The result, with detached rewards."""
     return PreferenceLoss(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
 def logistic(margins: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """−(1 − ε) log σ(m) − ε log σ(−m): labels are flipped with probability ε."""
+    """The logistic loss −(1 − ε) log σ(m) − ε log σ(−m) of labels that are flipped with probability ε."""
     checks.below_half(label_smoothing)
     return -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
 
 
 def per_token(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Sums as means per token; without lengths as they are."""
+    """Sums as means per token; without lengths the values themselves."""
     return values if lengths is None else values / lengths

@@ -1,8 +1,8 @@
 """Losses without a reference model: of pairs, of chosen responses alone, and of a reward model's scores.
 
 Log-probabilities are the policy's, in nats, float [B], summed over the tokens of the response. Where a loss needs the
-mean per token, `chosen_lengths` and `rejected_lengths` ([B], tokens of each response, above 0) have to be named:
-tensors to divide by, or None to say that the log-probabilities are means already.
+mean per token, `chosen_lengths` and `rejected_lengths` must be given: the number of tokens of each response, [B], above
+0, or None if the log-probabilities are means already.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ def slic_hf_loss(
     regularization: float,
     delta: float = 1.0,
 ) -> PreferenceLoss:
-    """max(0, δ − log π(y₊) + log π(y₋)) − λ log π(y_sft): SLiC-HF (arXiv 2305.10425, Eq. 1).
+    """SLiC-HF, max(0, δ − log π(y₊) + log π(y₋)) − λ log π(y_sft) (arXiv 2305.10425, Eq. 1).
 
-    target_logps: [B], of the SFT response to the same prompt; the chosen one's may stand in for it. regularization: λ.
-    delta: δ, in nats of whole sequences. The rewards given back are the log-probabilities.
+    The rewards that it returns are the log-probabilities.
+
+    target_logps: log-probabilities of the SFT response to the same prompt, [B]; those of the chosen response may take
+        their place.
+    regularization: λ, from 0.
+    delta: δ, above 0, in nats of whole sequences.
     """
     checks.above_zero(delta=delta)
     checks.at_least_zero(regularization=regularization)
-    chosen, rejected, target = checks.sequences(
-        policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps, target_logps=target_logps
-    )
+    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
+    chosen, rejected, target = checks.sequences(pair | {"target_logps": target_logps})
     return preference(F.relu(delta - chosen + rejected) - regularization * target, chosen, rejected)
 
 
@@ -46,11 +49,13 @@ def simpo_loss(
     gamma: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> PreferenceLoss:
-    """−log σ(r₊ − r₋ − γ), r = β log π(y) / |y| (arXiv 2405.14734, Eq. 6).
+    """SimPO, −log σ(r₊ − r₋ − γ) with r = β log π(y) / |y| (arXiv 2405.14734, Eq. 6).
 
-    gamma: γ as in the equation, in units of reward: TRL's simpo_gamma, Liger's gamma. The authors' repository takes γ/β
-    (gamma_beta_ratio). Liger's fused loss adds an SFT term unless told not to. label_smoothing: as in dpo_loss; the
-    paper has none.
+    chosen_lengths, rejected_lengths: |y|, or None; see the module.
+    beta: β, above 0.
+    gamma: γ as in the equation, in units of reward, from 0: TRL's simpo_gamma, Liger's gamma. The authors' repository
+        takes γ/β (gamma_beta_ratio). Liger's fused loss adds an SFT term unless told not to.
+    label_smoothing: as in dpo_loss; the paper has none.
     """
     checks.above_zero(beta=beta)
     checks.at_least_zero(gamma=gamma)
@@ -67,11 +72,16 @@ def orpo_loss(
     rejected_lengths: Tensor | None,
     beta: float = 0.1,
 ) -> PreferenceLoss:
-    """−ℓ₊ − β log σ(logit e^ℓ₊ − logit e^ℓ₋), ℓ = log π(y) / |y|: SFT and log odds ratio (arXiv 2403.07691, Eq. 6-7).
+    """ORPO, −ℓ₊ − β log σ(logit e^ℓ₊ − logit e^ℓ₋) with ℓ = log π(y) / |y| (arXiv 2403.07691, Eq. 6 and 7).
 
-    beta: the paper's λ; both libraries call it beta. The SFT term here is each example's mean per token; TRL and Liger
-    average it over the tokens of the batch, TRL over the prompt's too. Rewards are β ℓ, as theirs. A mean above 0 is
-    refused; one so near 0 that 1 − e^ℓ would round to 0 counts as the machine epsilon below it.
+    Rewards are β ℓ.
+
+    The SFT term here is each example's mean per token; TRL and Liger average it over the tokens of the batch, and TRL
+    over the prompt's tokens too. A mean above 0 is refused; one so near 0 that 1 − e^ℓ would round to 0 counts as the
+    machine epsilon below it.
+
+    chosen_lengths, rejected_lengths: |y|, or None; see the module.
+    beta: the paper's λ, above 0; TRL and Liger call it beta too.
     """
     checks.above_zero(beta=beta)
     chosen, rejected = _pair(
@@ -90,44 +100,46 @@ def cpo_loss(
     nll_weight: float = 1.0,
     chosen_lengths: Tensor | None = None,
 ) -> PreferenceLoss:
-    """−log σ(β log π(y₊) − β log π(y₋)) − w log π(y₊) (arXiv 2401.08417). Log-probabilities are sums.
+    """CPO, −log σ(β log π(y₊) − β log π(y₋)) − w log π(y₊) (arXiv 2401.08417). Rewards are β log π(y).
 
-    nll_weight: w, TRL's cpo_alpha. chosen_lengths: [B], divides the second term alone, making it a mean per token. The
-    paper's equation has the sum, so has this by default; TRL and Liger average over the tokens of the batch, which for
-    one example is the same as this with lengths. label_smoothing: as in dpo_loss. The rewards are β log π(y).
+    beta: β, above 0.
+    label_smoothing: as in dpo_loss.
+    nll_weight: w, from 0; TRL's cpo_alpha.
+    chosen_lengths: tokens of each chosen response, [B]. It divides the second term alone, which is then a mean per
+        token. None for the sum, as in the paper's equation. TRL and Liger average over the tokens of the batch, which
+        for one example is the same as this with lengths.
     """
     checks.above_zero(beta=beta)
     checks.at_least_zero(nll_weight=nll_weight)
-    chosen, rejected = checks.sequences(
-        {"chosen_lengths": chosen_lengths},
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-    )
+    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
+    chosen, rejected = checks.sequences(pair, {"chosen_lengths": chosen_lengths})
     losses = logistic(beta * (chosen - rejected), label_smoothing) - nll_weight * per_token(chosen, chosen_lengths)
     return preference(losses, beta * chosen, beta * rejected)
 
 
 def sft_loss(policy_chosen_logps: Tensor, *, chosen_lengths: Tensor | None) -> Tensor:
-    """−log π(y₊) / |y₊|, [B]: the negative log-likelihood per token of each chosen response.
+    """The negative log-likelihood per token of each chosen response, −log π(y₊) / |y₊|, [B].
 
-    chosen_lengths: [B], or None for no division. TRL's "sft" is the mean over the tokens of the batch, which is
-    (losses * lengths).sum() / lengths.sum().
+    TRL's "sft" is the mean over the tokens of the batch, (losses * lengths).sum() / lengths.sum().
+
+    chosen_lengths: |y₊|, [B], or None for no division.
     """
-    (chosen,) = checks.sequences({"chosen_lengths": chosen_lengths}, policy_chosen_logps=policy_chosen_logps)
+    (chosen,) = checks.sequences({"policy_chosen_logps": policy_chosen_logps}, {"chosen_lengths": chosen_lengths})
     return -per_token(chosen, chosen_lengths)
 
 
 def reward_model_loss(
     chosen_rewards: Tensor, rejected_rewards: Tensor, *, margin: Tensor | None = None, centering: float = 0.0
 ) -> PreferenceLoss:
-    """−log σ(r₊ − r₋ − m) + c (r₊ + r₋)²: Eq. 1 of arXiv 2407.02477, of a reward model's scores, float [B].
+    """The loss of a reward model, −log σ(r₊ − r₋ − m) + c (r₊ + r₋)²: Eq. 1 of arXiv 2407.02477.
 
-    margin: m [B], by how much the chosen is better (arXiv 2307.09288, Eq. 2). centering: c, which pulls the mean reward
-    to 0 (arXiv 2312.09244); TRL's center_rewards_coefficient.
+    chosen_rewards, rejected_rewards: the model's scores r₊ and r₋, float [B].
+    margin: m [B], by how much the chosen response is better (arXiv 2307.09288, Eq. 2); None for 0.
+    centering: c, from 0, which pulls the mean reward to 0 (arXiv 2312.09244); TRL's center_rewards_coefficient.
     """
     checks.at_least_zero(centering=centering)
     named = {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards}
-    chosen, rejected, *margins = checks.sequences(**named, **({} if margin is None else {"margin": margin}))
+    chosen, rejected, *margins = checks.sequences(named | ({} if margin is None else {"margin": margin}))
     difference = chosen - rejected - margins[0] if margins else chosen - rejected
     return preference(logistic(difference) + centering * (chosen + rejected).square(), chosen, rejected)
 
@@ -140,12 +152,9 @@ def _pair(
     at_most_zero: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean log-probabilities per token."""
-    chosen, rejected = checks.sequences(
-        {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths},
-        at_most_zero=at_most_zero,
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-    )
+    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    chosen, rejected = checks.sequences(pair, lengths, at_most_zero)
     return per_token(chosen, chosen_lengths), per_token(rejected, rejected_lengths)
 
 

@@ -1,7 +1,7 @@
 """Reinforcement learning against a reward: RLOO, PPO, and estimates of the KL divergence from the reference (Eq. 2).
 
-Everything is per sequence, float [B], or per token, float [B, T] with a bool mask [B, T] of the response's tokens; what
-lies outside of the mask is not read, and comes back as 0. Advantages, returns and what the old policy gave are
+Everything is per sequence, float [B], or per token, float [B, T] with a bool mask [B, T] of the response's tokens.
+Values outside of the mask are not read, and results are 0 there. Advantages, returns and the old policy's numbers are
 constants: no gradient goes through them.
 """
 
@@ -20,16 +20,22 @@ LARGEST_EXPONENT = 20.0
 
 
 class Advantages(NamedTuple):
-    """advantages, returns: [B, T], detached, 0 outside of the mask."""
+    """What `gae` returns, detached and 0 outside of the mask.
+
+    advantages: [B, T].
+    returns: [B, T].
+    """
 
     advantages: Tensor
     returns: Tensor
 
 
 class PPOLoss(NamedTuple):
-    """All [B, T], per token, 0 outside of the mask: reduce as `losses[mask].mean()` or per sequence.
+    """What `ppo_loss` returns, all [B, T] and 0 outside of the mask: reduce as `losses[mask].mean()` or per sequence.
 
-    losses: policy_losses + value_weight * value_losses. policy_clipped, value_clipped: bool, where clipping has effect.
+    losses: policy_losses + value_weight * value_losses.
+    policy_losses, value_losses: the two terms.
+    policy_clipped, value_clipped: bool, where clipping has an effect.
     """
 
     losses: Tensor
@@ -40,10 +46,10 @@ class PPOLoss(NamedTuple):
 
 
 def rloo_advantages(rewards: Tensor) -> Tensor:
-    """Each response's reward less the mean of its siblings' (arXiv 2402.14740): detached, [P, k].
+    """Each response's reward less the mean reward of the prompt's other responses, [P, k], detached (arXiv 2402.14740).
 
-    rewards: float [P, k], of k ≥ 2 responses to each of P prompts, with the KL penalty in it already if there is one:
-    score − β (kl_k1 summed over tokens), as in Eq. 2 of arXiv 2407.02477.
+    rewards: float [P, k], of k ≥ 2 responses to each of P prompts. A KL penalty is already in it: score − β (kl_k1
+        summed over tokens), as in Eq. 2 of arXiv 2407.02477.
     """
     checks.same_shape({"rewards": rewards}, dims=2)
     (wide,) = checks.widened({"rewards": rewards})
@@ -56,20 +62,29 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
 
 
 def rloo_loss(policy_logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip_range: float = 0.2) -> Tensor:
-    """−min(ρA, clip(ρ, 1 ± c)A), [B], ρ = π(y)/π_old(y) of the whole response, as TRL's RLOOTrainer has it.
+    """RLOO's loss −min(ρA, clip(ρ, 1 ± c)A), [B], with ρ = π(y)/π_old(y) of the whole response; as in TRL's trainer.
 
-    policy_logps, old_logps: float [B], summed over tokens. advantages: [B], rloo_advantages(…).flatten(). With
-    old_logps = policy_logps.detach() the gradient is that of −A log π(y), REINFORCE (arXiv 2402.14740). Above
+    With old_logps = policy_logps.detach() the gradient is that of −A log π(y), REINFORCE (arXiv 2402.14740). Above
     e^20, ρ grows along its tangent.
+
+    policy_logps, old_logps: float [B], summed over tokens.
+    advantages: A [B], rloo_advantages(…).flatten().
+    clip_range: c, above 0.
     """
     checks.above_zero(clip_range=clip_range)
-    policy, old, advantages = checks.sequences(policy_logps=policy_logps, old_logps=old_logps, advantages=advantages)
+    policy, old, advantages = checks.sequences(
+        {"policy_logps": policy_logps, "old_logps": old_logps, "advantages": advantages}
+    )
     return _surrogate(policy - old.detach(), advantages.detach(), clip_range)[0]
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """(x − mean) / √(variance + 1e-8) over all n tokens of the mask, at least 2; the variance is divided by n − 1."""
-    (values,) = checks.tokens(mask, at_least=2, values=values)
+    """Whitened values (x − mean) / √(variance + 1e-8) over all n tokens of the mask, [B, T].
+
+    values: float [B, T].
+    mask: bool [B, T], with n ≥ 2 tokens. The variance is a sum of squares divided by n − 1.
+    """
+    (values,) = checks.tokens({"values": values}, mask, at_least=2)
     count = mask.sum()
     mean = values.sum() / count
     centred = (values - mean).masked_fill(~mask, 0.0)
@@ -77,13 +92,19 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95) -> Advantages:
-    """Â_t = Σ (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t: generalised advantage estimation (arXiv 1506.02438, Eq. 16).
+    """Generalised advantage estimation, Â_t = Σ (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t.
 
-    rewards, values: float [B, T]. The value after a row's last token is 0. Tokens outside of the mask are stepped over,
-    be they padding or, in the middle, not the policy's own. returns: advantages + values. Not whitened; see `whiten`.
+    This is Eq. 16 of arXiv 1506.02438. Advantages are not whitened (see `whiten`); returns are advantages + values. The
+    value after a row's last token is 0.
+
+    rewards, values: float [B, T].
+    mask: bool [B, T]. Tokens outside of it are skipped: padding, or tokens in the middle that are not the policy's own.
+    gamma: γ, in [0, 1].
+    lam: λ, in [0, 1].
     """
-    checks.unit_interval(gamma=gamma, lam=lam)
-    rewards, values = (given.detach() for given in checks.tokens(mask, rewards=rewards, values=values))
+    checks.number_in("gamma", gamma, 0, 1)
+    checks.number_in("lam", lam, 0, 1)
+    rewards, values = (given.detach() for given in checks.tokens({"rewards": rewards, "values": values}, mask))
     advantages = torch.zeros_like(values)
     next_value = next_advantage = values.new_zeros(len(values))
     for step in reversed(range(values.shape[1])):
@@ -109,24 +130,24 @@ def ppo_loss(
     value_clip_range: float = 0.2,
     value_weight: float = 0.1,
 ) -> PPOLoss:
-    """Per token, −min(ρA, clip(ρ, 1 ± c)A) with ρ = π/π_old (arXiv 1707.06347, Eq. 7), plus value_weight times
-    ½ max((V − R)², (clip(V, V_old ± c_v) − R)²).
+    """PPO's loss per token, −min(ρA, clip(ρ, 1 ± c)A) with ρ = π/π_old (arXiv 1707.06347, Eq. 7), plus value_weight
+    times ½ max((V − R)², (clip(V, V_old ± c_v) − R)²).
 
-    All float [B, T]: policy_logps and values by the model that is trained, old_logps and old_values by the one that
-    sampled; advantages (usually after `whiten`) and returns from `gae`. mask: bool [B, T]. Above e^20, ρ grows along
-    its tangent; verl holds it constant there, which leaves it without a gradient.
+    Above e^20, ρ grows along its tangent; verl holds it constant there, which leaves it without a gradient.
+
+    policy_logps, values: float [B, T], by the model that is trained.
+    old_logps, old_values: float [B, T], by the model that sampled.
+    advantages, returns: float [B, T], from `gae`; advantages usually after `whiten`.
+    mask: bool [B, T].
+    clip_range: c, above 0.
+    value_clip_range: c_v, above 0.
+    value_weight: from 0.
     """
     checks.above_zero(clip_range=clip_range, value_clip_range=value_clip_range)
     checks.at_least_zero(value_weight=value_weight)
-    policy, old, advantages, values, old_values, returns = checks.tokens(
-        mask,
-        policy_logps=policy_logps,
-        old_logps=old_logps,
-        advantages=advantages,
-        values=values,
-        old_values=old_values,
-        returns=returns,
-    )
+    given = {"policy_logps": policy_logps, "old_logps": old_logps, "advantages": advantages}
+    given |= {"values": values, "old_values": old_values, "returns": returns}
+    policy, old, advantages, values, old_values, returns = checks.tokens(given, mask)
     old_values, returns = old_values.detach(), returns.detach()
     policy_losses, policy_clipped = _surrogate(policy - old.detach(), advantages.detach(), clip_range)
     near = torch.clamp(values, old_values - value_clip_range, old_values + value_clip_range)
@@ -137,19 +158,26 @@ def ppo_loss(
 
 
 def kl_k1(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """log π/π_ref: unbiased for KL(π ‖ π_ref) where tokens were drawn from π, of either sign
-    (http://joschu.net/blog/kl-approx.html). Both float, of any one shape, which the result has."""
+    """The estimate log π/π_ref of KL(π ‖ π_ref), unbiased for tokens drawn from π, of either sign.
+
+    It is k1 of http://joschu.net/blog/kl-approx.html.
+
+    policy_logps, reference_logps: float, of any one shape, which the result has too.
+    """
     return _log_ratio(policy_logps, reference_logps)
 
 
 def kl_k2(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """½ (log π/π_ref)²: biased, of lower variance than kl_k1; its gradient is unbiased. Arguments as for kl_k1."""
+    """The estimate ½ (log π/π_ref)²: biased, with less variance than kl_k1, and with an unbiased gradient.
+
+    Arguments are those of kl_k1.
+    """
     return 0.5 * _log_ratio(policy_logps, reference_logps).square()
 
 
 def kl_k3(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """π_ref/π − 1 − log π_ref/π: unbiased and never negative, GRPO's. Arguments as for kl_k1. Above e^20, π_ref/π grows
-    along its tangent."""
+    """GRPO's estimate π_ref/π − 1 − log π_ref/π: unbiased and never negative. Above e^20, π_ref/π grows along its
+    tangent. Arguments are those of kl_k1."""
     log_ratio = -_log_ratio(policy_logps, reference_logps)
     near = log_ratio.clamp(max=LARGEST_EXPONENT)
     # expm1 keeps the digits of small divergences, which exp(x) − 1 − x would cancel away.

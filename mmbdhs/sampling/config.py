@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from mmbdhs.checks import integer, number_in
 from mmbdhs.native import ADDRESS_LAYOUT
 from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS
 
@@ -28,14 +30,14 @@ class SamplingConfig:
     max_branches: int = 64
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0, float("inf"))
-        _number("top_p", self.top_p, 0, 1)
+        number_in("temperature", self.temperature, 0, math.inf)
+        number_in("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise ValueError("top_p: needs a number above 0, got 0")
-        _integer("top_k", self.top_k, 0, 2**31)
-        _integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
-        _integer("seed", self.seed, 0, 2**64 - 1)
-        _integer("max_branches", self.max_branches, 1, 2**31)
+        integer("top_k", self.top_k, 0, 2**31)
+        integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
+        integer("seed", self.seed, 0, 2**64 - 1)
+        integer("max_branches", self.max_branches, 1, 2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,8 @@ class BDHSConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _number("mask_threshold", self.mask_threshold, 0, 1)
-        _number("similarity_threshold", self.similarity_threshold, 0, 1)
-        _integer("noise_steps", self.noise_steps, 0, DIFFUSION_STEPS)
-        _integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
-        _integer("max_sentence_tokens", self.max_sentence_tokens, 1, 2**31)
-
-
-def _number(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: needs a number in [{low}, {high}], got {value!r}")
-
-
-def _integer(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: needs an integer, got {value!r}")
-    _number(name, value, low, high)
+        number_in("mask_threshold", self.mask_threshold, 0, 1)
+        number_in("similarity_threshold", self.similarity_threshold, 0, 1)
+        integer("noise_steps", self.noise_steps, 0, DIFFUSION_STEPS)
+        integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
+        integer("max_sentence_tokens", self.max_sentence_tokens, 1, 2**31)

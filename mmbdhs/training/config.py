@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
+
+from mmbdhs.checks import integer, number_in, one_of
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -114,18 +115,3 @@ def check_known(what: str, names: Iterable[str], choices: Iterable[str]) -> None
             nearest = difflib.get_close_matches(name, choices, n=1)
             hint = f"is it {nearest[0]!r}?" if nearest else f"known: {', '.join(choices)}"
             raise ValueError(f"{what}: {name!r} is unknown; {hint}")
-
-
-def integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: needs an integer of at least {least}, got {value!r}")
-
-
-def number_in(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-        raise ValueError(f"{name}: needs a number in [{low}, {high}], got {value!r}")
-
-
-def one_of(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-        raise ValueError(f"{name}: needs one of {', '.join(map(repr, choices))}, got {value!r}")

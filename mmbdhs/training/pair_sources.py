@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import nn
 
+from mmbdhs.checks import number_in
 from mmbdhs.data import key_address, load_images
 from mmbdhs.logprobs import response_text
 from mmbdhs.sampling import (
@@ -24,7 +25,6 @@ from mmbdhs.sampling import (
     sample_responses,
 )
 from mmbdhs.training.annotators import Annotator, Comparison
-from mmbdhs.training.config import number_in
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_messages_are_taken_as_they_are():
 
 
 def test_image_places_must_equal_images():
-    with pytest.raises(ValueError, match="prompt: needs one image place per image, 2, got 0"):
+    with pytest.raises(ValueError, match="prompt: needs one image placeholder per image, 2, got 0"):
         preference_record(["x.png", "y.png"], [{"role": "user", "content": "Hi"}], "A cat.", SAMPLE, seed=0)
 
 

@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused(vocabulary: ObjectVocabulary, tmp_path: Pa
     with pytest.raises(ValueError, match="synonyms: needs names of one object, 'Dogs' names 'animal' and 'dog'"):
         ObjectVocabulary.build([["dog"], ["animal", "Dogs"]])
     (tmp_path / "synonyms.txt").write_text("dog,, puppy\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="needs names parted by commas, got the line 'dog,, puppy'"):
+    with pytest.raises(ValueError, match="needs names separated by commas, got the line 'dog,, puppy'"):
         ObjectVocabulary.from_file(tmp_path / "synonyms.txt")
 
 
