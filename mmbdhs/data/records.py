@@ -17,8 +17,8 @@ _LOG = logging.getLogger("mmbdhs")
 def preference_record(
     images: Sequence[str | os.PathLike[str]], prompt: str | list[dict[str, Any]], chosen: str, sample: Any, seed: int
 ) -> dict[str, Any]:
-    """A pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and columns that make the
-    pair traceable (key, seed, similarity, iterations, guided, visible_image_tokens, sentences).
+    """A pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and columns by which the
+    pair can be traced (key, seed, similarity, iterations, guided, visible_image_tokens, sentences).
 
     images: paths, which the record keeps unchanged.
     prompt: text, put into one user turn after a placeholder for each image, or a message list, kept unchanged.

@@ -7,8 +7,9 @@ PreferenceLoss: losses and detached rewards, [B] each. bfloat16 and float16 are 
 All raise a TypeError or ValueError that names the argument, for shapes or devices that differ, integer, NaN or infinite
 log-probabilities and settings out of range. Values are looked at once per call, and not under torch.compile.
 
-Read in this order: `pairs` (what they share), `preference` (DPO and its relatives), `combined` (Eq. 4 and 5),
-`reference_free`, `unpaired` (KTO), `reinforce` (RLOO, PPO). A loss imports nothing but this wing and `mmbdhs.checks`.
+Read in this order: `pairs` (what they share), `preference` (DPO and its relatives), `combined` (Eq. 4
+and 5), `reference_free`, `unpaired` (KTO), `reinforce` (RLOO, PPO). A loss imports nothing but this wing and
+`mmbdhs.checks`.
 """
 
 from mmbdhs.losses.combined import averaged_loss, ddpo_logps, mixed_loss

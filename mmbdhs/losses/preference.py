@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmbdhs import checks
-from mmbdhs.losses.pairs import PreferenceLoss, logistic, per_token, preference
+from mmbdhs.losses.pairs import (
+    PreferenceLoss,
+    log_ratios_of,
+    logistic,
+    named_vectors,
+    of_rewards,
+    per_token,
+    preference,
+    rewards_of,
+)
 
 
 def dpo_loss(
@@ -35,7 +44,7 @@ def dpo_loss(
         loss is then −(1 − ε) log σ(r₊ − r₋) − ε log σ(r₋ − r₊). TRL's "sigmoid" does not smooth; its "robust" is
         robust_dpo_loss.
     """
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     return preference(logistic(chosen - rejected, label_smoothing), chosen, rejected)
@@ -59,7 +68,7 @@ def robust_dpo_loss(
     label_smoothing: ε, in [0, 0.5).
     """
     checks.below_half(label_smoothing)
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     margins = chosen - rejected
@@ -86,7 +95,7 @@ def ipo_loss(
         as in TRL's "ipo". A β tuned for one is wrong for the other.
     """
     checks.above_zero(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios_of(
         policy_chosen_logps,
         policy_rejected_logps,
         reference_chosen_logps,
@@ -97,24 +106,15 @@ def ipo_loss(
     return preference((chosen - rejected - 1 / (2 * beta)).square(), beta * chosen, beta * rejected)
 
 
-def slic_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
-) -> PreferenceLoss:
+@of_rewards
+def slic_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """SLiC's hinge on reference-normalised likelihoods, max(0, 1 − (r₊ − r₋)) (arXiv 2309.06657); TRL's "hinge".
 
     slic_hf_loss is the original, without a reference model.
 
     beta: β, above 0.
     """
-    chosen, rejected = _rewards(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
-    )
-    return preference(F.relu(1 - (chosen - rejected)), chosen, rejected)
+    return F.relu(1 - (chosen - rejected))
 
 
 def gpo_loss(
@@ -136,7 +136,7 @@ def gpo_loss(
     """
     if not callable(link):
         raise TypeError(f"link: needs a callable, got {type(link).__name__}")
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     losses = link(chosen - rejected)
@@ -162,7 +162,7 @@ def exo_pair_loss(
     """
     checks.above_zero(label_smoothing=label_smoothing)
     checks.below_half(label_smoothing)
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     log_chosen, log_rejected = F.logsigmoid(chosen - rejected), F.logsigmoid(rejected - chosen)
@@ -171,23 +171,14 @@ def exo_pair_loss(
     return preference(losses, chosen, rejected)
 
 
-def nca_pair_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
-) -> PreferenceLoss:
+@of_rewards
+def nca_pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Noise contrastive alignment of a pair, −log σ(r₊) − ½ log σ(−r₊) − ½ log σ(−r₋) (arXiv 2402.05369).
 
     beta: β, above 0.
     """
-    chosen, rejected = _rewards(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
-    )
     noise = F.logsigmoid(-chosen) + F.logsigmoid(-rejected)
-    return preference(-F.logsigmoid(chosen) - 0.5 * noise, chosen, rejected)
+    return -F.logsigmoid(chosen) - 0.5 * noise
 
 
 def bco_pair_loss(
@@ -205,7 +196,7 @@ def bco_pair_loss(
     reward_shift: δ, in the paper a running mean of both rewards; TRL's and Liger's "bco_pair" have δ = 0.
     """
     checks.finite_number(reward_shift=reward_shift)
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     losses = -F.logsigmoid(chosen - reward_shift) - F.logsigmoid(reward_shift - rejected)
@@ -228,51 +219,33 @@ def sppo_hard_loss(
     beta: β, above 0.
     """
     checks.above_zero(beta=beta)
-    chosen, rejected = _log_ratios(
+    chosen, rejected = log_ratios_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
     )
     losses = (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()
     return preference(losses, beta * chosen, beta * rejected)
 
 
-def apo_zero_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
-) -> PreferenceLoss:
+@of_rewards
+def apo_zero_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """APO-zero, σ(−r₊) + σ(r₋): raises the chosen and lowers the rejected response (arXiv 2408.06266, Eq. 7).
 
     It is meant for chosen responses that are better than the model's own.
 
     beta: β, above 0.
     """
-    chosen, rejected = _rewards(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
-    )
-    return preference(torch.sigmoid(-chosen) + torch.sigmoid(rejected), chosen, rejected)
+    return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
 
 
-def apo_down_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
-) -> PreferenceLoss:
+@of_rewards
+def apo_down_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """APO-down, σ(r₊) + σ(r₋ − r₊): lowers both responses, the rejected one more (arXiv 2408.06266, Eq. 8).
 
     It is meant for chosen responses that are worse than the model's own.
 
     beta: β, above 0.
     """
-    chosen, rejected = _rewards(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
-    )
-    return preference(torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen), chosen, rejected)
+    return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
 
 
 def discopop_loss(
@@ -293,7 +266,7 @@ def discopop_loss(
     """
     checks.above_zero(tau=tau)
     checks.number_in("tau", tau, 0, 1)
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     margins = chosen - rejected
@@ -321,7 +294,7 @@ def aot_loss(
     """
     checks.above_zero(beta=beta)
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = checks.sequences(
-        _named(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        named_vectors(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     )
     policy = (policy_chosen - policy_rejected).sort().values
     reference = (reference_chosen - reference_rejected).sort().values
@@ -346,7 +319,7 @@ def aot_unpaired_loss(
     beta: β, above 0.
     label_smoothing: as in dpo_loss.
     """
-    chosen, rejected = _rewards(
+    chosen, rejected = rewards_of(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
     )
     losses = logistic(chosen.sort().values - rejected.sort().values, label_smoothing)
@@ -375,7 +348,7 @@ def mdpo_loss(
     """
     checks.above_zero(beta=beta)
     checks.finite_number(anchor=anchor)
-    given = _named(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    given = named_vectors(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     given |= {"policy_corrupted_logps": policy_corrupted_logps, "reference_corrupted_logps": reference_corrupted_logps}
     policy_chosen, policy_rejected, reference_chosen, reference_rejected, *corrupted_pair = checks.sequences(given)
     policy_corrupted, reference_corrupted = corrupted_pair
@@ -384,37 +357,3 @@ def mdpo_loss(
     corrupted = beta * (policy_corrupted - reference_corrupted)
     losses = logistic(chosen - rejected) + logistic(chosen - corrupted) + logistic(chosen - anchor)
     return preference(losses, chosen, rejected)
-
-
-def _rewards(
-    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """The rewards r₊ and r₋."""
-    checks.above_zero(beta=beta)
-    chosen, rejected = _log_ratios(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    return beta * chosen, beta * rejected
-
-
-def _log_ratios(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    lengths: dict[str, Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """log π(y)/π_ref(y) of the chosen and the rejected response."""
-    vectors = _named(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = checks.sequences(vectors, lengths)
-    return policy_chosen - reference_chosen, policy_rejected - reference_rejected
-
-
-def _named(
-    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
-) -> dict[str, Tensor]:
-    """The four vectors by the arguments' names."""
-    return {
-        "policy_chosen_logps": policy_chosen,
-        "policy_rejected_logps": policy_rejected,
-        "reference_chosen_logps": reference_chosen,
-        "reference_rejected_logps": reference_rejected,
-    }

@@ -32,6 +32,16 @@ REFERENCES = [
 IMAGES = [picture(seed) for seed in range(4)]
 
 
+CHAT_FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
+CHAT_TEXTS = [
+    "The image shows a red car.",
+    "  No, it is not!\n\nYes.  ",
+    "Ein größerer Hund — 狗。猫很大！ 🐕 end",
+    "a",
+    "1. The cat\n2. The dog",
+]
+
+
 def prompt_inputs(processor: Any, images: list[Image.Image], prompt: str) -> dict[str, Any]:
     """What the chat template and the processor make of the prompt alone."""
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]

@@ -175,14 +175,8 @@ def _llama4(floor_scale: int) -> tuple[Any, Any]:
     processor = _siglip_processor(words, 64, "<|image|>", expanded)
     text = text_settings(
         vocab_size=len(words),
-        num_hidden_layers=3,
-        head_dim=32,
-        intermediate_size_mlp=96,
-        num_local_experts=3,
-        moe_layers=[1],
-        no_rope_layers=[1, 0, 1],
-        attention_chunk_size=16,
-        floor_scale=floor_scale,
+        **{"num_hidden_layers": 3, "head_dim": 32, "intermediate_size_mlp": 96, "num_local_experts": 3},
+        **{"moe_layers": [1], "no_rope_layers": [1, 0, 1], "attention_chunk_size": 16, "floor_scale": floor_scale},
     )
     vision = {
         **plain_vision(64),

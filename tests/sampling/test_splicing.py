@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 from helpers import tiny_models
+from helpers.plain import CHAT_FAMILIES, CHAT_TEXTS
 
 from mmbdhs.data.messages import as_messages
 from mmbdhs.sampling.splicing import Reference
 from mmbdhs.vlm.chat_processor import render_turn
 
-FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
-TEXTS = [
-    "The image shows a red car.",
-    "  No, it is not!\n\nYes.  ",
-    "Ein größerer Hund — 狗。猫很大！ 🐕 end",
-    "a",
-    "1. The cat\n2. The dog",
-]
 
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+@pytest.mark.parametrize("text", CHAT_TEXTS)
 def test_every_cut_keeps_what_its_tokens_say(family: str, text: str) -> None:
     _, processor = getattr(tiny_models, family)()
     turn = render_turn(processor, as_messages("What is it?", 1), text)

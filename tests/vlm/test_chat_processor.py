@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import pytest
 from helpers import tiny_models
+from helpers.plain import CHAT_FAMILIES, CHAT_TEXTS
 
 from mmbdhs.data.messages import as_messages
 from mmbdhs.vlm.chat_processor import decode_after, render_turn
 
-FAMILIES = ["llava", "llava_llama", "qwen2_5_vl"]
-TEXTS = [
-    "The image shows a red car.",
-    "  No, it is not!\n\nYes.  ",
-    "Ein größerer Hund — 狗。猫很大！ 🐕 end",
-    "a",
-    "1. The cat\n2. The dog",
-]
 
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+@pytest.mark.parametrize("text", CHAT_TEXTS)
 def test_reference_ids_are_those_of_the_conversation(family: str, text: str) -> None:
     """Prompt + reference + closing tokens make up what apply_chat_template itself tokenises."""
     _, processor = getattr(tiny_models, family)()
@@ -52,7 +44,7 @@ def test_plain_string_messages_are_kept_plain() -> None:
         as_messages([{"role": "user", "content": "Hello"}], 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
 @pytest.mark.parametrize("text", ["e", "s", "im", "end", "a", "/"])
 def test_a_response_that_occurs_in_the_closing_tokens_is_found_where_it_begins(family: str, text: str) -> None:
     """`<|im_end|>` contains "end" and "im", `</s>` contains "s"."""
