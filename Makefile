@@ -1,5 +1,5 @@
 # make demo | test | lint | bench | gpu-check | clean       the first run sets up .venv, later ones reuse it
-#   PYTHON=python3.12   the interpreter behind .venv       TORCH=2.12.0   another torch than constraints.txt pins
+#   PYTHON=python3.12   the interpreter of .venv       TORCH=2.12.0   another torch than constraints.txt pins
 #   ARGS="..."          passed on to the command           MMBDHS_CUDA=auto|on|off, MMBDHS_CUDA_ARCHS="80;90"
 
 PYTHON ?= python3

@@ -156,7 +156,7 @@ def clocks(sides: dict[str, Side], spares: dict[str, Side], device: torch.device
     flush, on_gpu = cache_flush(device), device.type == "cuda"
     clock = cuda_seconds if on_gpu else wall_seconds
     return {
-        # On a GPU a hot call waits behind a pause, so that its launch is not timed.
+        # On a GPU a pause precedes a hot call, so that its launch is not timed.
         "hot": lambda call, _: clock(call, (lambda: torch.cuda._sleep(500_000)) if on_gpu else call),
         "cold": lambda call, _: clock(call, lambda: (flush(), spare_of[call]())),
     }

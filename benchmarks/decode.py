@@ -67,7 +67,7 @@ def measure(model: Any, branches: int, options: Options) -> dict[str, Any]:
     chosen = [side.chosen() for side in sides.values()]
     shared = min(tokens.shape[1] for tokens in chosen)
     equal = min(float((tokens[:, :shared] == chosen[0][:, :shared]).double().mean()) for tokens in chosen)
-    # Rounding tips near ties, which random weights make, and what a branch says after one differs altogether.
+    # Random weights make near ties, which rounding may decide otherwise; after one, a branch goes its own way.
     assert equal > 0.9 or model.dtype != torch.float32, f"only {equal:.1%} of the tokens agree"
     weights = [*VLM.of(model).decoder.parameters(), model.get_output_embeddings().weight]
     weights = sum(w.nbytes for w in weights) - model.get_input_embeddings().weight.nbytes

@@ -56,7 +56,7 @@ def processor(texts: list[str]) -> Any:
 
 def model(size: Size, vocabulary: int, image_token: int, device: torch.device) -> Any:
     """The model, in evaluation mode, its weights drawn on the device."""
-    width = size.hidden // 4  # and three quarters of the layers: CLIP-L beside a 7B decoder
+    width = size.hidden // 4  # and three quarters of the layers: the proportion of CLIP-L to a 7B decoder
     vision = {
         "model_type": "clip_vision_model",
         "hidden_size": width,

@@ -113,7 +113,7 @@ class Examinee:
         return embeds, mask.masked_fill(hidden, 0), positions
 
     def rejected(self, threshold: float) -> list[str]:
-        """Every scene's caption, each sentence cut after 1 … n−1 words and completed behind a mask."""
+        """Every scene's caption, each sentence cut after 1 … n−1 words and completed under a mask."""
         tasks, kept = [], []
         for number, scene in enumerate(self.scenes):
             before = ""

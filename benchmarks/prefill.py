@@ -1,4 +1,4 @@
-"""Causal attention over a prompt of which most tokens are hidden: `masked_attention` against SDPA.
+"""Causal attention over a prompt with mostly hidden tokens: `masked_attention` against SDPA.
 
 All contestants answer every query, hidden ones too. "dropped" answers the visible queries only, over the visible keys:
 less work, and what the sampler does, because nothing reads what a hidden token makes.

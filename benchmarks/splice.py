@@ -161,7 +161,7 @@ def addressed_draw(batch: Batch) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
 
 
 def numpy_version(batch: Batch) -> Sides:
-    """The joined text is one gather from a pool of all texts: five pieces a sentence, of which some are empty."""
+    """The joined text is one gather from a pool of all texts: five pieces a sentence, some of them empty."""
     rng = np.random.default_rng()
     swappable, length, swapped_length = (x.numpy() for x in batch.ranges())
     text, offsets, table, sentence_offsets = (x.numpy() for x in batch.spans())

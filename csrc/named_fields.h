@@ -60,7 +60,7 @@ constexpr auto fields_of<Splices> = [] {
 #undef F
 // clang-format on
 
-// Does the list name every field, in the order in which they stand in memory?
+// Whether the list names every field, in memory order.
 template <class Struct>
 constexpr bool is_complete() {
     for (size_t i = 0; i < fields_of<Struct>.size(); ++i) {
@@ -92,7 +92,7 @@ Struct from_dict(const pybind11::dict& values) {
     return result;
 }
 
-// The names of a struct's fields, in the order in which they stand in memory.
+// The names of a struct's fields, in memory order.
 template <class Struct>
 std::vector<std::string> field_names() {
     std::vector<std::string> names;

@@ -10,7 +10,7 @@ constexpr int64_t UNDECIDED = -2;
 
 // Splits `rows` texts into rows (content_end, span_end, word_begin, word_end) of `table`, and sentence_offsets [rows +
 // 1]. Positions count from the first byte of their text; the word is a leading yes or no, or -1, -1. Returns the number
-// of sentences, of which no more than `capacity` are written.
+// of sentences; no more than `capacity` of them are written.
 int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t rows, int64_t capacity, int64_t* table,
                         int64_t* sentence_offsets);
 

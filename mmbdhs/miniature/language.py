@@ -52,7 +52,7 @@ class Question:
 
 
 def with_article(noun: str) -> str:
-    """The noun behind "a" or "an"."""
+    """The noun with "a" or "an" before it."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

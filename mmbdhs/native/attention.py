@@ -110,9 +110,9 @@ def masked_attention(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attend over a sequence of which some keys are hidden, without computing the hidden scores.
+    """Attend over a sequence with hidden keys, without computing their scores.
 
-    It is meant for a forward pass over a prompt of which most image tokens are hidden and must keep their places, where
+    It is meant for a forward pass over a prompt whose image tokens are mostly hidden but must keep their places, where
     a dense mask computes scores only to discard them. The library itself drops hidden tokens before the forward pass.
 
     q: [N, Hq, Lq, D].

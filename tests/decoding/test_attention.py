@@ -286,7 +286,7 @@ def test_shapes_that_the_op_does_not_take(
         choose(**shape)
 
 
-def test_plain_twins_are_not_timed(fresh: pytest.MonkeyPatch) -> None:
+def test_the_plain_definition_is_not_timed(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(backend, "live", lambda: backend.Backend("reference", "a test"))
     assert choose() is sdpa_path
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from mmbdhs.decoding.token_sampling import end_token_ids, vision_token_ids
-from mmbdhs.native import reference as twin
+from mmbdhs.native import reference
 from mmbdhs.vlm import VLM
 
 FALSE_ALARM = 1e-6  # of each statistical test
@@ -81,7 +81,7 @@ def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], 
 def greedy_ids(
     model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, before: str, limit: int
 ) -> list[int]:
-    """The completion of a sentence, token by token, with the sentence rule's plain twin as the only stop."""
+    """The completion of a sentence, token by token, with the plain sentence rule as the only stop."""
     suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
     ends = end_token_ids(VLM.of(model), processor.tokenizer)
     head = before + splice.kept
@@ -125,7 +125,7 @@ def _text(processor: Any, prefix: tuple[int, ...], ids: list[int]) -> str:
 def _end(text: str, begin: int, final: bool) -> int:
     raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
     offsets = torch.tensor([0, len(raw)])
-    return int(twin.sentence_ends(raw, offsets, torch.tensor([begin]), torch.tensor([final])))
+    return int(reference.sentence_ends(raw, offsets, torch.tensor([begin]), torch.tensor([final])))
 
 
 def chi_square(counts: Counter, logits: torch.Tensor) -> None:

@@ -1,5 +1,5 @@
 """The losses against TRL 1.16 and Liger-Kernel 0.8.5: what they computed once, and themselves where they are installed
-(`pip install -e '.[peers]'`). `python tests/test_losses_peers.py` prints TRL_AND_LIGER anew."""
+(`pip install -e '.[peers]'`). `PYTHONPATH=tests python tests/losses/test_peers.py` prints TRL_AND_LIGER."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_samples_do_not_depend_on_max_branches() -> None:
     assert others == [first, first]
 
 
-def test_samples_do_not_depend_on_order_or_company() -> None:
+def test_samples_do_not_depend_on_order_or_batch() -> None:
     together = sample()
     assert sample(order=[2, 0, 3, 1]) == [together[i] for i in (2, 0, 3, 1)]
     assert [sample(order=[i])[0] for i in range(4)] == together
@@ -293,7 +293,7 @@ def test_a_processor_without_chat_template_is_named(monkeypatch: pytest.MonkeyPa
         sample()
 
 
-def test_the_plain_twins_sample_the_same() -> None:
+def test_both_backends_sample_the_same() -> None:
     """The whole road with the native ops and, in another process, without the binary."""
     code = "import test_bdhs as t; print([(s.rejected, s.visible_image_tokens) for s in t.sample()])"
     shown = [

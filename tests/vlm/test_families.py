@@ -59,7 +59,7 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     "family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "ernie4_5_vl_moe"]
 )
 def test_generated_tokens_stand_where_the_rope_index_puts_them(family: str) -> None:
-    """Three rows of positions, at every step of decoding, after an image of which little is left."""
+    """Three rows of positions, at every step of decoding, after an image that is mostly hidden."""
     model, processor = BUILDERS[family]()
     config = BDHSConfig(mask_threshold=0.9, guided=False, temperature=0, max_new_tokens=LIMIT, max_iterations=1)
     arguments = IMAGES[1:], PROMPTS[:1], REFERENCES[:1], config, lambda a, b: [0.0]
