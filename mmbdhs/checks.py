@@ -8,7 +8,7 @@ shapes and plain numbers are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -34,17 +34,17 @@ class Rule(NamedTuple):
     holds: Tensor
 
 
-def finite(tensors: dict[str, Tensor]) -> list[Rule]:
+def finite(tensors: Mapping[str, Tensor]) -> list[Rule]:
     """Rules against NaN and infinity, whose differences would make NaN."""
     return [Rule(name, "finite numbers", tensor, tensor.isfinite()) for name, tensor in tensors.items()]
 
 
-def positive(tensors: dict[str, Tensor]) -> list[Rule]:
+def positive(tensors: Mapping[str, Tensor]) -> list[Rule]:
     """Rules for numbers above 0."""
     return [Rule(name, "numbers above 0", tensor, tensor > 0) for name, tensor in tensors.items()]
 
 
-def not_above_zero(tensors: dict[str, Tensor]) -> list[Rule]:
+def not_above_zero(tensors: Mapping[str, Tensor]) -> list[Rule]:
     """Rules for log-probabilities, which may be above 0 by no more than rounding."""
     return [Rule(name, "log-probabilities, at most 0", tensor, tensor <= ROUNDING) for name, tensor in tensors.items()]
 
@@ -58,7 +58,7 @@ def require(*rules: Rule) -> None:
     raise ValueError(f"{broken.name}: needs {broken.need}, got {broken.tensor[index].item()} at {list(index)}")
 
 
-def same_shape(tensors: dict[str, Tensor], dims: int | None = None) -> None:
+def same_shape(tensors: Mapping[str, Tensor], dims: int | None = None) -> None:
     """Raise for anything but tensors of one shape on one device, with `dims` dimensions if that is given."""
     first = next(iter(tensors))
     for name, tensor in tensors.items():
@@ -73,7 +73,7 @@ def same_shape(tensors: dict[str, Tensor], dims: int | None = None) -> None:
             raise ValueError(f"{name}: needs the device {tensors[first].device} of {first}, got {tensor.device}")
 
 
-def widened(tensors: dict[str, Tensor]) -> list[Tensor]:
+def widened(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """The tensors with bfloat16 and float16 as float32; float32 and float64 stay. Raises TypeError for other dtypes."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -88,7 +88,7 @@ def boolean(name: str, tensor: Tensor) -> None:
 
 
 def sequences(
-    values: dict[str, Tensor], lengths: dict[str, Tensor | None] | None = None, at_most_zero: bool = False
+    values: Mapping[str, Tensor], lengths: Mapping[str, Tensor | None] | None = None, *, at_most_zero: bool = False
 ) -> list[Tensor]:
     """The values, one finite number per sequence and all of one shape [B], widened.
 
@@ -100,19 +100,20 @@ def sequences(
     if lengths and 0 < len(given) < len(lengths):
         missing = next(name for name in lengths if name not in given)
         raise ValueError(f"{missing}: needs a tensor where {next(iter(given))} has one, got None")
-    same_shape(values | given, dims=1)
+    same_shape({**values, **given}, dims=1)
     wide = widened(values)
     require(*finite(values), *positive(given), *(not_above_zero(values) if at_most_zero else ()))
     return wide
 
 
-def tokens(values: dict[str, Tensor], mask: Tensor, *, at_least: int = 0) -> list[Tensor]:
-    """The values, one number per token and all of one shape [B, T], widened: finite inside the mask, 0 outside.
+def tokens(mask: Tensor, *, at_least: int = 0, **values: Tensor) -> list[Tensor]:
+    """The values of single tokens, widened and 0 outside the mask, after all checks on them.
 
-    values: by argument.
-    mask: bool [B, T], with at least `at_least` tokens.
+    mask: bool [B, T], True for the tokens that count.
+    at_least: the fewest tokens that the mask may hold.
+    values: float [B, T] each, finite inside the mask; what they hold outside is not read.
     """
-    same_shape(values | {"mask": mask}, dims=2)
+    same_shape({**values, "mask": mask}, dims=2)
     boolean("mask", mask)
     # Padding may hold anything, also NaN, which would spoil gradients even when it is multiplied by 0.
     wide = [tensor.masked_fill(~mask, 0.0) for tensor in widened(values)]
@@ -138,9 +139,9 @@ def finite_number(**numbers: float) -> None:
     _numbers("a finite number", numbers, -largest, largest)
 
 
-def below_half(label_smoothing: float) -> None:
-    """Raise ValueError for a label smoothing outside of [0, 0.5)."""
-    _numbers("a number in [0, 0.5)", {"label_smoothing": label_smoothing}, 0, math.nextafter(0.5, 0))
+def below_half(**numbers: float) -> None:
+    """Raise ValueError for anything but numbers in [0, 0.5), as a share of flipped labels has to be."""
+    _numbers("a number in [0, 0.5)", numbers, 0, math.nextafter(0.5, 0))
 
 
 def number_in(name: str, value: Any, low: float, high: float) -> None:

@@ -43,11 +43,12 @@ def _load_image(image: ImageSource) -> Image:
         raise ExampleError(f"images: needs an image that can be decoded, got {name} ({error})") from error
 
 
-def as_messages(prompt: str | Messages, image_count: int) -> Messages:
+def as_messages(prompt: str | Messages, image_count: int, name: str = "prompts") -> Messages:
     """The prompt as messages: a string becomes a user turn with the images first.
 
     prompt: a string, or a message list with one placeholder for each image.
     image_count: number of the prompt's images.
+    name: the caller's argument, for error messages.
 
     Raises ExampleError for a list without roles or with another number of placeholders.
     """
@@ -56,13 +57,13 @@ def as_messages(prompt: str | Messages, image_count: int) -> Messages:
         return [{"role": "user", "content": content}]
     given: Any = prompt
     if not isinstance(given, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in given):
-        raise ExampleError(f"prompts: needs a string or a list of messages with a role, got {type(prompt).__name__}")
+        raise ExampleError(f"{name}: needs a string or a list of messages with a role, got {type(prompt).__name__}")
     contents = [message.get("content") or () for message in given]
     parts = [part for content in contents if not isinstance(content, str) for part in content]
     placeholders = sum(part.get("type") == "image" for part in parts)
     if placeholders != image_count:
         raise ExampleError(
-            f"prompts: needs as many image placeholders as images, got {placeholders} for {image_count} image(s)"
+            f"{name}: needs as many image placeholders as images, got {placeholders} for {image_count} image(s)"
         )
     return [dict(message) for message in given]
 

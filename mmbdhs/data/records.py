@@ -10,33 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from mmbdhs.data.jsonl import read_jsonl
+from mmbdhs.data.messages import Messages, as_messages
 
 _LOG = logging.getLogger("mmbdhs")
 
 
 def preference_record(
-    images: Sequence[str | os.PathLike[str]], prompt: str | list[dict[str, Any]], chosen: str, sample: Any, seed: int
+    images: Sequence[str | os.PathLike[str]], prompt: str | Messages, chosen: str, sample: Any, seed: int
 ) -> dict[str, Any]:
-    """A pair as a JSON-ready dict: `images`, `prompt`, `chosen`, `rejected` as TRL reads them, and columns by which the
-    pair can be traced (key, seed, similarity, iterations, guided, visible_image_tokens, sentences).
+    """Make one preference pair as a JSON-ready dict.
 
-    images: paths, which the record keeps unchanged.
-    prompt: text, put into one user turn after a placeholder for each image, or a message list, kept unchanged.
+    TRL reads the columns images, prompt, chosen and rejected. The others say how the pair was made: key, seed,
+    similarity, iterations, guided, visible_image_tokens, sentences.
+
+    images: paths of the prompt's images, written to the record unchanged.
+    prompt: a string, which becomes a user turn with the images first, or a message list, used unchanged.
     chosen: the chosen response.
-    sample: a `BDHSSample` with the rejected response.
-    seed: with which it was drawn.
+    sample: a `BDHSSample`, which holds the rejected response.
+    seed: the seed with which the sample was drawn.
 
-    Raises ValueError if a message list has another number of placeholders than there are images.
+    Raises ExampleError if a message list does not have one image placeholder for each image.
     """
-    messages = [_message("user", prompt, len(images))] if isinstance(prompt, str) else prompt
-    places = sum(part.get("type") == "image" for part in _parts(messages))
-    if places != len(images):
-        raise ValueError(f"prompt: needs one image placeholder per image, {len(images)}, got {places}")
     return {
         "images": [os.fspath(path) for path in images],
-        "prompt": messages,
-        "chosen": [_message("assistant", chosen)],
-        "rejected": [_message("assistant", sample.rejected)],
+        "prompt": as_messages(prompt, len(images), "prompt"),
+        "chosen": _response(chosen),
+        "rejected": _response(sample.rejected),
         "key": sample.key,
         "seed": seed,
         "similarity": float(sample.similarity),
@@ -47,18 +46,16 @@ def preference_record(
     }
 
 
-def _message(role: str, text: str, images: int = 0) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
-
-
-def _parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+def _response(text: str) -> Messages:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; relative paths in `images` are relative to the file's folder.
+    """Read the preference records of a JSON Lines file.
 
-    Raises ValueError that names the line for a line that is not a JSON object.
+    path: the file. Relative paths in the column images start from its folder; they are returned with that folder.
+
+    Raises ValueError, naming the line, for a line that is not a JSON object.
     """
     records = read_jsonl(path)
     for record in records:
@@ -68,27 +65,30 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def usable_rows(records: Iterable[Mapping[str, Any]], columns: Sequence[str], on_error: str = "raise") -> list[int]:
-    """The numbers of the records that have all `columns` and whose images, where they are paths, exist.
+    """The indices of the records that have all columns and whose image files exist.
 
-    on_error: "raise" a ValueError that names the row and what it lacks, or "skip" and log the row.
+    records: mappings from columns to values.
+    columns: the columns that a record needs, images among them.
+    on_error: "raise" at the first record that cannot be used, or "skip" such records and log each of them.
 
-    Raises ValueError if no row is left.
+    Raises ValueError, naming the row and what it needs, and if no record can be used.
     """
     usable = []
     for row, record in enumerate(records):
-        lack = _lack(record, columns)
-        if lack is None:
+        problem = _problem(record, columns)
+        if problem is None:
             usable.append(row)
         elif on_error == "raise":
-            raise ValueError(f"records: row {row} {lack}")
+            raise ValueError(f"records: row {row} {problem}")
         else:
-            _LOG.warning("skipped row %d, which %s", row, lack)
+            _LOG.warning("skipped row %d, which %s", row, problem)
     if not usable:
         raise ValueError("records: needs at least one that can be used, got none")
     return usable
 
 
-def _lack(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+def _problem(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """Why a record cannot be used, or None if it can."""
     if any(record.get(column) is None for column in columns):
         return f"needs the columns {', '.join(columns)}, got {', '.join(record)}"
     images = record["images"] if isinstance(record["images"], (list, tuple)) else [record["images"]]

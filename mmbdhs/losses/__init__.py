@@ -1,15 +1,16 @@
-"""Losses for alignment with preferences: pure functions of log-probabilities, without a model or a trainer.
+"""Losses that align a model with preferences: pure functions of log-probabilities, without a model or a trainer.
 
-Pairwise losses take policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, float
-[B] in nats, or the first two if they need no reference; a loss's own settings are keyword-only. They return a
-PreferenceLoss: losses and detached rewards, [B] each. bfloat16 and float16 are computed, and returned, in float32.
+Pairwise losses take policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, in
+this order; losses without a reference model take the first two. Settings are keyword-only. The result is
+PreferenceLoss(losses, chosen_rewards, rejected_rewards), [B] each: losses are not reduced, rewards are detached.
 
-All raise a TypeError or ValueError that names the argument, for shapes or devices that differ, integer, NaN or infinite
-log-probabilities and settings out of range. Values are looked at once per call, and not under torch.compile.
+Log-probabilities are in nats. bfloat16 and float16 are computed in float32, and so are results; float32 and float64
+stay as they are. Margins of a million nats give neither infinity nor NaN, forward or backward. A TypeError or
+ValueError names the argument, what it needs and what it got. Checking values waits for the device once per call; under
+torch.compile values are not checked.
 
-Read in this order: `pairs` (what they share), `preference` (DPO and its relatives), `combined` (Eq. 4
-and 5), `reference_free`, `unpaired` (KTO), `reinforce` (RLOO, PPO). A loss imports nothing but this wing and
-`mmbdhs.checks`.
+Read in this order: `pairs` (the result and the four arguments), `preference` (losses with a reference model; `dpo_loss`
+comes first), `reference_free`, `unpaired` (KTO), `combined` (Eq. 4-5), `reinforce` (RLOO, PPO, KL estimates; Eq. 2).
 """
 
 from mmbdhs.losses.combined import averaged_loss, ddpo_logps, mixed_loss

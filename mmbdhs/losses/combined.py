@@ -1,4 +1,4 @@
-"""Losses made of other losses (Eq. 4 and 5), and log-probabilities that give changed tokens more weight."""
+"""Losses that combine other losses (Eq. 4-5), and log-probabilities that give changed tokens more weight."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from mmbdhs.losses.pairs import PreferenceLoss
 
 
 def averaged_loss(losses: Sequence[PreferenceLoss], *, weights: Sequence[float]) -> PreferenceLoss:
-    """Averaged loss Σ wᵢ Lᵢ: Eq. 5 of arXiv 2407.02477 for any number of rejected responses and any pairwise loss.
+    """The weighted mean Σ wᵢ Lᵢ of losses and of rewards: Eq. 5 of arXiv 2407.02477 for any pairwise loss.
 
-    Rewards are averaged with the same weights.
-
-    losses: of the same B examples, each loss against another rejected response.
-    weights: one for each loss, from 0, with the sum 1; (γ, 1 − γ) is Eq. 5.
+    losses: [B] each, of the same examples, each against another rejected response; any number from 1.
+    weights: one number wᵢ of at least 0 for each loss, with sum 1; (γ, 1 − γ) is Eq. 5.
     """
     losses, weights = list(losses), list(weights)
     if not losses:
@@ -35,11 +33,11 @@ def averaged_loss(losses: Sequence[PreferenceLoss], *, weights: Sequence[float])
 def mixed_loss(first: PreferenceLoss, second: PreferenceLoss, *, draws: Tensor) -> PreferenceLoss:
     """Mixed-DPO, α L(y₊, y₋) + (1 − α) L(ỹ₊, ỹ₋): Eq. 4 of arXiv 2407.02477.
 
-    The pair that is not drawn gets no gradient, so its forward pass may be left out by choosing the pair before.
+    The loss of a pair that is not drawn has no gradient, so its forward pass can be saved by choosing pairs beforehand.
 
-    first: losses [B] of the pairs from the data set.
-    second: losses [B] of the pairs sampled from the policy.
-    draws: α [B], bool or numbers 0 and 1: each example's Bernoulli(p) draw, torch.rand(B) < p.
+    first: [B], the loss of the pairs from the data set.
+    second: [B], the loss of the pairs sampled from the policy.
+    draws: α, [B], bool or the numbers 0 and 1: each example's Bernoulli(p) draw, torch.rand(B) < p.
     """
     _are_losses(first=first, second=second)
     checks.same_shape({"first.losses": first.losses, "second.losses": second.losses, "draws": draws}, dims=1)
@@ -58,13 +56,15 @@ def ddpo_logps(
 ) -> Tensor:
     """Log-probabilities of dense DPO, (Σ_same log p + γ Σ_changed log p) / N, [B] (RLHF-V, arXiv 2312.00849).
 
-    They go into dpo_loss in place of sums.
+    They are passed to dpo_loss instead of sums.
 
-    token_logps: float [B, T], of each token given those before it.
-    response_mask: bool [B, T], tokens of the response, at least one in each row; token_logps is not read elsewhere.
-    changed_mask: bool [B, T], tokens of the response that its partner does not share.
+    token_logps: float [B, T], of each token given the tokens before it.
+    response_mask: bool [B, T], True for tokens of the response, at least one in each row; other entries of token_logps
+        are not read.
+    changed_mask: bool [B, T], True for tokens of the response that the other response of the pair does not share.
     gamma: γ, above 0; 5 in the paper.
-    normalize: True for the paper's N = n_same + γ n_changed, False for N = 1, the authors' default (dpo_use_average).
+    normalize: True for N = n_same + γ n_changed as in the paper, False for N = 1, the authors' default (their
+        dpo_use_average).
     """
     checks.above_zero(gamma=gamma)
     checks.same_shape(

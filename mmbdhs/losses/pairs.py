@@ -1,19 +1,26 @@
-"""The result of pairwise losses, and the functions that they share."""
+"""What the losses of pairs share: their result, and the four vectors that losses with a reference model take."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmbdhs import checks
 
+Settings = ParamSpec("Settings")
+
+_FOUR_ARGUMENTS = """\
+policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: float [B] each,
+    log-probabilities in nats, summed over the tokens of the response."""
+
 
 class PreferenceLoss(NamedTuple):
-    """What pairwise losses return.
+    """Losses and rewards of B pairs.
 
     losses: [B], not reduced.
     chosen_rewards, rejected_rewards: [B], detached, for accuracies and margins.
@@ -24,66 +31,34 @@ class PreferenceLoss(NamedTuple):
     rejected_rewards: Tensor
 
 
-def preference(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> PreferenceLoss:
-    """The result, with detached rewards."""
-    return PreferenceLoss(losses, chosen_rewards.detach(), rejected_rewards.detach())
+class PairLogps(NamedTuple):
+    """Log-probabilities of B pairs in nats, float [B] each, summed over the tokens of the response."""
+
+    policy_chosen_logps: Tensor
+    policy_rejected_logps: Tensor
+    reference_chosen_logps: Tensor
+    reference_rejected_logps: Tensor
+
+    def checked(
+        self, others: Mapping[str, Tensor] | None = None, lengths: Mapping[str, Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """The four vectors and after them `others`, named and [B] each, all checked together and widened."""
+        return checks.sequences({**self._asdict(), **(others or {})}, lengths)
+
+    def log_ratios(self, lengths: Mapping[str, Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
+        """Compute h = log π(y)/π_ref(y) of the chosen and of the rejected responses."""
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected = self.checked(lengths=lengths)
+        return policy_chosen - reference_chosen, policy_rejected - reference_rejected
+
+    def rewards(self, beta: float) -> tuple[Tensor, Tensor]:
+        """Compute r = β log π(y)/π_ref(y) of the chosen and of the rejected responses."""
+        checks.above_zero(beta=beta)
+        chosen, rejected = self.log_ratios()
+        return beta * chosen, beta * rejected
 
 
-def logistic(margins: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The logistic loss −(1 − ε) log σ(m) − ε log σ(−m) of labels that are flipped with probability ε."""
-    checks.below_half(label_smoothing)
-    return -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
-
-
-def per_token(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Sums as means per token; without lengths the values themselves."""
-    return values if lengths is None else values / lengths
-
-
-def rewards_of(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
-    """The rewards r₊ and r₋, [B] each."""
-    checks.above_zero(beta=beta)
-    chosen, rejected = log_ratios_of(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
-    )
-    return beta * chosen, beta * rejected
-
-
-def log_ratios_of(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    lengths: dict[str, Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """log π(y)/π_ref(y) of the chosen and the rejected response."""
-    vectors = named_vectors(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = checks.sequences(vectors, lengths)
-    return policy_chosen - reference_chosen, policy_rejected - reference_rejected
-
-
-def named_vectors(
-    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
-) -> dict[str, Tensor]:
-    """The four vectors by the arguments' names."""
-    return {
-        "policy_chosen_logps": policy_chosen,
-        "policy_rejected_logps": policy_rejected,
-        "reference_chosen_logps": reference_chosen,
-        "reference_rejected_logps": reference_rejected,
-    }
-
-
-class LossOfRewards(Protocol):
-    """A preference loss that is a function of the two rewards and has no settings but β."""
-
-    __name__: str
+class LossWithReference(Protocol[Settings]):
+    """The signature of a loss with a reference model, for type checkers."""
 
     def __call__(
         self,
@@ -91,28 +66,50 @@ class LossOfRewards(Protocol):
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor,
         reference_rejected_logps: Tensor,
-        *,
-        beta: float = 0.1,
+        *args: Settings.args,
+        **settings: Settings.kwargs,
     ) -> PreferenceLoss: ...
 
 
-def of_rewards(losses: Callable[[Tensor, Tensor], Tensor]) -> LossOfRewards:
-    """The preference loss from its formula, (r₊ [B], r₋ [B]) -> losses [B]."""
+def with_reference(
+    loss: Callable[Concatenate[PairLogps, Settings], PreferenceLoss],
+) -> LossWithReference[Settings]:
+    """Let a loss of one PairLogps take its four vectors as four arguments; its signature and help show them."""
 
-    def loss(
+    def four_arguments(
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor,
         reference_rejected_logps: Tensor,
-        *,
-        beta: float = 0.1,
+        **settings: Any,
     ) -> PreferenceLoss:
-        chosen, rejected = rewards_of(
-            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
-        )
-        return preference(losses(chosen, rejected), chosen, rejected)
+        pair = PairLogps(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        return loss(pair, **settings)  # type: ignore[call-arg]
 
-    # The name and the documentation are the formula's; the signature is this function's.
-    functools.update_wrapper(loss, losses, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
-    del loss.__wrapped__  # type: ignore[attr-defined]
-    return loss
+    vectors = list(inspect.signature(four_arguments).parameters.values())[:4]
+    signature = inspect.signature(loss)
+    settings = list(signature.parameters.values())[1:]
+    shown = functools.wraps(loss)(four_arguments)
+    shown.__signature__ = signature.replace(parameters=[*vectors, *settings])  # type: ignore[attr-defined]
+    shown.__doc__ = f"{inspect.cleandoc(loss.__doc__ or '')}\n\n{_FOUR_ARGUMENTS}"
+    return cast(LossWithReference[Settings], shown)
+
+
+def preference(losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor) -> PreferenceLoss:
+    """The result of a pairwise loss, whose rewards are detached."""
+    return PreferenceLoss(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+def logistic(margins: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Compute −(1 − ε) log σ(m) − ε log σ(−m), [B]: the logistic loss where a share ε of the labels is flipped.
+
+    margins: m, float [B].
+    label_smoothing: ε in [0, 0.5).
+    """
+    checks.below_half(label_smoothing=label_smoothing)
+    return -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+
+
+def per_token(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """The means per token of sums over `lengths` tokens, or `values` themselves without lengths; [B] all."""
+    return values if lengths is None else values / lengths

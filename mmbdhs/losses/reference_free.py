@@ -1,8 +1,8 @@
 """Losses without a reference model: of pairs, of chosen responses alone, and of a reward model's scores.
 
 Log-probabilities are the policy's, in nats, float [B], summed over the tokens of the response. Where a loss needs the
-mean per token, `chosen_lengths` and `rejected_lengths` must be given: the number of tokens of each response, [B], above
-0, or None if the log-probabilities are means already.
+mean per token, `chosen_lengths` and `rejected_lengths` have to be passed: tensors to divide by, or None if the
+log-probabilities are means already.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ def slic_hf_loss(
 ) -> PreferenceLoss:
     """SLiC-HF, max(0, δ − log π(y₊) + log π(y₋)) − λ log π(y_sft) (arXiv 2305.10425, Eq. 1).
 
-    The rewards that it returns are the log-probabilities.
+    The rewards are the log-probabilities.
 
-    target_logps: log-probabilities of the SFT response to the same prompt, [B]; those of the chosen response may take
-        their place.
-    regularization: λ, from 0.
+    policy_chosen_logps, policy_rejected_logps: float [B], sums.
+    target_logps: float [B], of the SFT response to the same prompt; the chosen response's may be used instead.
+    regularization: λ, at least 0.
     delta: δ, above 0, in nats of whole sequences.
     """
     checks.above_zero(delta=delta)
     checks.at_least_zero(regularization=regularization)
-    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
-    chosen, rejected, target = checks.sequences(pair | {"target_logps": target_logps})
+    chosen, rejected, target = checks.sequences(
+        {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+            "target_logps": target_logps,
+        }
+    )
     return preference(F.relu(delta - chosen + rejected) - regularization * target, chosen, rejected)
 
 
@@ -51,11 +56,12 @@ def simpo_loss(
 ) -> PreferenceLoss:
     """SimPO, −log σ(r₊ − r₋ − γ) with r = β log π(y) / |y| (arXiv 2405.14734, Eq. 6).
 
-    chosen_lengths, rejected_lengths: |y|, or None; see the module.
+    policy_chosen_logps, policy_rejected_logps: float [B], sums, or means if lengths are None.
+    chosen_lengths, rejected_lengths: [B], tokens of each response, above 0, or None for both.
     beta: β, above 0.
-    gamma: γ as in the equation, in units of reward, from 0: TRL's simpo_gamma, Liger's gamma. The authors' repository
-        takes γ/β (gamma_beta_ratio). Liger's fused loss adds an SFT term unless told not to.
-    label_smoothing: as in dpo_loss; the paper has none.
+    gamma: γ of the equation, at least 0, in units of reward: TRL's simpo_gamma, Liger's gamma. The authors' repository
+        takes γ/β (gamma_beta_ratio). Liger's fused loss adds an SFT term by default.
+    label_smoothing: ε in [0, 0.5), as in dpo_loss; the paper has none.
     """
     checks.above_zero(beta=beta)
     checks.at_least_zero(gamma=gamma)
@@ -72,15 +78,14 @@ def orpo_loss(
     rejected_lengths: Tensor | None,
     beta: float = 0.1,
 ) -> PreferenceLoss:
-    """ORPO, −ℓ₊ − β log σ(logit e^ℓ₊ − logit e^ℓ₋) with ℓ = log π(y) / |y| (arXiv 2403.07691, Eq. 6 and 7).
+    """ORPO, −ℓ₊ − β log σ(logit e^ℓ₊ − logit e^ℓ₋) with ℓ = log π(y) / |y| (arXiv 2403.07691, Eq. 6-7).
 
-    Rewards are β ℓ.
+    The terms are SFT and the log odds ratio. The SFT term is each example's mean per token; TRL and Liger average it
+    over the tokens of the batch, TRL over the prompt's too. The rewards are β ℓ, as theirs.
 
-    The SFT term here is each example's mean per token; TRL and Liger average it over the tokens of the batch, and TRL
-    over the prompt's tokens too. A mean above 0 is refused; one so near 0 that 1 − e^ℓ would round to 0 counts as the
-    machine epsilon below it.
-
-    chosen_lengths, rejected_lengths: |y|, or None; see the module.
+    policy_chosen_logps, policy_rejected_logps: float [B], at most 0: sums, or means if lengths are None. A mean so near
+        0 that 1 − e^ℓ would round to 0 counts as minus the machine epsilon.
+    chosen_lengths, rejected_lengths: [B], tokens of each response, above 0, or None for both.
     beta: the paper's λ, above 0; TRL and Liger call it beta too.
     """
     checks.above_zero(beta=beta)
@@ -100,29 +105,35 @@ def cpo_loss(
     nll_weight: float = 1.0,
     chosen_lengths: Tensor | None = None,
 ) -> PreferenceLoss:
-    """CPO, −log σ(β log π(y₊) − β log π(y₋)) − w log π(y₊) (arXiv 2401.08417). Rewards are β log π(y).
+    """Contrastive preference optimisation, −log σ(β log π(y₊) − β log π(y₋)) − w log π(y₊) (arXiv 2401.08417).
 
+    The rewards are β log π(y).
+
+    policy_chosen_logps, policy_rejected_logps: float [B], sums.
     beta: β, above 0.
-    label_smoothing: as in dpo_loss.
-    nll_weight: w, from 0; TRL's cpo_alpha.
-    chosen_lengths: tokens of each chosen response, [B]. It divides the second term alone, which is then a mean per
-        token. None for the sum, as in the paper's equation. TRL and Liger average over the tokens of the batch, which
-        for one example is the same as this with lengths.
+    label_smoothing: ε in [0, 0.5), as in dpo_loss.
+    nll_weight: w, at least 0; TRL's cpo_alpha.
+    chosen_lengths: [B], tokens of the chosen responses, which make the second term alone a mean per token. None is the
+        paper's equation, a sum. TRL and Liger average over the tokens of the batch; for a batch of one example that
+        equals this loss with lengths.
     """
     checks.above_zero(beta=beta)
     checks.at_least_zero(nll_weight=nll_weight)
-    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
-    chosen, rejected = checks.sequences(pair, {"chosen_lengths": chosen_lengths})
+    chosen, rejected = checks.sequences(
+        {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps},
+        {"chosen_lengths": chosen_lengths},
+    )
     losses = logistic(beta * (chosen - rejected), label_smoothing) - nll_weight * per_token(chosen, chosen_lengths)
     return preference(losses, beta * chosen, beta * rejected)
 
 
 def sft_loss(policy_chosen_logps: Tensor, *, chosen_lengths: Tensor | None) -> Tensor:
-    """The negative log-likelihood per token of each chosen response, −log π(y₊) / |y₊|, [B].
+    """Supervised fine-tuning, −log π(y₊) / |y₊|, [B]: the negative log-likelihood per token of chosen responses.
 
     TRL's "sft" is the mean over the tokens of the batch, (losses * lengths).sum() / lengths.sum().
 
-    chosen_lengths: |y₊|, [B], or None for no division.
+    policy_chosen_logps: float [B], sums, or means if lengths are None.
+    chosen_lengths: [B], tokens of each response, above 0, or None.
     """
     (chosen,) = checks.sequences({"policy_chosen_logps": policy_chosen_logps}, {"chosen_lengths": chosen_lengths})
     return -per_token(chosen, chosen_lengths)
@@ -133,13 +144,13 @@ def reward_model_loss(
 ) -> PreferenceLoss:
     """The loss of a reward model, −log σ(r₊ − r₋ − m) + c (r₊ + r₋)²: Eq. 1 of arXiv 2407.02477.
 
-    chosen_rewards, rejected_rewards: the model's scores r₊ and r₋, float [B].
-    margin: m [B], by how much the chosen response is better (arXiv 2307.09288, Eq. 2); None for 0.
-    centering: c, from 0, which pulls the mean reward to 0 (arXiv 2312.09244); TRL's center_rewards_coefficient.
+    chosen_rewards, rejected_rewards: float [B], the reward model's scores r₊ and r₋.
+    margin: m, float [B], by how much the chosen response is better (arXiv 2307.09288, Eq. 2); None for 0.
+    centering: c, at least 0, pulls the mean reward to 0 (arXiv 2312.09244); TRL's center_rewards_coefficient.
     """
     checks.at_least_zero(centering=centering)
-    named = {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards}
-    chosen, rejected, *margins = checks.sequences(named | ({} if margin is None else {"margin": margin}))
+    scores = {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards}
+    chosen, rejected, *margins = checks.sequences(scores if margin is None else {**scores, "margin": margin})
     difference = chosen - rejected - margins[0] if margins else chosen - rejected
     return preference(logistic(difference) + centering * (chosen + rejected).square(), chosen, rejected)
 
@@ -151,14 +162,16 @@ def _pair(
     rejected_lengths: Tensor | None,
     at_most_zero: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The mean log-probabilities per token."""
-    pair = {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps}
-    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-    chosen, rejected = checks.sequences(pair, lengths, at_most_zero)
+    """The mean log-probabilities per token of the chosen and of the rejected responses."""
+    chosen, rejected = checks.sequences(
+        {"policy_chosen_logps": policy_chosen_logps, "policy_rejected_logps": policy_rejected_logps},
+        {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths},
+        at_most_zero=at_most_zero,
+    )
     return per_token(chosen, chosen_lengths), per_token(rejected, rejected_lengths)
 
 
 def _logit_exp(log_probability: Tensor) -> Tensor:
-    """log p − log(1 − p) from log p."""
+    """Compute log p − log(1 − p) from log p."""
     below_one = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
     return below_one - torch.log(-torch.expm1(below_one))

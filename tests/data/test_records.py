@@ -1,12 +1,12 @@
-"""Records in TRL's vision preference layout, and files that are whole or absent."""
+"""Records in TRL's vision preference layout, and files that are complete or absent."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 
-from mmbdhs.data.jsonl import write_jsonl
-from mmbdhs.data.records import preference_record, read_records
+from mmbdhs.data import preference_record, read_records, write_jsonl
+from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.splicing import SentenceSplice
 
 SAMPLE = SimpleNamespace(
@@ -40,13 +40,13 @@ def test_record_is_trl_vision_preference():
     assert record["sentences"][0]["completion"] == " red."
 
 
-def test_messages_are_taken_as_they_are():
+def test_messages_stay_unchanged():
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}]}]
-    assert preference_record(["x.png"], chat, "A cat.", SAMPLE, seed=0)["prompt"] is chat
+    assert preference_record(["x.png"], chat, "A cat.", SAMPLE, seed=0)["prompt"] == chat
 
 
-def test_image_places_must_equal_images():
-    with pytest.raises(ValueError, match="prompt: needs one image placeholder per image, 2, got 0"):
+def test_a_prompt_needs_a_placeholder_for_each_image():
+    with pytest.raises(ExampleError, match="prompt: needs as many image placeholders as images, got 0 for 2"):
         preference_record(["x.png", "y.png"], [{"role": "user", "content": "Hi"}], "A cat.", SAMPLE, seed=0)
 
 
@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
-def test_images_are_found_beside_their_file(tmp_path):
+def test_relative_image_paths_start_from_the_folder_of_the_file(tmp_path):
     target = tmp_path / "pairs.jsonl"
     write_jsonl(target, [{"images": ["a/x.png", "/y.png"], "n": 1}, {"n": 2}])
     assert read_records(target) == [{"images": [str(tmp_path / "a/x.png"), "/y.png"], "n": 1}, {"n": 2}]

@@ -1,7 +1,7 @@
-"""The arithmetic of TRL's trainers and of Liger-Kernel, called as it is, on log-probabilities instead of models.
+"""The losses of TRL's trainers and of Liger-Kernel, called unchanged on log-probabilities instead of models.
 
-Functions take float64 vectors [B] of policy and reference, and give what those libraries do for the batch, a scalar, or
-with `one_by_one` for each example as a batch of its own, [B].
+Functions take float64 vectors [B] of policy and reference. They return what those libraries compute for the batch, a
+scalar, or with `one_by_one` what they compute for each example as a batch of one, [B].
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ ACCELERATOR = SimpleNamespace(
 
 
 def one_by_one(loss: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """The loss of each example as a batch of one, [B]."""
     return torch.stack([loss(*(vector[i : i + 1] for vector in vectors)).reshape(()) for i in range(len(vectors[0]))])
 
 
 def _bare(trainer: type, **attributes: Any) -> Any:
-    """A trainer without what its constructor needs: models, data, a configuration."""
+    """Make a trainer without calling its constructor, which needs models, data and a configuration."""
     made = object.__new__(trainer)
     common = {"model": SimpleNamespace(training=True), "accelerator": ACCELERATOR, "aux_loss_enabled": False}
     common |= {"_metrics": defaultdict(lambda: defaultdict(list)), "_total_train_tokens": 0, "_tp_size": 1}
@@ -37,7 +38,8 @@ def _bare(trainer: type, **attributes: Any) -> Any:
 
 
 def _spread(sums: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-token log-probabilities [B, T - 1] with these sums, and the completion mask [B, T], after a prompt token."""
+    """Per-token log-probabilities [B, T - 1] with these sums, and the completion mask [B, T], whose first token is the
+    prompt's."""
     mask = torch.arange(int(lengths.max()) + 1) > lengths.max() - lengths[:, None]
     return torch.where(mask[:, 1:], (sums / lengths)[:, None], 0.0), mask.long()
 
@@ -48,7 +50,7 @@ def _outputs(log_probs: Tensor) -> SimpleNamespace:
 
 
 def trl_dpo(loss_type: str, *four: Tensor, lengths: Tensor | None = None, **settings: float) -> Tensor:
-    """Of the batch as a whole: a scalar. lengths: [2B], of all chosen and then of all rejected responses."""
+    """TRL's DPO loss of the whole batch, a scalar. lengths: [2B], of the chosen and then of the rejected responses."""
     from trl import DPOTrainer
 
     lengths = torch.ones(2 * len(four[0]), dtype=torch.long) if lengths is None else lengths
@@ -65,7 +67,7 @@ def trl_dpo(loss_type: str, *four: Tensor, lengths: Tensor | None = None, **sett
 
 
 def trl_kto(policy: Tensor, reference: Tensor, labels: Tensor, mismatched: Tensor, **settings: float) -> Tensor:
-    """mismatched: [B], log-ratios of mismatched responses."""
+    """TRL's KTO loss. mismatched: [B], log-ratios of mismatched responses."""
     from trl import KTOTrainer
 
     log_probs, mask = _spread(policy, torch.ones(len(policy), dtype=torch.long))
@@ -89,7 +91,7 @@ def trl_reward(chosen: Tensor, rejected: Tensor, margin: Tensor, centering: floa
 
 
 def trl_cpo(loss_type: str, chosen: Tensor, rejected: Tensor, nll: Tensor, **settings: float) -> Tensor:
-    """chosen, rejected: sums, for "simpo" means; nll: what TRL's CPO adds for one example."""
+    """TRL's CPO loss. chosen, rejected: sums, or means for "simpo". nll: the term that TRL adds for one example."""
     from trl.experimental.cpo import CPOTrainer
 
     trainer = _bare(
@@ -101,7 +103,7 @@ def trl_cpo(loss_type: str, chosen: Tensor, rejected: Tensor, nll: Tensor, **set
 
 
 def trl_orpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Of means."""
+    """TRL's ORPO loss of mean log-probabilities per token."""
     from trl.experimental.orpo import ORPOTrainer
 
     trainer = _bare(
@@ -144,7 +146,7 @@ def liger_kto(policy: Tensor, reference: Tensor, labels: Tensor, kl: Tensor, bet
 
 
 def liger_fused(name: str, hidden: Tensor, weight: Tensor, targets: Tensor, **settings: float) -> Tensor:
-    """LigerFusedLinear…Loss of one pair: hidden states [2, T, H], the chosen's first, targets [2, T], −100 for none."""
+    """LigerFusedLinear…Loss of one pair. hidden: [2, T, H], the chosen response first. targets: [2, T], −100: none."""
     from liger_kernel import chunked_loss
 
     loss = getattr(chunked_loss, f"LigerFusedLinear{name}Loss")(compiled=False, **settings)
@@ -152,7 +154,7 @@ def liger_fused(name: str, hidden: Tensor, weight: Tensor, targets: Tensor, **se
 
 
 def liger_policy(policy: Tensor, old: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Per token."""
+    """Liger's clipped policy loss of each token."""
     from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
 
     def loss(policy: Tensor, old: Tensor, advantages: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmbdhs import losses
+from mmbdhs.losses.pairs import PairLogps
 
 BATCH = 4
 LENGTHS = torch.tensor([3, 5, 2, 7])
@@ -69,7 +71,7 @@ ALL = {
 
 
 def four(scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Log-probabilities away from kinks and ties."""
+    """Four vectors of log-probabilities, far from kinks and ties."""
     generator = torch.Generator().manual_seed(5)
     drawn = -scale * (0.2 + 3 * torch.rand(4, BATCH, generator=generator, dtype=torch.float64))
     return [vector.to(dtype).requires_grad_() for vector in drawn]
@@ -79,7 +81,7 @@ def four(scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]
 def test_gradients(name: str) -> None:
     reached = four()[: 2 if name in WITHOUT_REFERENCE else 4]
     fixed = [vector.detach() for vector in four()[len(reached) :]]
-    if name == "rloo":  # whose old log-probabilities are constants by intention
+    if name == "rloo":  # Its old log-probabilities are constants on purpose.
         assert torch.autograd.gradcheck(
             lambda policy: ALL[name](policy, *fixed, policy, reached[2].detach()), reached[0]
         )
@@ -108,7 +110,7 @@ def test_gradients_per_token() -> None:
 @pytest.mark.parametrize("size", [1e4, 1e6])
 @pytest.mark.parametrize("name", ALL)
 def test_huge_margins(name: str, size: float, dtype: torch.dtype) -> None:
-    """Finite, forward and backward, with every sign of both log-ratios."""
+    """Losses and gradients are finite for every sign of both log-ratios."""
     zero, far = 0.0, -size
     rows = [[zero, zero, far, far], [far, zero, far, zero], [far, far, zero, zero], [zero, far, zero, far]]
     vectors = [torch.tensor(row, dtype=dtype, requires_grad=True) for row in rows]
@@ -137,13 +139,23 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
     assert ALL[name](*four()).dtype == torch.float64
 
 
+def test_signatures_show_the_four_vectors() -> None:
+    for loss in (losses.dpo_loss, losses.mdpo_loss):
+        first = [*inspect.signature(loss).parameters.values()][:4]
+        assert [parameter.name for parameter in first] == list(PairLogps._fields)
+        with pytest.raises(TypeError, match="takes 4 positional arguments but 5 were given"):
+            loss(*four(), 0.1)
+    by_name = dict(zip(PairLogps._fields, four(), strict=True))
+    assert torch.equal(losses.dpo_loss(**by_name).losses, losses.dpo_loss(*four()).losses)
+
+
 def test_rewards_are_detached() -> None:
     for loss in WITH_REFERENCE.values():
         given = loss(*four(), beta=0.7)
         assert given[0].requires_grad and not any(rewards.requires_grad for rewards in given[1:])
 
 
-def test_what_the_old_policy_gave_is_constant() -> None:
+def test_results_of_the_old_policy_are_constants() -> None:
     six = [tensor.requires_grad_() for tensor in torch.randn(6, 2, 3)]
     ppo = losses.ppo_loss(*six, MASK, clip_range=9.0, value_clip_range=9.0)
     reached = [gradient is not None for gradient in torch.autograd.grad(ppo.losses.sum(), six, allow_unused=True)]
@@ -263,10 +275,10 @@ def test_wrong_combinations_are_named() -> None:
 def test_wrong_masks_and_rewards_are_named() -> None:
     logps, none = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)
     refused("^response_mask: needs a bool", TypeError, losses.ddpo_logps, logps, MASK.float(), none)
-    refused(r"^changed_mask: needs tokens of the response only, got True at \[0, 2\]", ValueError, losses.ddpo_logps, logps, MASK, ~none)  # fmt: skip  # noqa: E501
-    refused(
-        r"^response_mask.*: needs numbers above 0, got 0 at \[0\]", ValueError, losses.ddpo_logps, logps, none, none
-    )
+    outside = r"^changed_mask: needs tokens of the response only, got True at \[0, 2\]"
+    refused(outside, ValueError, losses.ddpo_logps, logps, MASK, ~none)
+    empty = r"^response_mask.*: needs numbers above 0, got 0 at \[0\]"
+    refused(empty, ValueError, losses.ddpo_logps, logps, none, none)
     refused("^mask: needs a bool", TypeError, losses.gae, logps, logps, MASK.float())
     refused("^lam: needs a number in", ValueError, losses.gae, logps, logps, MASK, lam=1.1)
     refused("^mask.sum.*: needs at least 2, got 0", ValueError, losses.whiten, logps, none)
@@ -281,7 +293,7 @@ def test_wrong_masks_and_rewards_are_named() -> None:
     refused("^policy_logps: needs at least one", ValueError, losses.kto_reference_point, *torch.zeros(2, 0))
 
 
-# fullgraph refuses any wait for the device, so this also shows that values are not looked at.
+# fullgraph refuses code that waits for the device, so this also shows that values are not checked.
 @pytest.mark.parametrize("name", ["dpo", "ipo_mean", "orpo", "mixed"])
 def test_compiles_into_one_graph(name: str) -> None:
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""The losses against TRL 1.16 and Liger-Kernel 0.8.5: what they computed once, and themselves where they are installed
+"""The losses against TRL 1.16 and Liger-Kernel 0.8.5: their stored results, and the libraries themselves if installed
 (`pip install -e '.[peers]'`). `PYTHONPATH=tests python tests/losses/test_peers.py` prints TRL_AND_LIGER."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MISMATCHED = torch.tensor([0.5, 1.75, -0.25, 2.0], dtype=torch.float64)
 
 
 def pairs(loss: Callable, **settings: object) -> Callable[[Tensor], Tensor]:
-    """Ours, from [4, B]."""
+    """Our loss as a function of the four vectors stacked, [4, B]."""
     return lambda v: loss(*v, **settings).losses
 
 
@@ -155,7 +155,7 @@ CASES: dict[str, Case] = {
 }
 COMPARISONS = [(name, library) for name, (_, libraries) in CASES.items() for library in libraries]
 PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
-# TRL and Liger make a float32 tensor of ε before they take its logarithm.
+# TRL and Liger convert ε to float32 before they take its logarithm.
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 
 
@@ -185,7 +185,7 @@ def test_agrees_with_an_installed_peer(name: str, library: str) -> None:
 
 @pytest.mark.parametrize("name", ["CPO", "SimPO", "ORPO"])
 def test_agrees_with_ligers_fused_losses(name: str) -> None:
-    """From hidden states on, so that what is averaged over what is Liger's own: it computes in float32."""
+    """Both start from hidden states, so that Liger itself chooses what it averages over; it computes in float32."""
     need("liger")
     torch.manual_seed(11)
     hidden, weight = torch.randn(2, 7, 8, requires_grad=True), torch.randn(13, 8)
@@ -200,7 +200,7 @@ def test_agrees_with_ligers_fused_losses(name: str) -> None:
         "SimPO": lambda: losses.simpo_loss(chosen, rejected, beta=0.1, gamma=0.5, **both),
         "ORPO": lambda: losses.orpo_loss(chosen, rejected, beta=0.1, **both),
     }[name]().losses[0]
-    extra = {"compute_nll_loss": False} if name == "SimPO" else {}  # Liger's adds it by default, the paper's has none
+    extra = {"compute_nll_loss": False} if name == "SimPO" else {}  # Liger adds it by default; the paper has none.
     theirs = peers.liger_fused(name, hidden, weight, targets, beta=0.1, **extra)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     (gradient,), (expected,) = torch.autograd.grad(ours, hidden), torch.autograd.grad(theirs, hidden)
@@ -252,8 +252,8 @@ REWARDS = torch.tensor([[0.0, -0.1, 0.2, 1.0, 0.0], [0.3, 0.0, 0.0, -0.5, 2.0]],
 OLD_VALUES = torch.tensor([[0.5, 0.1, -0.4, 0.9, 2.0], [1.2, 0.3, 5.0, -0.2, 0.4]], dtype=torch.float64)
 VALUES = torch.tensor([[0.8, 0.2, -0.1, 0.4, 2.0], [1.1, 0.9, 5.0, -0.6, 0.3]], dtype=torch.float64)
 
-# verl 0.9.1, verl/trainer/ppo/core_algos.py: GAE at γ 0.9, λ 0.8, before and after whitening; the policy's loss without
-# its dual clip, and the value's, both at a clip range of 0.2; KL estimates without regard to the mask.
+# verl 0.9.1, verl/trainer/ppo/core_algos.py: GAE at γ 0.9, λ 0.8, before and after whitening; the policy loss without
+# its dual clip and the value loss, both at a clip range of 0.2; KL estimates of all tokens, the mask ignored.
 VERL = {
     "advantages": [[-0.0449312, 0.50704, 1.482, 0.1, 0.0], [-0.3472992, 0.39264, 0.0, 1.212, 1.6]],
     "returns": [[0.4550688, 0.60704, 1.082, 1.0, 0.0], [0.8527008, 0.69264, 0.0, 1.012, 2.0]],
@@ -309,8 +309,9 @@ def test_agrees_with_what_the_authors_of_mdpo_computed() -> None:
 
 
 def test_agrees_with_what_the_authors_of_rlhf_v_computed() -> None:
-    """github.com/RLHF-V/RLAIF-V at 2848e18, compute_weighted_logp of muffin/train/trainers.py, with a weight of 5 for
-    changed tokens, averaged and not."""
+    """github.com/RLHF-V/RLAIF-V at 2848e18, compute_weighted_logp in muffin/train/trainers.py.
+
+    Changed tokens have a weight of 5; both the mean and the sum are compared."""
     changed = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]]).bool()
     average = losses.ddpo_logps(POLICY, TOKEN_MASK, changed, gamma=5.0)
     total = losses.ddpo_logps(POLICY, TOKEN_MASK, changed, gamma=5.0, normalize=False)
