@@ -17,7 +17,7 @@ from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each
 from mmbdhs.sampling.povid import povid_sample
 from mmbdhs.sampling.responses import iter_responses, sample_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
-from mmbdhs.sampling.similarity import Similarity, resolve_similarity
+from mmbdhs.sampling.similarity import Similarity, SimilarityModel, resolve_similarity
 from mmbdhs.sampling.splicing import Reference, SentenceSplice
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "SamplingConfig",
     "SentenceSplice",
     "Similarity",
+    "SimilarityModel",
     "ask_each",
     "bdhs_sample",
     "conversation_text",

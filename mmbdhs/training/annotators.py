@@ -14,7 +14,7 @@ from mmbdhs.checks import check_on_error
 from mmbdhs.data import Messages, load_images
 from mmbdhs.logprobs import encode_responses, reference_logps
 from mmbdhs.sampling import ChatEndpoint, EndpointError, ask_each, conversation_text
-from mmbdhs.vlm import VLM, tokenizer_of
+from mmbdhs.vlm import VLM, Processor, tokenizer_of
 
 
 class Comparison(NamedTuple):
@@ -98,7 +98,7 @@ class ModelAnnotator(_Judge):
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, *, instruction: str = INSTRUCTION, max_new_tokens: int = 64
+        self, model: nn.Module, processor: Processor, *, instruction: str = INSTRUCTION, max_new_tokens: int = 64
     ) -> None:
         super().__init__(instruction)
         self._model, self._processor, self._max_new_tokens = model, processor, max_new_tokens
@@ -136,7 +136,7 @@ class LikelihoodAnnotator:
     `undecided` counts the undecided comparisons. Raises ValueError for a negative margin.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, *, margin: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, processor: Processor, *, margin: float = 0.0) -> None:
         if not margin >= 0:
             raise ValueError(f"margin: needs a number of nats from 0, got {margin!r}")
         self._model, self._processor, self._margin = model, processor, margin

@@ -20,7 +20,7 @@ from mmbdhs.training.log import left_out_sums, metric_sums
 from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import Candidates, PairSource, TrainingExample
 from mmbdhs.training.sharding import DistributedModel
-from mmbdhs.vlm import VLM
+from mmbdhs.vlm import VLM, Processor
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -56,7 +56,7 @@ class Learner:
     """
 
     policy: DistributedModel
-    processor: Any
+    processor: Processor
     source: PairSource
     objective: Objective
     reference: DistributedModel | None
@@ -138,7 +138,7 @@ class Learner:
 
 
 def make_dummy_example(
-    models: Sequence[nn.Module], processor: Any, records: Iterable[Mapping[str, Any]]
+    models: Sequence[nn.Module], processor: Processor, records: Iterable[Mapping[str, Any]]
 ) -> EncodedExample:
     """Encode the first readable record with a short response and run it once with each of the models.
 

@@ -19,12 +19,14 @@ from mmbdhs.sampling import (
     SampledResponse,
     SamplingConfig,
     Similarity,
+    SimilarityModel,
     bdhs_sample,
     povid_sample,
     resolve_similarity,
     sample_responses,
 )
 from mmbdhs.training.annotators import Annotator, Comparison
+from mmbdhs.vlm import Processor
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class PairSource(Protocol):
     offline: True if the source does not use the model, so that a sharded model need not be gathered for it.
     """
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]: ...
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]: ...
 
 
 def columns_of(source: PairSource) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ class StoredSource:
     stored_reference: ClassVar[bool] = True
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
         return [Candidates(_texts(example, self.columns), _reference_logps(example.record)) for example in examples]
 
 
@@ -98,7 +100,7 @@ class SupervisedSource:
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
         return [Candidates(_texts(example, self.columns)) for example in examples]
 
 
@@ -112,10 +114,10 @@ class _SampledSource(ABC):
         return ("chosen", "rejected") if self.with_stored else ("chosen",)
 
     @abstractmethod
-    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
         """A function (images, prompts, chosen responses, keys=) that samples a response for each prompt."""
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
         stored = [_texts(example, self.columns) for example in examples]
         keys = [example.address for example in examples]
         chosen = [texts[0] for texts in stored]
@@ -134,7 +136,7 @@ class OnlineBDHSSource(_SampledSource):
     """
 
     config: BDHSConfig = field(default_factory=BDHSConfig)
-    similarity: Any = None
+    similarity: SimilarityModel = None
     with_stored: bool = False
     on_error: str = "raise"
 
@@ -142,7 +144,7 @@ class OnlineBDHSSource(_SampledSource):
     def _similarity(self) -> Similarity:
         return resolve_similarity(self.similarity)
 
-    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
         config, similarity, on_error = self.config, self._similarity, self.on_error
         return partial(bdhs_sample, model, processor, config=config, similarity=similarity, on_error=on_error)
 
@@ -162,7 +164,7 @@ class DistortedSource(_SampledSource):
     with_stored: bool = True
     on_error: str = "raise"
 
-    def _sampler(self, model: nn.Module, processor: Any) -> Callable[..., list[Any]]:
+    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
         steps, seed, on_error = self.noise_steps, self.seed, self.on_error
         return partial(povid_sample, model, processor, noise_steps=steps, seed=seed, on_error=on_error)
 
@@ -181,7 +183,7 @@ class OnlinePairsSource:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
         pairs = self._drawn(model, processor, examples)
         unlike = [number for number, (first, second) in enumerate(pairs) if first and second and first != second]
         comparisons = [_comparison(examples[number], *pairs[number]) for number in unlike]
@@ -191,7 +193,7 @@ class OnlinePairsSource:
                 found[number] = Candidates((pairs[number][better], pairs[number][1 - better]))
         return found
 
-    def _drawn(self, model: nn.Module, processor: Any, examples: Examples) -> list[tuple[str, str]]:
+    def _drawn(self, model: nn.Module, processor: Processor, examples: Examples) -> list[tuple[str, str]]:
         """Two responses to each example's prompt."""
         keys = [(f"{example.address}/a", f"{example.address}/b") for example in examples]
         images, prompts = _asked(examples)
@@ -221,7 +223,7 @@ class MixedSource:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
 
-    def __call__(self, model: nn.Module, processor: Any, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
         found: list[Candidates | None] = [None] * len(examples)
         draws = [self._draws_first(example) for example in examples]
         for source, is_first in ((self.first, True), (self.second, False)):

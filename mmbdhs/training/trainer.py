@@ -39,7 +39,7 @@ from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import ReplicatedModel, ShardedModel, gather_full, shard_like
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
-from mmbdhs.vlm import VLM
+from mmbdhs.vlm import VLM, Processor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +67,7 @@ class TrainResult(NamedTuple):
 
 def train(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     records: Sequence[Mapping[str, Any]],
     source: PairSource,
     objective: Objective,

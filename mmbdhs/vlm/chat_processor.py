@@ -24,7 +24,9 @@ class Processor(Protocol):
 
     def __call__(self, *, text: Any, images: Any, return_tensors: Any, padding: Any) -> Any: ...
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **settings: Any
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
