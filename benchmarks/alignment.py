@@ -180,7 +180,7 @@ def _dissimilar(pool: ProcessPoolExecutor, table: Table, images: int) -> None:
 
 
 def _shares(settings: dict[str, Any], images: int) -> list[float]:
-    """Of iterations 1 … 4, judged by MiniLM; the fifth is unguided."""
+    """The shares of samples accepted by iterations 1 … 4, judged by MiniLM; the fifth is unguided."""
     examples = records(images, seed=0)
     columns = [[record[name] for record in examples] for name in ("images", "prompt", "chosen")]
     samples = bdhs_sample(*miniature.load(base(0)), *columns, replace(PAPER, **settings), minilm())

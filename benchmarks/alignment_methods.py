@@ -69,7 +69,7 @@ class Method:
 
 
 def other_captions(start: Start, records: Records) -> list[str]:
-    """To each image the caption of the next one, which shows something else."""
+    """The caption of the next image for each image: it describes something else."""
     captions = [record["chosen"] for record in records]
     return [*captions[1:], captions[0]]
 

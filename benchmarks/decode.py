@@ -1,6 +1,6 @@
 """One decoding step of B branches over one prompt: the sampler's pool against batched rows, as `generate` decodes.
 
-A prompt of 2,928 image tokens, of which 1% are visible, and 120 tokens of text; LLaMA decoders of growing size, random
+The prompt has 2,928 image tokens (1% are visible) and 120 tokens of text; LLaMA decoders of growing size, random
 weights, greedy. "dynamic" and "static" keep a full-length row for each branch with hidden keys masked, in a
 DynamicCache and a StaticCache; "compact" keeps rows without the hidden keys, the best that a batch of rows can do. The
 chosen tokens of all are asserted equal in float32. Floor: reading the weights once, or multiplying by them.
@@ -114,7 +114,7 @@ class Prompt:
         return cls(inputs, inputs.positions[0], len(inputs) - torch.arange(branches, device=device) % 16)
 
     def row_bytes(self, model: Any, full: bool, generated: int) -> int:
-        """Of the keys and values of one row."""
+        """The bytes of the keys and values of one row."""
         config = model.config.text_config
         tokens = (IMAGE_TOKENS + TEXT_TOKENS if full else len(self.inputs)) + generated
         return 2 * config.num_hidden_layers * tokens * config.hidden_size * model.dtype.itemsize

@@ -26,7 +26,7 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class Size:
-    """Of the text decoder; the vision tower is CLIP-L's share of it."""
+    """The size of the text decoder; the vision tower shrinks in the same proportion from CLIP-L."""
 
     layers: int
     hidden: int

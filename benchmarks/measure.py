@@ -129,7 +129,7 @@ def fma_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 @functools.cache
 def _multiply_add_rate() -> float:
-    """Of one thread that does nothing else."""
+    """The rounds of multiply-adds per second of one thread that does nothing else."""
     from mmbdhs.native import _extension
 
     def rate() -> float:

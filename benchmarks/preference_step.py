@@ -241,7 +241,7 @@ class Step:
 
 
 def largest_difference(sides: dict[str, Step]) -> float:
-    """Of loss and of gradient, from those of "plain", as a share of these."""
+    """The largest relative difference of loss and gradient from those of "plain"."""
     value, gradient = sides["plain"].first()
     assert gradient.norm() > 0
     differences = []

@@ -111,7 +111,7 @@ def ragged(rows: list[bytes]) -> tuple[Tensor, Tensor]:
 
 
 def contestants(batch: Batch) -> dict[str, dict[str, Callable[[], Any]]]:
-    """For each kind of work the calls that do it, after a check that their results are equal."""
+    """The calls that do each kind of work, after a check that their results are equal."""
     own, by_numpy = ours(batch), numpy_version(batch)
     addressed = addressed_draw(batch), by_numpy[1]
     pairs = {"ours": own, "numpy": by_numpy, "addressed": addressed, "python": python_version(batch)}

@@ -30,7 +30,7 @@ _FEWEST_WORDS = 4  # Object HalBench takes no objects from shorter answers
 
 @dataclass(frozen=True)
 class ObjectVocabulary:
-    """Which words name which object.
+    """A table of the words that name each object.
 
     The rules are the original's: a word counts wherever it occurs, so "there is no dog" mentions a dog, and names of
     three words or more are never found. Two things differ: names are lower-cased ("iPhone" is found), and the singular

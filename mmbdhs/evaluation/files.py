@@ -10,7 +10,7 @@ from typing import Any
 
 
 def column(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], *names: str) -> list[Any]:
-    """For each row the first of the columns `names` that it has. Raises ValueError for a row that has none of them."""
+    """The value of each row in the first of the columns `names` that it has. Raises ValueError if a row has none."""
     found = []
     for number, row in enumerate(rows, start=1):
         name = next((name for name in names if name in row), None)
