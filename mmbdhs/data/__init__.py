@@ -1,12 +1,13 @@
 """What the user has: images, prompts and preference pairs, in memory and in files.
 
-Read in this order: `messages` (images and prompts in all their forms), `keys` (how an example addresses its random
+Read in this order: `images`, `messages` (both in all their forms), `keys` (how an example addresses its random
 draws), `records` (pairs in the layout of TRL's vision preference datasets), `jsonl` (their files).
 """
 
+from mmbdhs.data.images import Images, ImageSource, load_images
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.keys import content_key, key_address
-from mmbdhs.data.messages import Images, ImageSource, Messages, as_messages, load_images, message_text
+from mmbdhs.data.messages import Messages, as_messages, message_text
 from mmbdhs.data.records import preference_record, read_records, usable_rows
 
 __all__ = [
