@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmbdhs.data import ChatPrompt as ChatPrompt
     from mmbdhs.errors import ExampleError as ExampleError
     from mmbdhs.errors import UnsupportedModelError as UnsupportedModelError
     from mmbdhs.native import masked_attention as masked_attention
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WINGS = {
+    "data": ["ChatPrompt"],
     "errors": ["ExampleError", "UnsupportedModelError"],
     "native": ["masked_attention", "shared_prefix_attention"],
     "sampling": [

@@ -6,16 +6,22 @@ draws), `records` (pairs in the layout of TRL's vision preference datasets), `js
 
 from mmbdhs.data.images import Images, ImageSource, load_images
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
-from mmbdhs.data.keys import content_key, key_address
-from mmbdhs.data.messages import Messages, as_messages, message_text
+from mmbdhs.data.keys import as_key, content_key, is_null, key_address
+from mmbdhs.data.messages import ChatPrompt, Messages, Prompt, as_chat, as_messages, as_response, message_text
 from mmbdhs.data.records import preference_record, read_records, usable_rows
 
 __all__ = [
+    "ChatPrompt",
     "ImageSource",
     "Images",
     "Messages",
+    "Prompt",
+    "as_chat",
+    "as_key",
     "as_messages",
+    "as_response",
     "content_key",
+    "is_null",
     "key_address",
     "load_images",
     "message_text",

@@ -13,7 +13,7 @@ from mmbdhs.decoding.branch import Branch
 from mmbdhs.decoding.branch_pool import BranchPool
 from mmbdhs.decoding.engine import DecodingEngine
 from mmbdhs.decoding.exactness import check_decoding
-from mmbdhs.decoding.token_sampling import TokenChooser, end_token_ids, token_chooser, vision_token_ids
+from mmbdhs.decoding.token_sampling import TokenChooser, token_chooser, vision_token_ids
 
 __all__ = [
     "Branch",
@@ -21,7 +21,6 @@ __all__ = [
     "DecodingEngine",
     "TokenChooser",
     "check_decoding",
-    "end_token_ids",
     "token_chooser",
     "vision_token_ids",
 ]

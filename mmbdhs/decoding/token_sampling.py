@@ -1,36 +1,21 @@
-"""The next token: what may be sampled, how it is drawn, and what ends a response."""
+"""The next token: what may be sampled, and how it is drawn."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from mmbdhs.vlm import VLM
-
-_VISION_ID_ATTRIBUTE = re.compile(r"(image|video|vision|boi|eoi).*(token_id|token_index)$")
-_VISION_TOKEN = re.compile(r"image|img|video|vision|patch", re.IGNORECASE)
+from mmbdhs.vlm import VLM, Vocabulary
 
 
 def vision_token_ids(vlm: VLM, tokenizer: Any) -> list[int]:
     """The ids that must never be sampled: those that stand for vision input rather than text, and the rows of the
-    output head beyond the tokenizer's vocabulary."""
-    model = vlm.model
-    size = model.get_output_embeddings().weight.shape[0]
-    values = model.config.to_dict().items()
-    ids = {value for name, value in values if _VISION_ID_ATTRIBUTE.search(name) and isinstance(value, int)}
-    ids |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special and _VISION_TOKEN.search(t.content)}
-    return sorted({i for i in ids if 0 <= i < size} | set(range(len(tokenizer), size)))
-
-
-def end_token_ids(vlm: VLM, tokenizer: Any) -> set[int]:
-    """The ids that end a response."""
-    configured = getattr(vlm.model.generation_config, "eos_token_id", None)
-    ends = configured if isinstance(configured, (list, tuple)) else [configured]
-    return {i for i in (*ends, tokenizer.eos_token_id) if i is not None}
+    output head that no token has. Raises ValueError for a tokenizer that is larger than the model's embeddings."""
+    vocabulary = Vocabulary.of(vlm, tokenizer)
+    return sorted(vocabulary.vision_ids | vocabulary.unused_ids)
 
 
 class TokenChooser:

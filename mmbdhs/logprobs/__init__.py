@@ -12,23 +12,26 @@ from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.padded import separate_logps
 from mmbdhs.logprobs.preferences import (
+    EncodedResponses,
+    encode_chat,
     encode_record,
     encode_responses,
     reference_logps,
-    response_text,
     stored_reference_logps,
 )
-from mmbdhs.logprobs.responses import ResponseLogps
+from mmbdhs.logprobs.responses import ResponseLogps, fit_context
 
 __all__ = [
+    "EncodedResponses",
     "ResponseLogps",
     "chunked_logps",
+    "encode_chat",
     "encode_record",
     "encode_responses",
+    "fit_context",
     "logps_through",
     "reference_logps",
     "response_logps",
-    "response_text",
     "separate_logps",
     "stored_reference_logps",
 ]

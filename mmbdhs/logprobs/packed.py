@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.logprobs.last_layer import LastLayer, last_layer
 from mmbdhs.logprobs.packed_attention import PackedAttention
-from mmbdhs.logprobs.responses import ResponseLogps, Responses, as_response_logps, checked_responses
+from mmbdhs.logprobs.responses import Masks, ResponseLogps, Responses, as_response_logps, checked_responses
 from mmbdhs.logprobs.token_logps import token_logps
 from mmbdhs.vlm import (
     VLM,
@@ -42,6 +42,7 @@ def response_logps(
     *,
     temperature: float = 1.0,
     truncate_responses: bool = False,
+    masks: Masks | None = None,
 ) -> ResponseLogps:
     """Log-probabilities of N responses to each of B image prompts, with gradients. Each prompt runs once.
 
@@ -50,6 +51,8 @@ def response_logps(
     responses: for each prompt N lists of token ids, with the end of sequence as far as it is to count.
     temperature: divides the logits.
     truncate_responses: whether to cut responses at the end of the model's context; otherwise longer ones are an error.
+    masks: for each response which of its tokens count; None for all. The others are read but not scored, as turns of
+        the user between the assistant's.
 
     Raises ValueError for lists that do not fit and for responses beyond the context, UnsupportedModelError for a model
     whose rows cannot be shared; `separate_logps` takes those.
@@ -67,7 +70,7 @@ def response_logps(
     index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
     before = torch.cat([hidden[row, tokens] for row, tokens in enumerate(index)])
     labels = torch.cat([text for texts in ids for text in texts])
-    return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids)
+    return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids, masks)
 
 
 def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:

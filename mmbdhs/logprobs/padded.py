@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.logprobs.responses import ResponseLogps, Responses, as_response_logps, checked_responses
+from mmbdhs.logprobs.responses import Masks, ResponseLogps, Responses, as_response_logps, checked_responses
 from mmbdhs.vlm import VLM
 
 
@@ -19,6 +19,7 @@ def separate_logps(
     *,
     temperature: float = 1.0,
     truncate_responses: bool = False,
+    masks: Masks | None = None,
 ) -> ResponseLogps:
     """`response_logps` without sharing: each prompt occurs N times in a right-padded batch.
 
@@ -34,7 +35,7 @@ def separate_logps(
         labels = batch["input_ids"][:, batch["input_ids"].shape[1] - longest :, None]
         tokens = logits.log_softmax(dim=-1).gather(2, labels.to(logits.device))[..., 0]
         found += [row[: len(text)] for row, text in zip(tokens, texts, strict=True)]
-    return as_response_logps(torch.cat(found), ids)
+    return as_response_logps(torch.cat(found), ids, masks)
 
 
 def _batch(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> dict[str, Any]:

@@ -4,51 +4,142 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from mmbdhs.data import Images, Messages, as_messages, load_images, message_text
+from mmbdhs.data import ChatPrompt, Images, Messages, Prompt, as_chat, as_response, load_images
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs.packed import response_logps
 from mmbdhs.logprobs.responses import ResponseLogps, Responses
-from mmbdhs.vlm import VLM, Processor, encode_turn, first_tokens, render_turn
+from mmbdhs.vlm import (
+    VLM,
+    Processor,
+    TextRule,
+    Turn,
+    check_messages,
+    encode_turn,
+    first_tokens,
+    render_turn,
+    render_turns,
+    text_rule,
+)
+
+
+class EncodedResponses(NamedTuple):
+    """A prompt and its responses as token ids.
+
+    inputs: the processor's output over the prompt (batch size 1), on the model's device.
+    ids: the token ids of each response.
+    masks: for each response which of its tokens count; the others are turns of the user between the assistant's.
+    """
+
+    inputs: dict[str, Any]
+    ids: list[list[int]]
+    masks: list[list[bool]]
+
+
+def encode_chat(
+    model: nn.Module,
+    processor: Processor,
+    images: Images,
+    prompt: Prompt,
+    responses: Sequence[str | Messages],
+    *,
+    append_eos: bool = True,
+    names: Sequence[str] = (),
+) -> EncodedResponses:
+    """A prompt and its responses as `response_logps` takes them, where a response may hold several turns.
+
+    model: tells device, dtype, and which tokens are not text.
+    processor: the model's processor.
+    images: as `bdhs_sample` takes them for one prompt.
+    prompt: a string, a message list or a ChatPrompt.
+    responses: one or more; each is text, or messages that begin and end with an assistant turn.
+    append_eos: whether a response ends with a token that ends generation where the chat template writes none.
+    names: the column of each response, for error messages.
+
+    The ids of a response include what the chat template writes after it. Raises ExampleError for responses without
+    text, for text that spells tokens which are not text, and for several turns where the template does not mark which
+    tokens are the assistant's.
+    """
+    vlm = VLM.of(model)
+    rule, loaded = text_rule(vlm, processor), load_images(images)
+    chat = as_chat(prompt, len(loaded))
+    messages: Any = chat.messages
+    check_messages(rule, "prompts", messages)
+    if not responses or isinstance(responses, str):
+        raise ValueError(f"responses: needs a list of one response or more, got {responses!r}")
+    turns, masks = [], []
+    for name, response in zip(names or ["responses"] * len(responses), responses, strict=True):
+        turn, mask = _response_turn(processor, rule, messages, response, chat.template_arguments, name)
+        closing = rule.ended(turn.closing_ids) if append_eos else list(turn.closing_ids)
+        turns.append((turn, [*turn.token_ids, *closing]))
+        masks.append([*mask, *[True] * len(closing)])
+    inputs, start = encode_turn(processor, turns[0][0], loaded, vlm.device, vlm.dtype)
+    return EncodedResponses(first_tokens(inputs, start), [ids for _, ids in turns], masks)
+
+
+def _response_turn(
+    processor: Processor,
+    rule: TextRule,
+    messages: Messages,
+    response: str | Messages,
+    arguments: dict[str, Any],
+    name: str,
+) -> tuple[Turn, list[bool]]:
+    """A response in its conversation, and which of its tokens count."""
+    given = as_response(response, name)
+    if isinstance(given, str):
+        turn = render_turn(processor, messages, rule.without_end(given), arguments)
+        rule.require_ids(name, turn.own_ids)
+        return turn, [True] * len(turn.token_ids)
+    check_messages(rule, name, given)
+    return render_turns(processor, messages, given, arguments)
 
 
 def encode_responses(
-    model: nn.Module, processor: Processor, images: Images, prompt: str | Messages, responses: Sequence[str]
+    model: nn.Module,
+    processor: Processor,
+    images: Images,
+    prompt: Prompt,
+    responses: Sequence[str],
+    *,
+    append_eos: bool = True,
 ) -> tuple[dict[str, Any], list[list[int]]]:
-    """A prompt and its responses as `response_logps` takes them.
+    """`encode_chat` for responses of text: inputs and ids, all of which count.
 
-    model: tells device and dtype.
-    processor: the model's processor.
-    images: as `bdhs_sample` takes them for one prompt.
-    prompt: a string or a message list.
-    responses: one text or more.
-
-    Returns the processor's output over the prompt, on the model's device, and the token ids of each response with what
-    the chat template writes after it (the end of sequence). Raises ExampleError for responses without text.
+    Raises ExampleError for responses of several turns too, of which only some tokens count.
     """
-    loaded = load_images(images)
-    messages = as_messages(prompt, len(loaded))
-    if not responses or not all(isinstance(text, str) and text.strip() for text in responses):
-        raise ExampleError(f"responses: needs one text or more, got {responses!r}")
-    turns = [render_turn(processor, messages, text) for text in responses]
-    vlm = VLM.of(model)
-    inputs, start = encode_turn(processor, turns[0], loaded, vlm.device, vlm.dtype)
-    return first_tokens(inputs, start), [[*turn.token_ids, *turn.closing_ids] for turn in turns]
+    return _whole(encode_chat(model, processor, images, prompt, responses, append_eos=append_eos))
 
 
 def encode_record(
-    model: nn.Module, processor: Processor, record: Mapping[str, Any]
+    model: nn.Module, processor: Processor, record: Mapping[str, Any], *, append_eos: bool = True
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """`encode_responses` for the chosen and then the rejected response of a record.
 
-    record: in TRL's vision preference layout: `images`, `prompt`, `chosen`, `rejected`.
+    record: in TRL's vision preference layout: `images`, `prompt`, `chosen`, `rejected`, and where there are any `tools`
+        and `chat_template_kwargs`.
     """
-    texts = [response_text(record[name]) for name in ("chosen", "rejected")]
-    return encode_responses(model, processor, record["images"], record["prompt"], texts)
+    return _whole(_encode_pair(model, processor, record, append_eos))
+
+
+def _encode_pair(
+    model: nn.Module, processor: Processor, record: Mapping[str, Any], append_eos: bool
+) -> EncodedResponses:
+    names = ("chosen", "rejected")
+    responses, prompt = [record[name] for name in names], ChatPrompt.of_record(record)
+    return encode_chat(model, processor, record["images"], prompt, responses, append_eos=append_eos, names=names)
+
+
+def _whole(encoded: EncodedResponses) -> tuple[dict[str, Any], list[list[int]]]:
+    if not all(map(all, encoded.masks)):
+        raise ExampleError(
+            "responses: needs one assistant turn in each, got several. `encode_chat` says which of their tokens count"
+        )
+    return encoded.inputs, encoded.ids
 
 
 def reference_logps(
@@ -79,7 +170,12 @@ def reference_logps(
 
 
 def stored_reference_logps(
-    model: nn.Module, processor: Processor, records: Iterable[Mapping[str, Any]], reference: nn.Module | None = None
+    model: nn.Module,
+    processor: Processor,
+    records: Iterable[Mapping[str, Any]],
+    reference: nn.Module | None = None,
+    *,
+    append_eos: bool = True,
 ) -> list[list[float]]:
     """[log p(chosen), log p(rejected)] under the reference for each record, to store with the data:
     `dataset.add_column("reference_logps", stored_reference_logps(…)).to_parquet(…)` with Hugging Face's `datasets`.
@@ -88,11 +184,7 @@ def stored_reference_logps(
     """
     found = []
     for record in records:
-        inputs, ids = encode_record(model, processor, record)
-        found.append(reference_logps(model, [inputs], [ids], reference).sums[0].tolist())
+        pair = _encode_pair(model, processor, record, append_eos)
+        logps = reference_logps(model, [pair.inputs], [pair.ids], reference, masks=[pair.masks])
+        found.append(logps.sums[0].tolist())
     return found
-
-
-def response_text(response: str | Messages) -> str:
-    """The text of a response that is text, or a list of one assistant message."""
-    return response if isinstance(response, str) else message_text(response[-1])

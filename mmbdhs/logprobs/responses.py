@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from mmbdhs.errors import ExampleError
 from mmbdhs.vlm import VLM
 
 Responses = Sequence[Sequence[Sequence[int] | Tensor]]
+Tokens = TypeVar("Tokens", bound=Any)
+Masks = Sequence[Sequence[Sequence[bool]]]
 
 
 class ResponseLogps(NamedTuple):
     """Log-probabilities of N responses to each of B prompts.
 
     tokens: float32 [B, N, R], log p of each response token in nats, 0 where padded.
-    mask: bool [B, N, R], where there is a token.
+    mask: bool [B, N, R], where there is a token that counts.
     """
 
     tokens: Tensor
@@ -30,7 +33,7 @@ class ResponseLogps(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """The number of tokens of each response, int64 [B, N]."""
+        """The number of tokens of each response that count, int64 [B, N]."""
         return self.mask.sum(dim=2)
 
 
@@ -50,28 +53,65 @@ def checked_responses(
         )
     if not temperature > 0:
         raise ValueError(f"temperature: needs a number above 0, got {temperature}")
-    checked, longest = [], vlm.context_length
+    checked = []
     for number, (inputs, texts) in enumerate(zip(prompts, responses, strict=True)):
         prompt = inputs["input_ids"]
         if prompt.ndim != 2 or len(prompt) != 1:
             raise ValueError(f"prompts: needs input_ids [1, L] in each, got {list(prompt.shape)} in prompt {number}")
-        room, most = longest - prompt.shape[1], max(map(len, texts))
-        if room < 0 or (most > room and not truncate):
-            raise ValueError(
-                f"responses: needs at most {longest} tokens with the prompt (the model's context), got "
-                f"{prompt.shape[1]} + {most} for prompt {number}; truncate_responses=True cuts responses, never prompts"
-            )
-        tensors = (torch.as_tensor(text, dtype=torch.int64, device=prompt.device) for text in texts)
-        checked.append([text[: int(min(room, len(text)))] for text in tensors])
+        tensors = [_token_ids(vlm, text).to(prompt.device) for text in texts]
+        try:
+            checked.append(fit_context(vlm, prompt.shape[1], tensors, truncate))
+        except ExampleError as error:
+            raise ExampleError(f"{error} for prompt {number}") from error
     return checked
 
 
-def as_response_logps(tokens: Tensor, ids: list[list[Tensor]]) -> ResponseLogps:
+def _token_ids(vlm: VLM, response: Sequence[int] | Tensor) -> Tensor:
+    """A response as int64 [R]. Raises ValueError for anything but token ids, and for image tokens, which have no image
+    in a response. Those are not looked for on a device, because the host would wait for it."""
+    ids = torch.as_tensor(response)
+    if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise ValueError(f"responses: needs token ids, got numbers of {ids.dtype}")
+    if ids.device.type == "cpu" and bool((ids == vlm.image_token_id).any()):
+        raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
+    return ids.to(torch.int64)
+
+
+def fit_context(vlm: VLM, prompt_length: int, responses: Sequence[Tokens], truncate: bool) -> list[Tokens]:
+    """The responses (token ids or masks), cut at the end of the model's context if that is allowed.
+
+    prompt_length: number of the prompt's tokens, which are never cut.
+
+    Raises ExampleError for a prompt that leaves no room, and for longer responses where they may not be cut.
+    """
+    room, most = vlm.context_length - prompt_length, max(map(len, responses))
+    if room < min(most, 1) or (most > room and not truncate):
+        raise ExampleError(
+            f"responses: needs at most {vlm.context_length} tokens with the prompt (the model's context; "
+            f"truncate_responses=True cuts responses, never prompts), got {prompt_length} + {most}"
+        )
+    return [response[: int(min(room, len(response)))] for response in responses]
+
+
+def as_response_logps(tokens: Tensor, ids: list[list[Tensor]], masks: Masks | None) -> ResponseLogps:
     """Log-probabilities by prompt and response.
 
     tokens: float32 [ΣR], those of all responses one after another.
     ids: the responses' tokens.
+    masks: which of them count; None for all. What follows the end of a cut response is not read.
     """
     lengths = torch.tensor([[len(text) for text in texts] for texts in ids], device=tokens.device)
     mask = torch.arange(int(lengths.max()), device=tokens.device) < lengths[..., None]
-    return ResponseLogps(tokens.new_zeros(mask.shape).masked_scatter(mask, tokens), mask)
+    padded = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens)
+    if masks is None:
+        return ResponseLogps(padded, mask)
+    mask = mask.masked_scatter(mask, torch.tensor(_counted(masks, ids), dtype=torch.bool, device=tokens.device))
+    return ResponseLogps(padded.masked_fill(~mask, 0.0), mask)
+
+
+def _counted(masks: Masks, ids: list[list[Tensor]]) -> list[bool]:
+    """The masks of all responses one after another, as far as the responses reach."""
+    pairs = [pair for rows, texts in zip(masks, ids, strict=True) for pair in zip(rows, texts, strict=True)]
+    if short := [(len(mask), len(text)) for mask, text in pairs if len(mask) < len(text)]:
+        raise ValueError(f"masks: needs a bool for each token of a response, got {short[0][0]} for {short[0][1]}")
+    return [bool(counts) for mask, text in pairs for counts in mask[: len(text)]]

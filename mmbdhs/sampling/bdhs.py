@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Images, Messages
+from mmbdhs.data import Images, Prompt
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import numbered
 from mmbdhs.sampling.responses import in_order
@@ -21,7 +21,7 @@ def bdhs_sample(
     model: nn.Module,
     processor: Processor,
     images: Sequence[Images],
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     references: Sequence[str],
     config: BDHSConfig | None = None,
     similarity: SimilarityModel = None,
@@ -34,7 +34,8 @@ def bdhs_sample(
     model: a VLM of `transformers`.
     processor: its processor, which needs a chat template and a fast tokenizer.
     images: for each prompt a PIL image, a path or encoded bytes, or a list of these.
-    prompts: strings, put into a user turn with the images first, or message lists.
+    prompts: strings, put into a user turn with the images first, message lists, or ChatPrompts (with tools and
+        chat_template_kwargs).
     references: the chosen responses.
     config: settings of Algorithm 1; None for the paper's.
     similarity: a SentenceTransformer, its name, or a callable (list[str], list[str]) -> scores; None for the paper's
@@ -56,7 +57,7 @@ def iter_bdhs_samples(
     model: nn.Module,
     processor: Processor,
     images: Iterable[Images],
-    prompts: Iterable[str | Messages],
+    prompts: Iterable[Prompt],
     references: Iterable[str],
     config: BDHSConfig | None = None,
     similarity: SimilarityModel = None,

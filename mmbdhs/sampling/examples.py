@@ -7,7 +7,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmbdhs.data import Images, Messages, as_messages, content_key, key_address, load_images
+from mmbdhs.data import (
+    Images,
+    Messages,
+    Prompt,
+    as_chat,
+    as_key,
+    as_response,
+    content_key,
+    is_null,
+    key_address,
+    load_images,
+)
 from mmbdhs.decoding import check_decoding
 from mmbdhs.errors import ExampleError, NonFiniteError
 from mmbdhs.vlm import (
@@ -18,9 +29,11 @@ from mmbdhs.vlm import (
     Turn,
     capture_decoder_inputs,
     check_layers,
+    check_messages,
     encode_prompt,
     encode_turn,
     render_turn,
+    text_rule,
 )
 
 if TYPE_CHECKING:
@@ -58,12 +71,14 @@ class PromptExample:
     key: the user's key, or a hash of its content.
     images: RGB images.
     messages: the prompt's messages.
+    template_arguments: what else the chat template takes.
     """
 
     index: int
     key: Any
     images: list[Image]
     messages: Messages
+    template_arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,30 +98,43 @@ class ExampleReader:
 
     generated: the most tokens that will follow prompt and reference.
 
-    Raises UnsupportedModelError for a model in which hidden tokens cannot be left out.
+    Raises UnsupportedModelError for a model in which hidden tokens cannot be left out, and ValueError for a processor
+    that does not fit the model.
     """
 
     def __init__(self, vlm: VLM, processor: Processor, generated: int = 0) -> None:
         self._vlm, self._processor, self._generated = vlm, processor, generated
+        self.rule = text_rule(vlm, processor)
         check_layers(vlm.decoder)
 
-    def read(
-        self, index: int, images: Images, prompt: str | Messages, reference: str, key: int | str | None
-    ) -> Example:
-        """An example from what the user has. Raises ExampleError for what cannot be sampled from."""
-        if not isinstance(reference, str) or not reference.strip():
-            raise ExampleError(f"references: needs text, got {reference!r}")
-        loaded = load_images(images)
-        messages = as_messages(prompt, len(loaded))
-        key = content_key(messages, reference, loaded) if key is None else key
-        turn = render_turn(self._processor, messages, reference)
-        return Example(index, key, key_address(key), loaded, turn, reference)
+    def read(self, index: int, images: Images, prompt: Prompt, reference: str, key: int | str | None) -> Example:
+        """An example from what the user has. Raises ExampleError for what cannot be sampled from.
 
-    def read_prompt(self, index: int, images: Images, prompt: str | Messages, key: Any) -> PromptExample:
+        reference: end tokens at its end are dropped, because the chat template writes its own.
+        """
+        given = as_response(reference, "references")
+        if not isinstance(given, str):
+            raise ExampleError("references: needs one assistant turn of text, got several turns or more than text")
+        text = self.rule.without_end(given)
+        found = self._read(index, images, prompt, text, key)
+        key = as_key(found.key)
+        turn = render_turn(self._processor, found.messages, text, found.template_arguments)
+        self.rule.require_ids("references", turn.own_ids)
+        if len(turn.token_ids) > self._vlm.context_length:  # known before the image and the sentences are looked at
+            raise self._too_long("references", 0, len(turn.token_ids))
+        return Example(index, key, key_address(key), found.images, turn, text)
+
+    def read_prompt(self, index: int, images: Images, prompt: Prompt, key: Any) -> PromptExample:
         """The same for a prompt without a reference."""
+        return self._read(index, images, prompt, "", key)
+
+    def _read(self, index: int, images: Images, prompt: Prompt, reference: str, key: Any) -> PromptExample:
         loaded = load_images(images)
-        messages = as_messages(prompt, len(loaded))
-        return PromptExample(index, content_key(messages, "", loaded) if key is None else key, loaded, messages)
+        chat = as_chat(prompt, len(loaded))
+        messages: Any = chat.messages
+        check_messages(self.rule, "prompts", messages)
+        key = content_key(chat, reference, loaded) if is_null(key) else key
+        return PromptExample(index, key, loaded, messages, chat.template_arguments)
 
     def encode(self, example: Example, images: list[Image]) -> EncodedExample:
         """Encode an example with `images` in place of its own. Raises ExampleError for one beyond the context."""
@@ -115,20 +143,24 @@ class ExampleReader:
 
     def encode_prompt(self, example: PromptExample) -> EncodedExample:
         """The same for a prompt without a reference."""
-        batch = encode_prompt(self._processor, example.messages, example.images, self._vlm.device, self._vlm.dtype)
+        place = self._vlm.device, self._vlm.dtype
+        batch = encode_prompt(self._processor, example.messages, example.images, *place, example.template_arguments)
         return self._captured(batch, batch["input_ids"].shape[1])
 
     def _captured(self, batch: dict[str, Any], prompt_length: int) -> EncodedExample:
         ids = batch["input_ids"][0]
         if len(ids) > self._vlm.context_length:
-            response_length = len(ids) - prompt_length
-            raise ExampleError(
-                f"{'references' if response_length else 'prompts'}: prompt and reference need at most "
-                f"{self._vlm.context_length} tokens (the model's context), got {prompt_length} + {response_length}"
-            )
+            name = "references" if len(ids) > prompt_length else "prompts"
+            raise self._too_long(name, prompt_length, len(ids) - prompt_length)
         inputs = capture_decoder_inputs(self._vlm, batch, prompt_length)
         check_decoding(self._vlm, inputs, ids, len(ids) + self._generated)
         return EncodedExample(inputs, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))
+
+    def _too_long(self, name: str, prompt_length: int, response_length: int) -> ExampleError:
+        return ExampleError(
+            f"{name}: prompt and reference need at most {self._vlm.context_length} tokens (the model's context), got "
+            f"{prompt_length or 'the prompt'} + {response_length}"
+        )
 
 
 def numbered(*columns: Iterable[Any], keys: Iterable[Any] | None) -> Iterator[tuple[Any, ...]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Images, Messages
+from mmbdhs.data import Images, Prompt
 from mmbdhs.decoding import token_chooser
 from mmbdhs.errors import NonFiniteError
 from mmbdhs.sampling.config import BDHSConfig
@@ -23,7 +23,7 @@ def povid_sample(
     model: nn.Module,
     processor: Processor,
     images: Sequence[Images],
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     references: Sequence[str],
     noise_steps: int = 500,
     seed: int = 0,
@@ -62,4 +62,6 @@ def _distort(vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, 
     ids = token_chooser(vlm, tokenizer, temperature=0.0)(logits_of(vlm, hidden), None).tolist()
     if min(ids) < 0:
         raise NonFiniteError("the model's logits are NaN or infinite")
-    return POVIDSample(example.key, decode_after(tokenizer, encoded.prompt_tail, ids).strip(), tuple(ids))
+    rejected = decode_after(tokenizer, encoded.prompt_tail, ids).strip()
+    reader.rule.require_response("the model's response", rejected)
+    return POVIDSample(example.key, rejected, tuple(ids))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Images, Messages, key_address
+from mmbdhs.data import Images, Prompt, as_key, key_address
 from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
 from mmbdhs.sampling.config import SamplingConfig
@@ -27,7 +27,7 @@ def sample_responses(
     model: nn.Module,
     processor: Processor,
     images: Sequence[Images],
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     config: SamplingConfig | None = None,
     num_return_sequences: int = 1,
     keys: Sequence[Keys] | None = None,
@@ -40,7 +40,7 @@ def sample_responses(
     model: a VLM of `transformers`.
     processor: its processor, which needs a chat template and a fast tokenizer.
     images: for each prompt a PIL image, a path or encoded bytes, or a list of these.
-    prompts: strings, put into a user turn with the images first, or message lists.
+    prompts: strings, put into a user turn with the images first, message lists, or ChatPrompts.
     config: how tokens are drawn.
     num_return_sequences: responses to each prompt.
     keys: for each prompt a key that addresses its random draws, or one key for each of its responses. Response i of
@@ -61,7 +61,7 @@ def iter_responses(
     model: nn.Module,
     processor: Processor,
     images: Iterable[Images],
-    prompts: Iterable[str | Messages],
+    prompts: Iterable[Prompt],
     config: SamplingConfig | None = None,
     num_return_sequences: int = 1,
     keys: Iterable[Keys] | None = None,
@@ -170,19 +170,20 @@ class _ResponseSampler:
         for index, images, prompt, key in self._source:
             try:
                 example = self._reader.read_prompt(index, images, prompt, key)
-                return _Request(example, self._keys(example.key))
+                return _Request(example, self._keys(example))
             except EXAMPLE_ERRORS as error:
                 self._unreadable.append((index, BDHSFailure(key, index, str(error))))
         self._exhausted = True
         return None
 
-    def _keys(self, key: Any) -> Sequence[int | str]:
+    def _keys(self, example: PromptExample) -> Sequence[int | str]:
+        """The key of each response: the prompt's key with the response's number, or what the user gave."""
+        key = example.key
         if not isinstance(key, (list, tuple)):
-            key_address(key)  # raises for what cannot be a key
-            return [f"{key}/{number}" for number in range(self._count)]
+            return [f"{as_key(key)}/{number}" for number in range(self._count)]
         if len(key) != self._count:
             raise ExampleError(f"keys: needs one key, or one for each of {self._count} responses, got {len(key)}")
-        return key
+        return [as_key(one) for one in key]
 
     def _start(self, request: _Request) -> Started:
         encoded = self._reader.encode_prompt(request.example)

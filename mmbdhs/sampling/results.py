@@ -71,11 +71,13 @@ class BDHSFailure:
     key: the example's key, where the user gave one.
     index: its number in the lists or the stream.
     reason: what was wrong.
+    no_response: whether the example is fine, but the model gave no response to it that can be trained on.
     """
 
     key: int | str | None
     index: int
     reason: str
+    no_response: bool = False
 
 
 T = TypeVar("T")

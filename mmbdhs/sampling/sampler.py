@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader
 from mmbdhs.sampling.image_corruption import noisy_images, visible_image_tokens
@@ -82,8 +83,7 @@ class Sampler:
         results: list[Result] = []
         for pair, error in self._scheduler.advance(self._next_pair, self._start):
             if error is None:
-                pair.rejected = _text(pair)
-                self._unscored.append(pair)
+                results += self._collect(pair)
             else:
                 results.append(_failure(pair.example.index, pair.example.key, error))
         results += self._unreadable
@@ -93,6 +93,20 @@ class Sampler:
         if len(self._unscored) >= enough:
             results += self._score()
         return results
+
+    def _collect(self, pair: _Pair) -> list[Result]:
+        """Take in the response of an iteration that ended. One that could not be trained on is drawn again, and is a
+        failure in the last iteration."""
+        pair.rejected = _text(pair)
+        try:
+            self._reader.rule.require_response("the model's response", pair.rejected)
+        except ExampleError as error:
+            if pair.iteration == self._config.max_iterations:
+                return [_failure(pair.example.index, pair.example.key, error, no_response=True)]
+            self._again.append(pair)
+        else:
+            self._unscored.append(pair)
+        return []
 
     def _next_pair(self) -> _Pair | None:
         if self._again:
@@ -153,7 +167,7 @@ class Sampler:
         return encoded, visible_image_tokens(*address, count, config.mask_threshold)
 
     def _score(self) -> list[Result]:
-        """Accept responses that differ in meaning, and whatever the last iteration brought."""
+        """Accept responses that differ in meaning, and whatever text the last iteration brought."""
         pairs, self._unscored = self._unscored, []
         references = [pair.example.reference for pair in pairs]
         scores = [float(score) for score in self._similarity([pair.rejected for pair in pairs], references)]
@@ -170,7 +184,8 @@ class Sampler:
 
 def _text(pair: _Pair) -> str:
     if pair.response is not None:
-        return pair.response.text.strip()
+        turn = pair.example.turn  # whose generation prompt may hold the beginning of a response, such as <think>
+        return (turn.text[turn.start : turn.opening] + pair.response.text).strip()
     return pair.reference.join([branch.cut for branch in pair.sentences], [branch.text for branch in pair.sentences])
 
 
@@ -187,5 +202,5 @@ def _sample(pair: _Pair, similarity: float) -> BDHSSample:
     )
 
 
-def _failure(index: int, key: int | str | None, error: Exception) -> Result:
-    return index, BDHSFailure(key, index, str(error))
+def _failure(index: int, key: int | str | None, error: Exception, no_response: bool = False) -> Result:
+    return index, BDHSFailure(key, index, str(error), no_response)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from mmbdhs.decoding import BranchPool, end_token_ids, token_chooser
+from mmbdhs.decoding import BranchPool, token_chooser
 from mmbdhs.sampling.config import SamplingConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS
 from mmbdhs.sampling.stopping import ResponseBranch, ResponseStops
-from mmbdhs.vlm import VLM, DecoderInputs, Processor, tokenizer_of
+from mmbdhs.vlm import VLM, DecoderInputs, Processor, end_token_ids, tokenizer_of
 
 _PREFILL_TOKENS = 8192  # padded tokens of one prefill: bounds its memory whatever max_branches is
 

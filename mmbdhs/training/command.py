@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options, config = parse_arguments(argv)
-        source, objective = parse_source(options.source, config.on_error), parse_objective(options.loss)
+        source, objective = parse_source(options.source), parse_objective(options.loss)
         advice = "Pass --resume true to continue, or choose another --output"
         checkpoint_to_resume(Path(config.output), config.resume, advice)
     except (ValueError, TypeError) as error:
@@ -116,20 +116,17 @@ def _config_file_arguments(argv: Sequence[str]) -> list[str]:
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
-def parse_source(words: Sequence[str], on_error: str) -> PairSource:
+def parse_source(words: Sequence[str]) -> PairSource:
     """The source of `--source NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
 
     def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHSSource:
-        return OnlineBDHSSource(BDHSConfig(**config), similarity, with_stored, on_error)
-
-    def povid(**settings: Any) -> DistortedSource:
-        return DistortedSource(**settings, on_error=on_error)
+        return OnlineBDHSSource(BDHSConfig(**config), similarity, with_stored)
 
     makers: dict[str, Callable[..., PairSource]] = {
         "stored": StoredSource,
         "supervised": SupervisedSource,
         "bdhs": bdhs,
-        "povid": povid,
+        "povid": DistortedSource,
     }
     name, *settings = words
     check_known("source", [name], makers)

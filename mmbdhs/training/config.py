@@ -73,6 +73,9 @@ class TrainConfig:
     truncate_responses: bool = _setting(
         False, "cut responses at the end of the model's context instead of raising an error"
     )
+    append_eos: bool = _setting(
+        True, "end each response with a token that ends generation where the chat template writes none"
+    )
     resume: bool = _setting(False, "continue from the newest complete checkpoint in output, if there is one")
     on_error: str = _setting("raise", "what to do with an example that cannot be read: raise or skip")
 
@@ -92,7 +95,7 @@ class TrainConfig:
         one_of("schedule", self.schedule, tuple(SCHEDULES))
         one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         one_of("on_error", self.on_error, ("raise", "skip"))
-        for name in ("shard", "gradient_checkpointing", "truncate_responses", "resume"):
+        for name in ("shard", "gradient_checkpointing", "truncate_responses", "append_eos", "resume"):
             one_of(name, getattr(self, name), (True, False))
         if self.shard and self.mixed_precision == "fp16":
             raise ValueError("mixed_precision: needs 'no' or 'bf16' with shard, got 'fp16'")

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.logprobs import ResponseLogps, encode_responses, response_logps
+from mmbdhs.data import ChatPrompt
+from mmbdhs.errors import ExampleError
+from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, response_logps
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import left_out_sums, metric_sums
 from mmbdhs.training.objectives import Objective, needs_reference
-from mmbdhs.training.pair_sources import Candidates, PairSource, TrainingExample
+from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import DistributedModel
 from mmbdhs.vlm import VLM, Processor
 
@@ -35,12 +37,14 @@ class EncodedExample(NamedTuple):
     key: the example's key, for error messages.
     inputs: the model inputs of images and prompt.
     ids: token ids of each response.
+    masks: which of them count.
     reference_logps: the log-probability of each response under the reference in nats, if it is stored.
     """
 
     key: int | str
     inputs: dict[str, Any]
     ids: list[list[int]]
+    masks: list[list[bool]]
     reference_logps: tuple[float, ...] | None
 
 
@@ -72,9 +76,9 @@ class Learner:
         Raises NonFiniteLossError with the examples' keys, and ValueError for an example that cannot be read unless
         config.on_error is "skip".
         """
-        candidates = self._candidates(examples)
-        decided = [(one, texts) for one, texts in zip(examples, candidates, strict=True) if texts]
-        encoded = [found for one, texts in decided if (found := self._encode(one, texts))]
+        found = list(zip(examples, self._candidates(examples), strict=True))
+        decided = [(example, one) for example, one in found if one is not None]
+        encoded = [ready for example, one in decided if (ready := self._encode(example, one))]
         groups = _group_by_shape(encoded)
         dummy_passes = self.policy.common_pass_count(len(groups)) - len(groups)
         sums = left_out_sums(undecided=len(examples) - len(decided), skipped=len(decided) - len(encoded))
@@ -84,22 +88,34 @@ class Learner:
                 self.backward(0 * self._policy_and_reference([self.dummy_example])[0].sums.sum())
         return sums
 
-    def _candidates(self, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
+    def _candidates(self, examples: Sequence[TrainingExample]) -> list[Found]:
         model, is_offline = self.policy.model, getattr(self.source, "offline", False)
         gathered = nullcontext() if is_offline else self.policy.full_parameters()
         with gathered, torch.no_grad(), VLM.of(model).evaluation_mode():
             return self.source(model, self.processor, examples) if examples else []
 
-    def _encode(self, example: TrainingExample, candidates: Candidates) -> EncodedExample | None:
-        images, prompt = example.record["images"], example.record["prompt"]
+    def _encode(self, example: TrainingExample, found: Candidates | ExampleError) -> EncodedExample | None:
         try:
-            inputs, ids = encode_responses(self.policy.model, self.processor, images, prompt, candidates.texts)
+            if isinstance(found, ExampleError):
+                raise found
+            return self._encoded(example, found)
         except EXAMPLE_ERRORS as error:
             if self.config.on_error == "raise":
-                raise ValueError(f"records: example {example.key!r}: {error}") from error
+                raise ExampleError(f"records: example {example.key!r}: {error}") from error
             _LOG.warning("skipped example %r: %s", example.key, error)
             return None
-        return EncodedExample(example.key, inputs, ids, candidates.reference_logps if self.stored_reference else None)
+
+    def _encoded(self, example: TrainingExample, candidates: Candidates) -> EncodedExample:
+        config, record, model = self.config, example.record, self.policy.model
+        names = columns_of(self.source)[: len(candidates.responses)]
+        names += ("sampled response",) * (len(candidates.responses) - len(names))
+        asked = record["images"], ChatPrompt.of_record(record), candidates.responses
+        one = encode_chat(model, self.processor, *asked, append_eos=config.append_eos, names=names)
+        room = VLM.of(model), one.inputs["input_ids"].shape[1]
+        ids = fit_context(*room, one.ids, config.truncate_responses)
+        masks = fit_context(*room, one.masks, config.truncate_responses)
+        stored = candidates.reference_logps if self.stored_reference else None
+        return EncodedExample(example.key, one.inputs, ids, masks, stored)
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:
         """Run examples with equally many responses."""
@@ -118,9 +134,9 @@ class Learner:
         return policy, None if reference is None else reference.to(policy.sums)
 
     def _logps(self, examples: list[EncodedExample], model: nn.Module) -> ResponseLogps:
-        prompts, ids = [one.inputs for one in examples], [one.ids for one in examples]
+        prompts, ids, masks = zip(*((one.inputs, one.ids, one.masks) for one in examples), strict=True)
         with self.autocast():
-            return response_logps(model, prompts, ids, truncate_responses=self.config.truncate_responses)
+            return response_logps(model, prompts, ids, masks=masks)
 
     @torch.no_grad()
     def _reference_sums(self, examples: list[EncodedExample]) -> Tensor:
@@ -149,13 +165,13 @@ def make_dummy_example(
     """
     for record in records:
         try:
-            inputs, ids = encode_responses(models[0], processor, record["images"], record["prompt"], ["."])
+            one = encode_chat(models[0], processor, record["images"], ChatPrompt.of_record(record), ["."])
         except EXAMPLE_ERRORS:
             continue
         with torch.no_grad():
             for model in models:
-                response_logps(model, [inputs], [ids])
-        return EncodedExample(str(record.get("key")), inputs, ids, None)
+                response_logps(model, [one.inputs], [one.ids])
+        return EncodedExample(str(record.get("key")), *one, reference_logps=None)
     raise ValueError("records: needs at least one that can be read, got none")
 
 

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 from torch import nn
 
 from mmbdhs.checks import number_in
-from mmbdhs.data import key_address, load_images
-from mmbdhs.logprobs import response_text
+from mmbdhs.data import ChatPrompt, Messages, as_response, key_address, load_images
+from mmbdhs.errors import ExampleError
 from mmbdhs.sampling import (
     BDHSConfig,
     BDHSFailure,
-    SampledResponse,
     SamplingConfig,
     Similarity,
     SimilarityModel,
@@ -26,7 +25,7 @@ from mmbdhs.sampling import (
     sample_responses,
 )
 from mmbdhs.training.annotators import Annotator, Comparison
-from mmbdhs.vlm import Processor
+from mmbdhs.vlm import VLM, Processor, TextRule, text_rule
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,27 @@ class TrainingExample:
 
 
 Examples = Sequence[TrainingExample]
+Texts = tuple[str, str]
 
 
 class Candidates(NamedTuple):
     """The responses to one prompt that an objective compares.
 
-    texts: the chosen response, then the others.
+    responses: the chosen response, then the others; text, or messages of several turns.
     reference_logps: the log-probability of each response under the reference model in nats; None if unknown.
     """
 
-    texts: tuple[str, ...]
+    responses: tuple[str | Messages, ...]
     reference_logps: tuple[float, ...] | None = None
 
 
+Found = Candidates | ExampleError | None
+"""What a source finds for an example: candidates, an error if it cannot be used (`TrainConfig.on_error` says what
+follows), or None if there is nothing to learn from."""
+
+
 class PairSource(Protocol):
-    """Any callable that returns the candidates of each example, or None where there is nothing to learn from.
+    """Any callable that returns what it finds for each example.
 
     model: the current policy, in evaluation mode.
 
@@ -73,7 +78,7 @@ class PairSource(Protocol):
     offline: True if the source does not use the model, so that a sharded model need not be gathered for it.
     """
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]: ...
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]: ...
 
 
 def columns_of(source: PairSource) -> tuple[str, ...]:
@@ -89,8 +94,8 @@ class StoredSource:
     stored_reference: ClassVar[bool] = True
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
-        return [Candidates(_texts(example, self.columns), _reference_logps(example.record)) for example in examples]
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        return [_stored(example, self.columns, _reference_logps(example.record)) for example in examples]
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class SupervisedSource:
     columns: ClassVar[tuple[str, ...]] = ("chosen",)
     offline: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
-        return [Candidates(_texts(example, self.columns)) for example in examples]
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        return [_stored(example, self.columns) for example in examples]
 
 
 class _SampledSource(ABC):
@@ -115,14 +120,18 @@ class _SampledSource(ABC):
 
     @abstractmethod
     def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        """A function (images, prompts, chosen responses, keys=) that samples a response for each prompt."""
+        """A function (images, prompts, chosen responses, keys=, on_error=) that samples a response for each prompt."""
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
-        stored = [_texts(example, self.columns) for example in examples]
-        keys = [example.address for example in examples]
-        chosen = [texts[0] for texts in stored]
-        samples = self._sampler(model, processor)(*_asked(examples), chosen, keys=keys)
-        return [_candidates(*pair) for pair in zip(stored, samples, strict=True)]
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        found = [_stored(example, self.columns) for example in examples]
+        usable = [number for number, one in enumerate(found) if isinstance(one, Candidates)]
+        stored = [cast("Candidates", found[number]) for number in usable]
+        asked, chosen = [examples[number] for number in usable], [one.responses[0] for one in stored]
+        keys = [example.address for example in asked]
+        samples = self._sampler(model, processor)(*_asked(asked), chosen, keys=keys, on_error="skip") if asked else []
+        for number, one, sample in zip(usable, stored, samples, strict=True):
+            found[number] = _sampled(one, sample)
+        return found
 
 
 @dataclass(frozen=True)
@@ -132,21 +141,18 @@ class OnlineBDHSSource(_SampledSource):
     config: settings of `bdhs_sample`.
     similarity: as `bdhs_sample` takes it; loaded once.
     with_stored: also compare with the record's rejected response (Eq. 5).
-    on_error: "raise" for an example that cannot be sampled, or "skip" it.
     """
 
     config: BDHSConfig = field(default_factory=BDHSConfig)
     similarity: SimilarityModel = None
     with_stored: bool = False
-    on_error: str = "raise"
 
     @cached_property
     def _similarity(self) -> Similarity:
         return resolve_similarity(self.similarity)
 
     def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        config, similarity, on_error = self.config, self._similarity, self.on_error
-        return partial(bdhs_sample, model, processor, config=config, similarity=similarity, on_error=on_error)
+        return partial(bdhs_sample, model, processor, config=self.config, similarity=self._similarity)
 
 
 @dataclass(frozen=True)
@@ -156,17 +162,14 @@ class DistortedSource(_SampledSource):
     noise_steps: diffusion steps of noise on the image, with other noise in every epoch.
     seed: seed of the noise.
     with_stored: also compare with the record's rejected response (Eq. 5).
-    on_error: "raise" for an example that cannot be sampled, or "skip" it.
     """
 
     noise_steps: int = 500
     seed: int = 0
     with_stored: bool = True
-    on_error: str = "raise"
 
     def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        steps, seed, on_error = self.noise_steps, self.seed, self.on_error
-        return partial(povid_sample, model, processor, noise_steps=steps, seed=seed, on_error=on_error)
+        return partial(povid_sample, model, processor, noise_steps=self.noise_steps, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -183,22 +186,24 @@ class OnlinePairsSource:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
         pairs = self._drawn(model, processor, examples)
-        unlike = [number for number, (first, second) in enumerate(pairs) if first and second and first != second]
-        comparisons = [_comparison(examples[number], *pairs[number]) for number in unlike]
-        found: list[Candidates | None] = [None] * len(examples)
+        found: list[Found] = [pair if isinstance(pair, ExampleError) else None for pair in pairs]
+        rule = text_rule(VLM.of(model), processor)
+        unlike = [number for number, pair in enumerate(pairs) if isinstance(pair, tuple) and _differ(rule, *pair)]
+        comparisons = [_comparison(examples[number], *cast("Texts", pairs[number])) for number in unlike]
         for number, better in zip(unlike, self.annotator(comparisons) if comparisons else [], strict=True):
             if better is not None:
-                found[number] = Candidates((pairs[number][better], pairs[number][1 - better]))
+                texts = cast("Texts", pairs[number])
+                found[number] = Candidates((texts[better], texts[1 - better]))
         return found
 
-    def _drawn(self, model: nn.Module, processor: Processor, examples: Examples) -> list[tuple[str, str]]:
+    def _drawn(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Texts | ExampleError | None]:
         """Two responses to each example's prompt."""
         keys = [(f"{example.address}/a", f"{example.address}/b") for example in examples]
-        images, prompts = _asked(examples)
-        found = sample_responses(model, processor, images, prompts, self.sampling, num_return_sequences=2, keys=keys)
-        return [(first.text, second.text) for first, second in cast("list[list[SampledResponse]]", found)]
+        arguments = *_asked(examples), self.sampling
+        found = sample_responses(model, processor, *arguments, num_return_sequences=2, keys=keys, on_error="skip")
+        return [_error(one) if isinstance(one, BDHSFailure) else (one[0].text, one[1].text) for one in found]
 
 
 @dataclass(frozen=True)
@@ -223,8 +228,8 @@ class MixedSource:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
 
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Candidates | None]:
-        found: list[Candidates | None] = [None] * len(examples)
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        found: list[Found] = [None] * len(examples)
         draws = [self._draws_first(example) for example in examples]
         for source, is_first in ((self.first, True), (self.second, False)):
             numbers = [number for number, draw in enumerate(draws) if draw == is_first]
@@ -237,8 +242,14 @@ class MixedSource:
         return key_address(f"mixed {self.seed} {example.address}") % 2**64 < self.p * 2**64
 
 
-def _texts(example: TrainingExample, columns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(response_text(example.record[column]) for column in columns)
+def _stored(
+    example: TrainingExample, columns: Sequence[str], reference_logps: tuple[float, ...] | None = None
+) -> Found:
+    """The record's responses in these columns, or the error of the first that is none."""
+    try:
+        return Candidates(tuple(as_response(example.record[name], name) for name in columns), reference_logps)
+    except ExampleError as error:
+        return error
 
 
 def _reference_logps(record: Mapping[str, Any]) -> tuple[float, ...] | None:
@@ -246,16 +257,31 @@ def _reference_logps(record: Mapping[str, Any]) -> tuple[float, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _asked(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[Any]]:
+def _asked(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[ChatPrompt]]:
     """The images and the prompts of the examples."""
-    return [example.record["images"] for example in examples], [example.record["prompt"] for example in examples]
+    return [example.record["images"] for example in examples], [ChatPrompt.of_record(one.record) for one in examples]
 
 
-def _candidates(stored: tuple[str, ...], sample: Any) -> Candidates | None:
-    """The stored responses and the sampled one, or None for a sample that failed or is empty."""
-    if isinstance(sample, BDHSFailure) or not sample.rejected.strip():
-        return None
-    return Candidates((*stored, sample.rejected))
+def _sampled(stored: Candidates, sample: Any) -> Found:
+    """The stored responses and the sampled one."""
+    if isinstance(sample, BDHSFailure):
+        return _error(sample)
+    return Candidates((*stored.responses, sample.rejected))
+
+
+def _error(sample: BDHSFailure) -> ExampleError | None:
+    """The error of a bad example, or None where the model gave no response to a good one."""
+    return None if sample.no_response else ExampleError(sample.reason)
+
+
+def _differ(rule: TextRule, first: str, second: str) -> bool:
+    """Whether the two are different responses that can be trained on."""
+    try:
+        for text in (first, second):
+            rule.require_response("the model's response", text)
+    except ExampleError:
+        return False
+    return first != second
 
 
 def _comparison(example: TrainingExample, first: str, second: str) -> Comparison:

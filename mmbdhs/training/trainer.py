@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import Subset
 
-from mmbdhs.data import key_address, usable_rows
+from mmbdhs.data import is_null, key_address, usable_rows
 from mmbdhs.training.checkpoints import checkpoint_path, checkpoint_to_resume, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
@@ -39,7 +39,7 @@ from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import ReplicatedModel, ShardedModel, gather_full, shard_like
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
-from mmbdhs.vlm import VLM, Processor
+from mmbdhs.vlm import VLM, Processor, text_rule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,6 +96,7 @@ def train(
     NonFiniteLossError at NaN or infinite numbers, and OSError where a checkpoint cannot be written.
     """
     accelerator = _accelerator(config)
+    text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
     rows = usable_rows(records, ("images", "prompt", *columns_of(source)), config.on_error)
     checkpoint = checkpoint_to_resume(Path(config.output), config.resume)
     if next(model.parameters()).device != accelerator.device:
@@ -256,7 +257,7 @@ class _Run:
         order = _epoch_order(len(self.rows), self.config.seed, epoch)
         size = self.config.batch_size
         rows = [self.rows[index] for index in order[batch * size : (batch + 1) * size]]
-        return [TrainingExample(record := self.records[row], record.get("key", str(row)), epoch) for row in rows]
+        return [TrainingExample(record := self.records[row], _key(record, row), epoch) for row in rows]
 
     def _optimizer_step(self, examples: float, factor: float) -> float:
         """Divide the accumulated gradient by the number of examples, clip it and step. Returns its norm."""
@@ -328,6 +329,11 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         _LOG.info("resuming from %s", folder)
+
+
+def _key(record: Mapping[str, Any], row: int) -> Any:
+    """The record's key; its row number as a string where it has none."""
+    return str(row) if is_null(key := record.get("key")) else key
 
 
 @lru_cache(maxsize=1)

@@ -3,11 +3,11 @@
 Everything above sees a model through `VLM`, which is made once per model, and through `DecoderInputs`: embeddings,
 positions and masks that the model prepared for its text decoder. Nothing here knows a model family by name.
 
-Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `chat_processor` (images,
-prompt and response become token ids), `decoder_inputs` (the model prepares its decoder's inputs and is stopped there),
-`mask_rules` and `attention_interface` (the mask trick: masks as functions of token indices), `prompt_attention`
-(prompts run through the decoder without their hidden tokens), `output_head` (logits), `exactness` (leaving tokens out
-is compared with masking them).
+Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `vocabulary` (what token
+ids mean to it), `chat_processor` (images, prompt and response become token ids), `decoder_inputs` (the model prepares
+its decoder's inputs and is stopped there), `mask_rules` and `attention_interface` (the mask trick: masks as functions
+of token indices), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
+(logits), `exactness` (leaving tokens out is compared with masking them).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -15,13 +15,16 @@ from mmbdhs.vlm.chat_processor import (
     CONTEXT_TOKENS,
     Processor,
     Turn,
+    check_messages,
     common_length,
     decode_after,
     encode_prompt,
     encode_turn,
     first_tokens,
     render_turn,
+    render_turns,
     reworded,
+    text_rule,
     tokenizer_of,
 )
 from mmbdhs.vlm.decoder_inputs import (
@@ -44,6 +47,7 @@ from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, ste
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import check_layers
 from mmbdhs.vlm.vlm import VLM
+from mmbdhs.vlm.vocabulary import TextRule, Vocabulary, end_token_ids
 
 __all__ = [
     "CAUSAL",
@@ -54,24 +58,29 @@ __all__ = [
     "MaskRule",
     "Processor",
     "RuleMask",
+    "TextRule",
     "TokenRows",
     "Turn",
+    "Vocabulary",
     "agree",
     "attention_through",
     "capture_decoder_inputs",
     "check_exactness",
     "check_layers",
+    "check_messages",
     "common_length",
     "decode_after",
     "decoder_arguments",
     "encode_prompt",
     "encode_turn",
+    "end_token_ids",
     "excerpt_inputs",
     "first_tokens",
     "linear_head",
     "logits_of",
     "not_every_layer",
     "render_turn",
+    "render_turns",
     "replaced_forward",
     "require_agreement",
     "reworded",
@@ -80,6 +89,7 @@ __all__ = [
     "step_logits",
     "text_excerpt",
     "text_inputs",
+    "text_rule",
     "token_counts",
     "tokenizer_of",
 ]

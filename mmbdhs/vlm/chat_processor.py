@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,14 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from mmbdhs.data import Messages
+from mmbdhs.data import Messages, message_text
 from mmbdhs.errors import ExampleError
+from mmbdhs.vlm.vocabulary import TextRule, require_unicode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmbdhs.vlm.vlm import VLM
+
 CONTEXT_TOKENS = 8  # enough context to tell how the text of the next token begins
+_STAND_IN = "0response0"  # shows what a chat template writes around a response
 
 
 class Processor(Protocol):
@@ -49,30 +55,96 @@ class Turn:
     token_spans: tuple[tuple[int, int], ...]
     closing_ids: tuple[int, ...]
 
+    @property
+    def own_ids(self) -> list[int]:
+        """The tokens of the user's text, without those that the template writes before it."""
+        return [token for token, (begin, _) in zip(self.token_ids, self.token_spans, strict=True) if begin >= 0]
 
-def render_turn(processor: Processor, messages: Messages, response: str) -> Turn:
+
+def render_turn(
+    processor: Processor, messages: Messages, response: str, arguments: Mapping[str, Any] | None = None
+) -> Turn:
     """Write prompt and assistant turn with the processor's chat template, and find the response's tokens in it.
+
+    arguments: what `apply_chat_template` takes besides the messages.
 
     Raises ExampleError for messages that the template refuses, and for a template that changes the response.
     """
+
+    def rendered(content: str) -> str:
+        part = content if plain else [{"type": "text", "text": content}]
+        return _render(processor, [*messages, {"role": "assistant", "content": part}], False, arguments)
+
     plain = all(isinstance(message.get("content"), str) for message in messages)
-    content = response if plain else [{"type": "text", "text": response}]
-    text = _render(processor, [*messages, {"role": "assistant", "content": content}], False)
-    prompt = render_prompt(processor, messages)
     body = response.strip()
-    # Search after the prompt: the closing tokens may contain a short response, as "<|im_end|>" contains "end".
-    start = text.find(body, common_length(text, prompt))
-    if start < 0:
-        start = text.rfind(body)
+    text, prompt = rendered(response), render_prompt(processor, messages, arguments)
+    start = _start_in_frame(text, body, rendered(_STAND_IN))
+    if start < 0:  # the template writes something else around this response, such as its thoughts
+        start = text.find(body, common_length(text, _render(processor, messages, False, arguments)))
     if start < 0:
         raise ExampleError(f"references: the chat template must keep the text, {response!r} became {text!r}")
     opening = len(prompt) if text.startswith(prompt) else start
     return _turn(processor, text, opening, start, start + len(body), len(response) - len(response.lstrip()))
 
 
-def render_prompt(processor: Processor, messages: Messages) -> str:
+def _start_in_frame(text: str, body: str, frame: str) -> int:
+    """Where the response begins in the rendered text, or -1 if that differs from the frame in more than the response.
+
+    frame: the conversation rendered with the stand-in as the response.
+    """
+    before, found, after = frame.rpartition(_STAND_IN)
+    inner = text[len(before) : len(text) - len(after)]
+    fits = found and text == before + inner + after and inner.strip() == body
+    return len(before) + len(inner) - len(inner.lstrip()) if fits else -1
+
+
+def render_prompt(processor: Processor, messages: Messages, arguments: Mapping[str, Any] | None = None) -> str:
     """The prompt as the chat template writes it for generation."""
-    return _render(processor, messages, True)
+    return _render(processor, messages, True, arguments)
+
+
+def render_turns(
+    processor: Processor, messages: Messages, response: Messages, arguments: Mapping[str, Any] | None = None
+) -> tuple[Turn, list[bool]]:
+    """`render_turn` for a response of several messages, or of one with more than text.
+
+    Returns the turn, whose `token_ids` are all tokens after the generation prompt, and for each of them whether the
+    assistant writes it; what follows the beginning of the last assistant turn always counts as written. Raises
+    ExampleError for several turns where the template does not mark the assistant's tokens with {% generation %}.
+    """
+    prompt = render_prompt(processor, messages, arguments)
+    text = _render(processor, [*messages, *response], False, arguments)
+    if not text.startswith(prompt):
+        raise ExampleError(f"responses: the chat template must begin with the prompt {prompt!r}, got {text!r}")
+    spans = [(len(prompt), len(text))]
+    if len(response) > 1:
+        spans = _assistant_spans(processor, [*messages, *response], arguments, text)
+    encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
+    pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    after = [(token, b, e) for token, (b, e) in pairs if e > len(prompt)]
+    last = spans[-1][0]
+    counted = [b >= last or any(begin <= b and e <= end for begin, end in spans) for _, b, e in after]
+    ids = tuple(token for token, _, _ in after)
+    return Turn(text, len(prompt), len(prompt), ids, ((-1, 0),) * len(ids), ()), counted
+
+
+def _assistant_spans(
+    processor: Processor, messages: Messages, arguments: Mapping[str, Any] | None, text: str
+) -> list[tuple[int, int]]:
+    """The characters [begin, end) of `text` that the chat template marks as the assistant's."""
+    template, tokenizer = chat_template(processor), tokenizer_of(processor)
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        raise ExampleError(
+            "responses: needs one assistant turn, or a chat template that marks the assistant's tokens with "
+            f"{{% generation %}}, got the roles {[message['role'] for message in messages]}"
+        )
+    variables = {**tokenizer.special_tokens_map, **(arguments or {})}
+    rendered: Any = render_jinja_template(
+        conversations=[messages], chat_template=template, return_assistant_tokens_mask=True, **variables
+    )
+    (whole,), (spans,) = rendered
+    removed = len(whole) - len(text)  # a beginning of sequence that the tokenizer writes itself
+    return [(begin - removed, end - removed) for begin, end in spans]
 
 
 def reworded(processor: Processor, turn: Turn, response: str) -> Turn:
@@ -86,6 +158,8 @@ def _turn(processor: Processor, text: str, opening: int, start: int, end: int, l
     encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
     raw = encoding["offset_mapping"]
     inside = [i for i, (b, e) in enumerate(raw) if e > opening and b < end and e > b]
+    if not inside or raw[inside[-1]][1] <= start:
+        raise ExampleError(f"references: needs text that the tokenizer has tokens for, got {text[start:end]!r}")
     first, stop = inside[0], inside[-1] + 1
     shift = lead - start
     spans = []
@@ -115,13 +189,19 @@ def encode_turn(
 
 
 def encode_prompt(
-    processor: Processor, messages: Messages, images: list[Image], device: torch.device, dtype: torch.dtype
+    processor: Processor,
+    messages: Messages,
+    images: list[Image],
+    device: torch.device,
+    dtype: torch.dtype,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The processor's output (batch size 1) over the prompt alone, ready for generation.
 
     device, dtype: as `encode_turn` takes them.
+    arguments: as `render_turn` takes them.
     """
-    return _placed(_call(processor, render_prompt(processor, messages), images), device, dtype)
+    return _placed(_call(processor, render_prompt(processor, messages, arguments), images), device, dtype)
 
 
 def first_tokens(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
@@ -164,17 +244,41 @@ def tokenizer_of(processor: Processor) -> Any:
     return tokenizer
 
 
-def _render(processor: Processor, messages: Messages, add_generation_prompt: bool) -> str:
-    tokenizer = tokenizer_of(processor)
-    if not any(getattr(holder, "chat_template", None) for holder in (processor, tokenizer)):
-        raise ExampleError(
+def chat_template(processor: Processor) -> str:
+    """The processor's chat template. Raises ValueError for one without."""
+    holders = (processor, tokenizer_of(processor))
+    found = next((found for holder in holders if (found := getattr(holder, "chat_template", None))), None)
+    if found is None:
+        raise ValueError(
             "processor: needs a chat template to write prompts with (processor.chat_template), "
             f"{type(processor).__name__} has none"
         )
+    return str(found)
+
+
+def text_rule(vlm: VLM, processor: Processor) -> TextRule:
+    """What text of data may not spell, for a model and its processor."""
+    return TextRule(vlm, tokenizer_of(processor), chat_template(processor))
+
+
+def check_messages(rule: TextRule, name: str, messages: Messages) -> None:
+    """Raise ExampleError for messages with text that is not read as text."""
+    for message in messages:
+        rule.require_text(name, message_text(message))
+
+
+def _render(
+    processor: Processor, messages: Messages, add_generation_prompt: bool, arguments: Mapping[str, Any] | None
+) -> str:
+    tokenizer = tokenizer_of(processor)
+    chat_template(processor)
     try:
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text: str = processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **(arguments or {})
+        )
     except Exception as error:  # templates raise jinja2's errors for messages that they do not take
         raise ExampleError(f"prompts: the chat template refused the messages ({error})") from error
+    require_unicode("prompts", text)
     bos = tokenizer.bos_token
     # The tokenizer adds its own BOS; with a second one the prompt would differ from what the model was trained on.
     if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm.attention_interface import decoder_configs, mask_configs
 from mmbdhs.vlm.text_decoder import find_text_decoder
 from mmbdhs.vlm.unwrap import require_whole_parameters, unwrap
+from mmbdhs.vlm.vocabulary import Vocabulary
 
 _ATTRIBUTE = "_mmbdhs_vlm"  # of the model, which owns its VLM
 _IMAGE_TOKEN_ATTRIBUTES = ("image_token_id", "image_token_index")
@@ -30,6 +31,7 @@ class VLM:
     exact_tokens: up to how many tokens a prompt without its hidden tokens was found to equal the masked prompt;
         -1 before the first check.
     decoded_tokens: the same for decoding a token after a prompt.
+    vocabularies: what the ids of each tokenizer mean to the model.
 
     `VLM.of(model)` returns the same object for the same model, so every check runs once. The model owns that object,
     and the object refers to the model weakly: deleting the model frees both at once.
@@ -37,6 +39,7 @@ class VLM:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = ref(model)
+        self.vocabularies: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
         self.forget_checks()
 
     def forget_checks(self) -> None:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from mmbdhs.decoding.token_sampling import end_token_ids, vision_token_ids
+from mmbdhs.decoding.token_sampling import vision_token_ids
 from mmbdhs.native import reference
-from mmbdhs.vlm import VLM
+from mmbdhs.vlm import VLM, end_token_ids
 
 FALSE_ALARM = 1e-6  # of each statistical test
 

@@ -48,8 +48,8 @@ def test_responses_are_tokenised_as_the_chat_template_writes_them(family: str) -
 
 def test_responses_without_text_are_refused() -> None:
     model, processor = tiny_models.llava()
-    for texts in ([], ["A dog.", " "]):
-        with pytest.raises(ValueError, match="responses: needs one text or more"):
+    for texts in ([], "A dog.", ["A dog.", " "], ["A dog.", None], ["A dog.", 3]):
+        with pytest.raises(ValueError, match="responses: needs"):
             encode_responses(model, processor, picture(0), "Describe it.", texts)
 
 

@@ -186,8 +186,8 @@ def test_other_commands_do_not_import_transformers(command: str) -> None:
 
 def test_words_become_sources_and_objectives() -> None:
     words = ["bdhs", "mask_threshold=0.9", "with_stored=true", "similarity=some/model"]
-    expected = OnlineBDHSSource(BDHSConfig(mask_threshold=0.9), "some/model", True, "skip")
-    assert parse_source(words, "skip") == expected
-    assert parse_source(["povid", "noise_steps=300"], "raise") == DistortedSource(300)
+    expected = OnlineBDHSSource(BDHSConfig(mask_threshold=0.9), "some/model", True)
+    assert parse_source(words) == expected
+    assert parse_source(["povid", "noise_steps=300"]) == DistortedSource(300)
     objective = parse_objective(["ipo", "beta=0.5", "per_token=true"])
     assert (objective.loss, objective.settings) == (ipo_loss, {"beta": 0.5})

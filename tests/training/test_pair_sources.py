@@ -9,6 +9,7 @@ import pytest
 from helpers.preference_records import fresh_miniature, scene_records
 
 from mmbdhs import BDHSConfig, bdhs_sample, povid_sample
+from mmbdhs.errors import ExampleError
 from mmbdhs.training.annotators import Comparison
 from mmbdhs.training.pair_sources import (
     Candidates,
@@ -16,6 +17,7 @@ from mmbdhs.training.pair_sources import (
     MixedSource,
     OnlineBDHSSource,
     OnlinePairsSource,
+    PairSource,
     StoredSource,
     SupervisedSource,
     TrainingExample,
@@ -60,12 +62,14 @@ def test_online_bdhs_samples_under_the_address_of_the_example(miniature: tuple[A
     assert OnlineBDHSSource(CONFIG, unlike)(*miniature, [replace(example, epoch=2) for example in EXAMPLES]) != found
 
 
-def test_examples_that_cannot_be_sampled_have_no_candidates_if_they_may_be_skipped(miniature: tuple[Any, Any]) -> None:
-    bad = TrainingExample(RECORDS[0] | {"images": []}, "bad", 0)
-    found = OnlineBDHSSource(CONFIG, unlike, on_error="skip")(*miniature, [bad, EXAMPLES[1]])
-    assert found[0] is None and found[1] is not None
-    with pytest.raises(ValueError, match="images: needs at least one image"):
-        OnlineBDHSSource(CONFIG, unlike)(*miniature, [bad])
+@pytest.mark.parametrize("source", [OnlineBDHSSource(CONFIG, unlike), DistortedSource(), StoredSource()])
+def test_an_error_takes_the_place_of_an_example_that_cannot_be_used(source: PairSource, miniature: Any) -> None:
+    thanks = [{"role": "assistant", "content": "A car."}, {"role": "user", "content": "Thanks."}]
+    bad = {"images": [], "chosen": thanks} if source == StoredSource() else {"images": []}
+    first, second = source(*miniature, [TrainingExample(RECORDS[0] | bad, "bad", 0), EXAMPLES[1]])
+    assert isinstance(first, ExampleError) and isinstance(second, Candidates)
+    need = "chosen: needs messages that begin and end with the assistant's" if "chosen" in bad else "images: needs"
+    assert str(first).startswith(need)
 
 
 def test_distorted_is_povids_answer_to_a_noisy_image(miniature: tuple[Any, Any]) -> None:
@@ -114,13 +118,13 @@ def test_mixed_takes_each_example_from_the_source_that_its_draw_names() -> None:
 
     mixed = MixedSource(named("first"), named("second"), p=0.3, seed=1)
     examples = [TrainingExample({}, number, epoch) for number in range(1000) for epoch in range(4)]
-    served = [candidates.texts[0].split() for candidates in mixed(None, None, examples)]
+    served = [candidates.responses[0].split() for candidates in mixed(None, None, examples)]
     assert [address for _, address in served] == [example.address for example in examples]
     share = sum(name == "first" for name, _ in served) / len(examples)
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / len(examples)) ** 0.5
-    assert mixed(None, None, examples[5:6])[0].texts[0].split() == served[5]
+    assert mixed(None, None, examples[5:6])[0].responses[0].split() == served[5]
     other = MixedSource(named("first"), named("second"), p=0.3, seed=2)(None, None, examples)
-    assert [candidates.texts[0].split() for candidates in other] != served
+    assert [candidates.responses[0].split() for candidates in other] != served
     with pytest.raises(ValueError, match=r"p: needs a number in \[0, 1\], got 2"):
         MixedSource(StoredSource(), StoredSource(), p=2)
 

@@ -1,0 +1,155 @@
+"""What the ids of a tokenizer mean to a model: text, vision input, the end of a response, or nothing at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mmbdhs.errors import ExampleError
+
+if TYPE_CHECKING:
+    from mmbdhs.vlm.vlm import VLM
+
+_LOG = logging.getLogger("mmbdhs")
+
+_VISION_ID_ATTRIBUTE = re.compile(r"(image|video|audio|vision|boi|eoi).*(token_id|token_index)$")
+_VISION_TOKEN = re.compile(r"image|img|video|vision|patch|audio", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of one tokenizer, as one model takes them.
+
+    vision_ids: ids that stand for images and other input that is not text.
+    unused_ids: rows of the output head for which the tokenizer has no token.
+    special_tokens: the texts of the special tokens by id.
+    size: how many tokens the tokenizer has, and rows the model's embeddings.
+    """
+
+    vision_ids: frozenset[int]
+    unused_ids: frozenset[int]
+    special_tokens: dict[int, str]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, vlm: VLM, tokenizer: Any) -> Vocabulary:
+        """The vocabulary of a model and a tokenizer, made once and again when either of them has grown.
+
+        Raises ValueError for a tokenizer with ids that the model has no embeddings for.
+        """
+        size = (len(tokenizer), _rows(vlm.model.get_input_embeddings()))
+        known: Vocabulary | None = vlm.vocabularies.get(tokenizer)
+        if known is None or known.size != size:
+            known = vlm.vocabularies[tokenizer] = cls._made(vlm, tokenizer, size)
+        return known
+
+    @classmethod
+    def _made(cls, vlm: VLM, tokenizer: Any, size: tuple[int, int]) -> Vocabulary:
+        texts = {number: token for token, number in tokenizer.get_vocab().items()}
+        if beyond := [repr(token) for number, token in sorted(texts.items()) if number >= size[1]]:
+            raise ValueError(
+                f"processor: needs a tokenizer with ids below the {size[1]} embeddings of {vlm.name}, got "
+                f"{len(beyond)} token(s) beyond: {', '.join(beyond[:3])}. Call model.resize_token_embeddings, or pass "
+                "the model's own processor"
+            )
+        rows = _rows(vlm.model.get_output_embeddings())
+        special = {number: t.content for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+        configured = vlm.model.config.to_dict().items()
+        vision = {value for name, value in configured if _VISION_ID_ATTRIBUTE.search(name) and isinstance(value, int)}
+        vision |= {number for number, text in special.items() if _VISION_TOKEN.search(text)}
+        unused = frozenset(range(rows)) - texts.keys()
+        return cls(frozenset(i for i in vision if 0 <= i < rows), unused, special, size)
+
+
+def _rows(embeddings: Any) -> int:
+    count: int = embeddings.weight.shape[0]
+    return count
+
+
+def end_token_ids(vlm: VLM, tokenizer: Any) -> set[int]:
+    """The ids that end a response."""
+    configured = getattr(vlm.model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, (list, tuple)) else [configured]
+    return {i for i in (*ends, tokenizer.eos_token_id) if i is not None}
+
+
+class TextRule:
+    """What text of data may not spell: tokens that stand for vision input, end a response, or frame a conversation.
+
+    Such text would not be read as text. An image placeholder in a response, for instance, has no image.
+    """
+
+    def __init__(self, vlm: VLM, tokenizer: Any, chat_template: str) -> None:
+        vocabulary = Vocabulary.of(vlm, tokenizer)
+        self._tokenizer = tokenizer
+        self.end_ids = end_token_ids(vlm, tokenizer)
+        framing = {i for i, text in vocabulary.special_tokens.items() if text in chat_template}
+        framing |= {i for i in (tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None}
+        # The unknown token stands for text that has no other, and some tokenizers also pad with it.
+        self._forbidden = (vocabulary.vision_ids | self.end_ids | framing) - {tokenizer.unk_token_id}
+
+    def require_text(self, name: str, text: str) -> None:
+        """Raise ExampleError for text that spells such a token, or that cannot be written as UTF-8."""
+        require_unicode(name, text)
+        self.require_ids(name, self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def require_ids(self, name: str, ids: Iterable[int]) -> None:
+        """The same for text as token ids."""
+        found = next((i for i in ids if i in self._forbidden), None)
+        if found is not None:
+            raise ExampleError(
+                f"{name}: needs text, got the token {self._tokenizer.convert_ids_to_tokens(found)!r} in it, which the "
+                "model does not read as text. Images go into `images`, and the chat template writes the end"
+            )
+
+    def require_response(self, name: str, text: str) -> None:
+        """`require_text` for a response, which must not be empty either."""
+        if not text.strip():
+            raise ExampleError(f"{name}: needs text, got {text!r}")
+        self.require_text(name, text)
+
+    def without_end(self, text: str) -> str:
+        """The text without end tokens at its end, which the chat template or `ended` writes."""
+        ends = tuple(self._tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+        while found := next((end for end in ends if text.rstrip().endswith(end)), None):
+            text = text.rstrip().removesuffix(found).rstrip()
+        return text
+
+    def ended(self, closing_ids: Sequence[int]) -> list[int]:
+        """The tokens that follow a response, with one that ends generation.
+
+        closing_ids: what the chat template writes. White space gives way to the end token: no model writes it first.
+        """
+        if self.end_ids.intersection(closing_ids):
+            return list(closing_ids)
+        if not self.end_ids:
+            _warn_once("no token is known to end generation, so training does not teach the model to stop")
+            return list(closing_ids)
+        end = self._tokenizer.eos_token_id if self._tokenizer.eos_token_id in self.end_ids else min(self.end_ids)
+        _warn_once(
+            "the chat template writes no token that ends generation after a response, so %r is appended "
+            "(append_eos=False leaves it out)",
+            self._tokenizer.convert_ids_to_tokens(end),
+        )
+        kept = list(closing_ids) if self._tokenizer.decode(list(closing_ids)).strip() else []
+        return [*kept, end]
+
+
+def require_unicode(name: str, text: str) -> None:
+    """Raise ExampleError for text with a lone surrogate, which is half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ExampleError(
+            f"{name}: needs text that can be written as UTF-8, got the lone surrogate "
+            f"U+{ord(text[error.start]):04X} at character {error.start}"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str, *values: str) -> None:
+    _LOG.warning(message, *values)
