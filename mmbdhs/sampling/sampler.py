@@ -114,7 +114,7 @@ class Sampler:
         for index, images, prompt, reference, key in self._source:
             try:
                 example = self._reader.read(index, images, prompt, reference, key)
-                return _Pair(example, Reference(self._processor, example.turn, reference))
+                return _Pair(example, Reference(self._processor, example.turn, example.reference))
             except EXAMPLE_ERRORS as error:
                 self._unreadable.append(_failure(index, key, error))
         self._exhausted = True
