@@ -74,7 +74,8 @@ def encode_chat(
     turns, masks = [], []
     for name, response in zip(names or ["responses"] * len(responses), responses, strict=True):
         turn, mask = _response_turn(processor, rule, messages, response, chat.template_arguments, name)
-        closing = rule.ended(turn.closing_ids) if append_eos else list(turn.closing_ids)
+        own = turn.token_ids[max((i + 1 for i, counts in enumerate(mask) if not counts), default=0) :]
+        closing = rule.closing(own, turn.closing_ids) if append_eos else list(turn.closing_ids)
         turns.append((turn, [*turn.token_ids, *closing]))
         masks.append([*mask, *[True] * len(closing)])
     inputs, start = encode_turn(processor, turns[0][0], loaded, vlm.device, vlm.dtype)
@@ -92,7 +93,7 @@ def _response_turn(
     """A response in its conversation, and which of its tokens count."""
     given = as_response(response, name)
     if isinstance(given, str):
-        turn = render_turn(processor, messages, rule.without_end(given), arguments)
+        turn = render_turn(processor, messages, rule.without_end(given), arguments, name)
         rule.require_ids(name, turn.own_ids)
         return turn, [True] * len(turn.token_ids)
     check_messages(rule, name, given)

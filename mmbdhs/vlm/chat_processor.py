@@ -62,11 +62,16 @@ class Turn:
 
 
 def render_turn(
-    processor: Processor, messages: Messages, response: str, arguments: Mapping[str, Any] | None = None
+    processor: Processor,
+    messages: Messages,
+    response: str,
+    arguments: Mapping[str, Any] | None = None,
+    name: str = "references",
 ) -> Turn:
     """Write prompt and assistant turn with the processor's chat template, and find the response's tokens in it.
 
     arguments: what `apply_chat_template` takes besides the messages.
+    name: the caller's argument or column that holds the response, for error messages.
 
     Raises ExampleError for messages that the template refuses, and for a template that changes the response.
     """
@@ -75,6 +80,7 @@ def render_turn(
         part = content if plain else [{"type": "text", "text": content}]
         return _render(processor, [*messages, {"role": "assistant", "content": part}], False, arguments)
 
+    require_unicode(name, response)
     plain = all(isinstance(message.get("content"), str) for message in messages)
     body = response.strip()
     text, prompt = rendered(response), render_prompt(processor, messages, arguments)
@@ -82,9 +88,12 @@ def render_turn(
     if start < 0:  # the template writes something else around this response, such as its thoughts
         start = text.find(body, common_length(text, _render(processor, messages, False, arguments)))
     if start < 0:
-        raise ExampleError(f"references: the chat template must keep the text, {response!r} became {text!r}")
+        raise ExampleError(f"{name}: the chat template must keep the text, {response!r} became {text!r}")
     opening = len(prompt) if text.startswith(prompt) else start
-    return _turn(processor, text, opening, start, start + len(body), len(response) - len(response.lstrip()))
+    turn = _turn(processor, text, opening, start, start + len(body), len(response) - len(response.lstrip()))
+    if not turn.own_ids:
+        raise ExampleError(f"{name}: needs text that the tokenizer has tokens for, got {response!r}")
+    return turn
 
 
 def _start_in_frame(text: str, body: str, frame: str) -> int:
@@ -123,7 +132,7 @@ def render_turns(
     pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     after = [(token, b, e) for token, (b, e) in pairs if e > len(prompt)]
     last = spans[-1][0]
-    counted = [b >= last or any(begin <= b and e <= end for begin, end in spans) for _, b, e in after]
+    counted = [e > last or any(e > begin and b < end for begin, end in spans) for _, b, e in after]
     ids = tuple(token for token, _, _ in after)
     return Turn(text, len(prompt), len(prompt), ids, ((-1, 0),) * len(ids), ()), counted
 
@@ -158,9 +167,7 @@ def _turn(processor: Processor, text: str, opening: int, start: int, end: int, l
     encoding = tokenizer_of(processor)(text, return_offsets_mapping=True)
     raw = encoding["offset_mapping"]
     inside = [i for i, (b, e) in enumerate(raw) if e > opening and b < end and e > b]
-    if not inside or raw[inside[-1]][1] <= start:
-        raise ExampleError(f"references: needs text that the tokenizer has tokens for, got {text[start:end]!r}")
-    first, stop = inside[0], inside[-1] + 1
+    first, stop = (inside[0], inside[-1] + 1) if inside else (len(raw), len(raw))
     shift = lead - start
     spans = []
     for b, e in raw[first:stop]:

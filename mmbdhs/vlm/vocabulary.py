@@ -113,18 +113,20 @@ class TextRule:
         self.require_text(name, text)
 
     def without_end(self, text: str) -> str:
-        """The text without end tokens at its end, which the chat template or `ended` writes."""
+        """The text without end tokens at its end, which the chat template or `closing` writes."""
         ends = tuple(self._tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
         while found := next((end for end in ends if text.rstrip().endswith(end)), None):
             text = text.rstrip().removesuffix(found).rstrip()
         return text
 
-    def ended(self, closing_ids: Sequence[int]) -> list[int]:
-        """The tokens that follow a response, with one that ends generation.
+    def closing(self, token_ids: Sequence[int], closing_ids: Sequence[int]) -> list[int]:
+        """What follows the tokens of an assistant turn, with one that ends generation.
 
-        closing_ids: what the chat template writes. White space gives way to the end token: no model writes it first.
+        token_ids: the turn.
+        closing_ids: what the chat template writes after it. If that is white space, the end token takes its place,
+            because no model writes white space before it.
         """
-        if self.end_ids.intersection(closing_ids):
+        if self.end_ids.intersection((*token_ids, *closing_ids)):
             return list(closing_ids)
         if not self.end_ids:
             _warn_once("no token is known to end generation, so training does not teach the model to stop")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from helpers import tiny_models
 from helpers.plain import CHAT_FAMILIES, CHAT_TEXTS
+from tokenizers import normalizers
 
 from mmbdhs.data.messages import as_messages
+from mmbdhs.errors import ExampleError
 from mmbdhs.vlm.chat_processor import decode_after, render_turn
 
 
@@ -45,11 +49,53 @@ def test_plain_string_messages_are_kept_plain() -> None:
 
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES)
-@pytest.mark.parametrize("text", ["e", "s", "im", "end", "a", "/"])
-def test_a_response_that_occurs_in_the_closing_tokens_is_found_where_it_begins(family: str, text: str) -> None:
-    """`<|im_end|>` contains "end" and "im", `</s>` contains "s"."""
+@pytest.mark.parametrize("text", ["e", "s", "im", "end", "a", "/", "assistant", "ASSISTANT:", "user", "start", "USER"])
+def test_a_response_that_occurs_in_the_frame_is_found_where_it_begins(family: str, text: str) -> None:
+    """`<|im_end|>` contains "end" and "im", `</s>` contains "s", and the header of the turn "assistant"."""
     _, processor = getattr(tiny_models, family)()
     turn = render_turn(processor, as_messages("What is it?", 1), text)
     assert turn.start < turn.opening + 2 and turn.text[turn.start :].startswith(text)
     assert processor.tokenizer.decode(turn.token_ids).strip() == text
     assert processor.tokenizer.decode(turn.closing_ids).strip() in ("</s>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("text", ["think", "a", "k", "</", "The cat.", "0response0", "a 0response0 b"])
+def test_a_response_is_found_after_what_the_template_writes_first(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates of reasoning models open each turn with an empty block of thoughts."""
+    _, processor = tiny_models.llava()
+    opened = processor.chat_template.replace(
+        "{% if message['content'] is string",
+        "{{ '<think>\n\n</think>\n\n' if message['role'] == 'assistant' }}{% if message['content'] is string",
+    )
+    monkeypatch.setattr(processor, "chat_template", opened)
+    turn = render_turn(processor, as_messages("What is it?", 1), text)
+    assert turn.text[turn.start :] == f"{text}</s>"
+    assert processor.tokenizer.decode(turn.own_ids).strip() == text
+    assert processor.tokenizer.decode(turn.token_ids).split() == f"<think> </think> {text}".split()
+
+
+def test_thoughts_that_the_generation_prompt_opens_belong_to_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of `<think>` are part of the prompt then; the text still begins with it."""
+    _, processor = tiny_models.llava()
+    template = processor.chat_template.replace("ASSISTANT:{%", "ASSISTANT: <think>\n{%")
+    monkeypatch.setattr(processor, "chat_template", template)
+    text = "<think>\nA cat?\n</think>\nA dog."
+    turn = render_turn(processor, as_messages("What is it?", 1), text)
+    assert turn.text[turn.start :] == f"{text}</s>" and turn.text[: turn.opening].endswith("ASSISTANT: <think>\n")
+    assert processor.tokenizer.decode(turn.token_ids) == text.removeprefix("<think>\n")
+
+
+def test_a_template_that_changes_the_response_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, processor = tiny_models.llava()
+    template = processor.chat_template.replace("{{ part['text'] }}", "{{ part['text'] | upper }}")
+    monkeypatch.setattr(processor, "chat_template", template)
+    with pytest.raises(ExampleError, match=r"references: the chat template must keep the text, 'A cat\.' became"):
+        render_turn(processor, as_messages("WHAT?", 1), "A cat.")
+
+
+def test_a_response_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tokenizers drop characters such as marks of direction."""
+    _, processor = copy.deepcopy(tiny_models.llava())
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200e", "")
+    with pytest.raises(ExampleError, match="references: needs text that the tokenizer has tokens for"):
+        render_turn(processor, as_messages("What?", 1), "\u200e")
