@@ -11,7 +11,7 @@ from torch import nn
 from mmbdhs.checks import check_on_error, equal_lengths
 from mmbdhs.data import Images, Prompt
 from mmbdhs.decoding import token_chooser
-from mmbdhs.errors import NonFiniteError
+from mmbdhs.errors import ExampleError, NonFiniteError
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, Example, ExampleReader, numbered
 from mmbdhs.sampling.image_corruption import noisy_images
@@ -55,7 +55,9 @@ def povid_sample(
     return results
 
 
-def _distort(vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig) -> POVIDSample:
+def _distort(
+    vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig
+) -> POVIDSample | BDHSFailure:
     noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
     encoded = reader.encode(example, noisy)
     hidden = run_decoder(vlm, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
@@ -63,5 +65,8 @@ def _distort(vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, 
     if min(ids) < 0:
         raise NonFiniteError("the model's logits are NaN or infinite")
     rejected = decode_after(tokenizer, encoded.prompt_tail, ids).strip()
-    reader.rule.require_response("the model's response", rejected)
+    try:
+        reader.rule.require_response("the model's response", rejected)
+    except ExampleError as error:
+        return BDHSFailure(example.key, example.index, str(error), no_response=True)
     return POVIDSample(example.key, rejected, tuple(ids))
