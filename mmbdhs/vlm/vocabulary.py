@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("mmbdhs")
 
-_VISION_ID_ATTRIBUTE = re.compile(r"(image|video|audio|vision|boi|eoi).*(token_id|token_index)$")
-_VISION_TOKEN = re.compile(r"image|img|video|vision|patch|audio", re.IGNORECASE)
+_VISION_ID_ATTRIBUTE = re.compile(r"(image|video|audio|vision|visual|boi|eoi).*(token_id|token_index)$")
+_VISION_TOKEN = re.compile(r"image|img|video|vision|visual|media|patch|audio", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
