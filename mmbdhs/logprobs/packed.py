@@ -58,6 +58,18 @@ def response_logps(
     whose rows cannot be shared; `separate_logps` takes those.
     """
     vlm = VLM.of(model)
+    with vlm.lock:
+        return _response_logps(vlm, prompts, responses, temperature, truncate_responses, masks)
+
+
+def _response_logps(
+    vlm: VLM,
+    prompts: Sequence[Mapping[str, Any]],
+    responses: Responses,
+    temperature: float,
+    truncate_responses: bool,
+    masks: Masks | None,
+) -> ResponseLogps:
     vlm.require_whole_parameters()
     ids = checked_responses(vlm, prompts, responses, temperature, truncate_responses)
     rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]

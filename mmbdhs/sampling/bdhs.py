@@ -73,6 +73,6 @@ def iter_bdhs_samples(
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
     sampler = Sampler(vlm, processor, config or BDHSConfig(), resolve_similarity(similarity))
-    with vlm.evaluation_mode():
+    with vlm.held_in_evaluation_mode():
         for index, result in sampler.run(numbered(images, prompts, references, keys=keys)):
             yield index, checked_result(result, on_error)

@@ -78,7 +78,7 @@ def iter_responses(
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
     sampler = _ResponseSampler(vlm, processor, config or SamplingConfig(), num_return_sequences)
-    with vlm.evaluation_mode():
+    with vlm.held_in_evaluation_mode():
         for index, result in sampler.run(numbered(images, prompts, keys=keys)):
             yield index, checked_result(result, on_error)
 
@@ -143,7 +143,7 @@ class _Request:
 
 class _ResponseSampler:
     def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig, count: int) -> None:
-        self._config, self._count = config, count
+        self._vlm, self._config, self._count = vlm, config, count
         self._reader = ExampleReader(vlm, processor, config.max_new_tokens)
         self._scheduler: Scheduler[_Request] = Scheduler(vlm, processor, config)
         self._source: Iterator[tuple[Any, ...]] = iter(())
@@ -157,7 +157,7 @@ class _ResponseSampler:
         """
         self._source = iter(prompts)
         while not self._exhausted or len(self._scheduler):
-            with torch.no_grad():
+            with self._vlm.evaluation_mode(), torch.no_grad():
                 ended = self._scheduler.advance(self._next_request, self._start)
             yield from self._unreadable
             self._unreadable = []

@@ -60,7 +60,7 @@ class Sampler:
     """
 
     def __init__(self, vlm: VLM, processor: Processor, config: BDHSConfig, similarity: Similarity) -> None:
-        self._processor, self._config, self._similarity = processor, config, similarity
+        self._vlm, self._processor, self._config, self._similarity = vlm, processor, config, similarity
         self._reader = ExampleReader(vlm, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         self._scheduler: Scheduler[_Pair] = Scheduler(vlm, processor, config)
         self._source: Iterator[tuple[Any, ...]] = iter(())
@@ -76,9 +76,10 @@ class Sampler:
         """
         self._source = iter(examples)
         while not self._exhausted or self._again or self._unscored or len(self._scheduler):
-            yield from self._advance()
+            with self._vlm.evaluation_mode(), torch.no_grad():
+                results = self._advance()
+            yield from results
 
-    @torch.no_grad()
     def _advance(self) -> list[Result]:
         results: list[Result] = []
         for pair, error in self._scheduler.advance(self._next_pair, self._start):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ class VLM:
         -1 before the first check.
     decoded_tokens: the same for decoding a token after a prompt.
     vocabularies: what the ids of each tokenizer mean to the model.
+    lock: held while the model runs with the library's hooks, which serve one thread at a time.
 
     `VLM.of(model)` returns the same object for the same model, so every check runs once. The model owns that object,
     and the object refers to the model weakly: deleting the model frees both at once.
@@ -40,6 +42,9 @@ class VLM:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = ref(model)
         self.vocabularies: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
+        self.lock = threading.RLock()
+        self._holders = 0
+        self._restore_mode = _nothing
         self.forget_checks()
 
     def forget_checks(self) -> None:
@@ -131,22 +136,52 @@ class VLM:
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Evaluation mode in the model's own precision; afterwards every module is as it was.
+        """Evaluation mode in the model's own precision, for one thread at a time; others wait.
 
-        Compiled calls are off meanwhile: they would be traced again for one shape after another.
+        Autocast is as the caller left it afterwards, so no generator may be suspended inside.
         """
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        autocast = torch.autocast("cpu" if device == "meta" else device, enabled=False)
+        with self.lock, self.held_in_evaluation_mode(), autocast:
+            yield
+
+    @contextmanager
+    def held_in_evaluation_mode(self) -> Iterator[None]:
+        """Evaluation mode alone, which a generator may hold while it is suspended.
+
+        The last of several holders restores every module as it was before the first. Compiled calls are off meanwhile:
+        they would be traced again for one shape after another.
+        """
+        with self.lock:
+            self._holders += 1
+            if self._holders == 1:
+                self._restore_mode = self._evaluate()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._restore_mode()
+                    self._restore_mode = _nothing  # it refers to modules, which own this object
+
+    def _evaluate(self) -> Callable[[], None]:
+        """Switch to evaluation mode. Returns what switches back."""
         model = self.model
-        device = next((p.device.type for p in model.parameters()), "cpu")
         training = [module for module in model.modules() if module.training]
         compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
         model.eval()
-        try:
-            for module in compiled:
-                module._compiled_call_impl = None
-            with torch.autocast("cpu" if device == "meta" else device, enabled=False):
-                yield
-        finally:
+        for module in compiled:
+            module._compiled_call_impl = None
+
+        def restore() -> None:
             for module in training:
                 module.training = True
             for module, call in compiled.items():
                 module._compiled_call_impl = call
+
+        return restore
+
+
+def _nothing() -> None:
+    pass
