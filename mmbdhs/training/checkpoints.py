@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import json
+import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_STATE = "trainer.pt"
+_LOG = logging.getLogger("mmbdhs")
+
+_STATE, _CHECKSUMS = "trainer.pt", "checksums.json"
+_PREVIOUS = ".previous"
+_OURS = re.compile(r"\.(checkpoint-\d+|final)\.(partial|previous)|\.(log\.jsonl|run\.json)\..*")
+_FULL = 16 * 2**20  # bytes; with less than that left, an error of writing means a full disk
 
 
 def save_model(
@@ -20,17 +32,19 @@ def save_model(
 ) -> None:
     """Write the model, or only its adapters if it has any, the processor, and the trainer's state.
 
-    folder: appears complete or not at all; an older folder of that name stays until the new one is complete.
+    folder: appears complete or not at all; an older folder of that name stays until the new one takes its place.
     weights: full tensors under the names of the model's state_dict.
     state: what `load_state` returns later; None for a model that is not a checkpoint.
 
-    Raises what writing raises, such as OSError when the disk is full.
+    Raises what writing raises; on a full disk that is an OSError.
     """
     with _complete_or_absent(folder) as partial:
         model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         if state is not None:
             torch.save(state, partial / _STATE)
+            sums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
+            (partial / _CHECKSUMS).write_text(json.dumps({"folder": folder.name, "blake2b": sums}, indent=2) + "\n")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -46,30 +60,53 @@ def checkpoint_path(output: Path, step: int) -> Path:
 def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
     found = [path for path in output.glob("checkpoint-*") if (path / _STATE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(
+        (path for path in found if path.name.rpartition("-")[2].isdigit()),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
 
 
-def checkpoint_to_resume(
-    output: Path, resume: bool, advice: str = "Pass resume=True to continue, or choose another output"
-) -> Path | None:
-    """The newest complete checkpoint, or None if there is none yet.
+def newest_whole(output: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written, or None if there are no checkpoints.
 
-    advice: what the user can do, in the words of the interface that the error appears in.
-
-    Raises ValueError if there is a checkpoint and the run is not to be resumed.
+    Damaged ones are named in the log. Raises ValueError if no other is left.
     """
-    found = checkpoints(output)
-    if found and not resume:
-        raise ValueError(
-            f"output: needs a folder without checkpoints, {output} already contains {found[-1].name}. {advice}"
-        )
-    return found[-1] if found else None
+    damaged = []
+    for folder in reversed(checkpoints(output)):
+        if (problem := _damage(folder)) is None:
+            return folder
+        _LOG.warning("%s is damaged (%s), so the checkpoint before it is used", folder, problem)
+        damaged.append(f"{folder}: {problem}")
+    if damaged:
+        raise ValueError(f"resume: needs a checkpoint that is whole, got {'; '.join(damaged)}")
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        written = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        if written["folder"] != folder.name:
+            return f"it was written as {written['folder']}"
+        changed = [name for name, found in written["blake2b"].items() if _checksum(folder / name) != found]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{', '.join(changed)} changed" if changed else None
 
 
 def prune(output: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for path in checkpoints(output)[:-keep]:
         _remove(path)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -85,14 +122,74 @@ def _partial_path(folder: Path) -> Path:
 
 @contextmanager
 def _complete_or_absent(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder that replaces `folder` at the end, and is deleted if there is an error."""
+    """Yield a hidden folder that takes the place of `folder` at the end, and is deleted if there is an error."""
     partial = _partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for path in (*_files(partial), partial):
+            _sync(path)
+        _take_place(partial, folder)
+        _sync(folder.parent)
+    except Exception as error:
+        if not isinstance(error, OSError) and shutil.disk_usage(partial).free < _FULL:
+            whole = ", ".join(path.name for path in checkpoints(folder.parent)) or "none"
+            reason = f"{os.strerror(errno.ENOSPC)}: {folder} was not written; checkpoints that are: {whole}"
+            raise OSError(errno.ENOSPC, reason) from error
         raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of `folder`. Where the system can exchange two folders, one of them is always there;
+    elsewhere `recover` restores the old one if the process ends in between."""
+    if not folder.exists():
+        os.replace(partial, folder)
+    elif not _exchange(partial, folder):
+        previous = folder.with_name(f".{folder.name}{_PREVIOUS}")
+        os.replace(folder, previous)
+        os.replace(partial, folder)
+        shutil.rmtree(previous)
+
+
+def recover(output: Path) -> None:
+    """Delete what a killed process left half written or half deleted, and restore what it was about to replace."""
+    for path in list(output.iterdir()):
+        if path.name.endswith(_PREVIOUS) and _OURS.fullmatch(path.name):
+            target = path.with_name(path.name.removeprefix(".").removesuffix(_PREVIOUS))
+            if not target.exists():
+                os.replace(path, target)
+        if path.exists() and _OURS.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _checksum(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -17,10 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 from mmbdhs import losses
 from mmbdhs.data import read_records
 from mmbdhs.sampling import BDHSConfig
-from mmbdhs.training.checkpoints import checkpoint_to_resume
 from mmbdhs.training.config import TrainConfig, check_known
 from mmbdhs.training.objectives import Objective, pairwise, supervised
 from mmbdhs.training.pair_sources import DistortedSource, OnlineBDHSSource, PairSource, StoredSource, SupervisedSource
+from mmbdhs.training.run_folder import check_unused
 from mmbdhs.training.trainer import train
 
 DESCRIPTION = """Align a model with preference pairs. KEY=VALUE are settings of the source, such as those of BDHSConfig,
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         options, config = parse_arguments(argv)
         source, objective = parse_source(options.source), parse_objective(options.loss)
         advice = "Pass --resume true to continue, or choose another --output"
-        checkpoint_to_resume(Path(config.output), config.resume, advice)
+        check_unused(Path(config.output), config.resume, advice)
     except (ValueError, TypeError) as error:
         print(f"mmbdhs train: {error}", file=sys.stderr)
         return 2

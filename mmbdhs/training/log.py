@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmbdhs.data import read_jsonl, write_jsonl
+from mmbdhs.data import write_jsonl
 from mmbdhs.losses import PreferenceLoss
 
 _LOG = logging.getLogger("mmbdhs")
@@ -79,7 +79,7 @@ class TrainLog:
         self._since = time.perf_counter()
         self._tensorboard = self._bar = None
         if is_main:
-            rows = read_jsonl(self._path) if self._path.exists() else []
+            rows = _whole_rows(self._path) if self._path.exists() else []
             write_jsonl(self._path, [row for row in rows if row["step"] <= start])
             self._tensorboard = _tensorboard_writer(output)
             self._bar = _progress_bar(start, total)
@@ -122,6 +122,20 @@ class TrainLog:
         if self._tensorboard is not None:
             for name, value in known.items():
                 self._tensorboard.add_scalar(name, value, step)
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, without a last line that was cut short when the process or the machine stopped."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}: needs one JSON object a line, line {number} is none ({error})") from error
+            _LOG.warning("%s: dropped its last line, which is cut short", path)
+    return rows
 
 
 def _tensorboard_writer(output: Path) -> Any:

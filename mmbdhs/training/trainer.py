@@ -31,12 +31,14 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import Subset
 
 from mmbdhs.data import is_null, key_address, usable_rows
-from mmbdhs.training.checkpoints import checkpoint_path, checkpoint_to_resume, load_state, prune, save_model
+from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
 from mmbdhs.training.log import StepMetrics, TrainLog, left_out_sums
 from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, TrainingExample, columns_of
+from mmbdhs.training.run_folder import run_folder
+from mmbdhs.training.run_identity import run_identity
 from mmbdhs.training.sharding import ReplicatedModel, ShardedModel, gather_full, shard_like
 from mmbdhs.training.trainable import make_trainable, parameter_groups, trained_parameters
 from mmbdhs.vlm import VLM, Processor, text_rule
@@ -98,11 +100,30 @@ def train(
     accelerator = _accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
     rows = usable_rows(records, ("images", "prompt", *columns_of(source)), config.on_error)
-    checkpoint = checkpoint_to_resume(Path(config.output), config.resume)
+    identity = run_identity(model, reference, records, source, objective, config)
+    with run_folder(Path(config.output), identity, config.resume, accelerator.is_main_process) as checkpoint:
+        examples = Subset(cast("Any", records), rows)
+        parts = processor, examples, source, objective, config, reference
+        run = _Run(accelerator, _learner(accelerator, model, *parts), records, rows, config)
+        if checkpoint:
+            run.resume(checkpoint)
+        return run.train(evaluate)
+
+
+def _learner(
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: Processor,
+    examples: Any,
+    source: PairSource,
+    objective: Objective,
+    config: TrainConfig,
+    reference: nn.Module | None,
+) -> Learner:
+    """The learner of a run, with the model prepared for training and placed on the devices."""
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    examples: Any = Subset(cast("Any", records), rows)
     all_stored = needs_reference(objective) and _all_stored(source, examples)
     if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
@@ -116,12 +137,7 @@ def train(
         autocast=accelerator.autocast,
         backward=accelerator.backward,
     )
-    if accelerator.num_processes > 1:
-        learner = _distributed(learner, all_stored, examples)
-    run = _Run(accelerator, learner, records, rows, config)
-    if checkpoint:
-        run.resume(checkpoint)
-    return run.train(evaluate)
+    return _distributed(learner, all_stored, examples) if accelerator.num_processes > 1 else learner
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -284,17 +300,10 @@ class _Run:
                     log.write_evaluation(self.step, evaluate(policy.model, self.step))
             self.accelerator.wait_for_everyone()
 
-    def _identity(self) -> dict[str, Any]:
-        """The facts that a resumed run must share with the run of its checkpoint."""
-        names = ("seed", "batch_size", "lora_rank")
-        counts = {"examples": len(self.rows), "parameters": len(self.trained)}
-        return counts | {name: getattr(self.config, name) for name in names}
-
     def _save_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
-            "identity": self._identity(),
             "trained": gather_full(self.trained),
             "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": scaler.state_dict() if scaler else {},
@@ -312,11 +321,8 @@ class _Run:
     def resume(self, folder: Path) -> None:
         """Restore weights, optimiser and step from a checkpoint."""
         state = load_state(folder)
-        if state["identity"] != self._identity():
-            raise ValueError(
-                f"resume: needs the run of {folder}, {state['identity']}, got {self._identity()}. "
-                "Use its data and settings, or choose another output"
-            )
+        if state["trained"].keys() != self.trained.keys():
+            raise ValueError(f"resume: needs a model with the {len(state['trained'])} trained parameters of {folder}")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(shard_like(state["trained"][name], parameter))

@@ -35,7 +35,7 @@ def test_state_is_loaded_to_the_bit(tmp_path: Path) -> None:
     state = {"step": 3, "trained": {"w": torch.randn(5)}, "scaler": {}}
     folder = checkpoint_path(tmp_path / "new", 3)
     save_model(folder, Saved("model"), Saved("processor"), {}, state)
-    assert names(folder) == ["model", "processor", "trainer.pt"]
+    assert names(folder) == ["checksums.json", "model", "processor", "trainer.pt"]
     found = load_state(folder)
     assert found["step"] == 3 and torch.equal(found["trained"]["w"], state["trained"]["w"])
 

@@ -130,7 +130,7 @@ def test_a_folder_with_checkpoints_is_refused_before_the_model_is_loaded(
     (tmp_path / "out/checkpoint-000005/trainer.pt").touch()
     assert main([*arguments, "--model", "gone", "--output", str(tmp_path / "out")]) == 2
     assert (
-        f"output: needs a folder without checkpoints, {tmp_path / 'out'} already contains checkpoint-000005. "
+        f"output: needs a folder without a run, {tmp_path / 'out'} already contains checkpoint-000005. "
         "Pass --resume true to continue, or choose another --output"
     ) in capsys.readouterr().err
 
