@@ -23,3 +23,7 @@ class ExampleError(ValueError):
     def __init__(self, reason: str, index: int | None = None) -> None:
         super().__init__(reason if index is None else f"example {index}: {reason}")
         self.reason, self.index = reason, index
+
+    def __reduce__(self) -> tuple[type[ExampleError], tuple[str, int | None]]:
+        """Copies and pickles keep the index."""
+        return type(self), (self.reason, self.index)

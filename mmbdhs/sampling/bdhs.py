@@ -67,7 +67,7 @@ def iter_bdhs_samples(
     """`bdhs_sample` for streams: takes iterables and yields (index, result) as results finish.
 
     Memory does not grow with the number of examples. The model is in evaluation mode until the generator ends or is
-    closed.
+    closed. With on_error="raise" all samples that are finished are yielded before the error is raised.
     """
     check_on_error(on_error)
     vlm = VLM.of(model)
@@ -75,4 +75,6 @@ def iter_bdhs_samples(
     sampler = Sampler(vlm, processor, config or BDHSConfig(), resolve_similarity(similarity))
     with vlm.held_in_evaluation_mode():
         for index, result in sampler.run(numbered(images, prompts, references, keys=keys)):
+            if isinstance(result, BDHSFailure) and on_error == "raise":
+                yield from sampler.finished()
             yield index, checked_result(result, on_error)

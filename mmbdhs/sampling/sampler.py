@@ -70,7 +70,7 @@ class Sampler:
         self._unreadable: list[Result] = []
 
     def run(self, examples: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """Yield (index, result) as results finish.
+        """Yield (index, result) as results finish, of those that finish together failures last.
 
         examples: rows (index, images, prompt, reference, key).
         """
@@ -78,7 +78,12 @@ class Sampler:
         while not self._exhausted or self._again or self._unscored or len(self._scheduler):
             with self._vlm.evaluation_mode(), torch.no_grad():
                 results = self._advance()
-            yield from results
+            yield from sorted(results, key=lambda result: isinstance(result[1], BDHSFailure))
+
+    def finished(self) -> list[Result]:
+        """The samples that are accepted among the responses that wait to be scored."""
+        with self._vlm.evaluation_mode(), torch.no_grad():
+            return self._score() if self._unscored else []
 
     def _advance(self) -> list[Result]:
         results: list[Result] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +19,7 @@ from helpers.plain import FALSE_ALARM, IMAGES, PROMPTS, REFERENCES, chi_square, 
 from PIL import Image
 from scipy import stats
 
-from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, bdhs_sample, iter_bdhs_samples
+from mmbdhs import BDHSConfig, BDHSFailure, ExampleError, UnsupportedModelError, bdhs_sample, iter_bdhs_samples
 from mmbdhs.decoding.token_sampling import vision_token_ids
 from mmbdhs.vlm import VLM
 
@@ -329,3 +331,23 @@ def test_a_prompt_that_the_template_refuses_is_a_bad_example(monkeypatch: pytest
     results = sample(on_error="skip")
     assert [isinstance(result, BDHSFailure) for result in results] == [False, False, False, True]
     assert results[3].reason == "prompts: the chat template refused the messages (no)"
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_what_is_finished_is_yielded_before_an_error_is_raised(bad: int) -> None:
+    """With room for one example, all before the bad one are finished when it is read."""
+    references = [*REFERENCES[:bad], "", *REFERENCES[bad + 1 :]]
+    config = replace(CONFIG, max_branches=1, max_iterations=1)
+    stream = iter_bdhs_samples(*tiny_models.llava(), IMAGES, PROMPTS, references, config, unlike)
+    found = {}
+    with pytest.raises(ExampleError, match=f"example {bad}: references: needs text"):
+        for index, result in stream:
+            found[index] = result
+    expected = sample(replace(CONFIG, max_iterations=1))
+    assert found == {index: expected[index] for index in range(bad)}
+
+
+def test_errors_can_be_copied_and_pickled() -> None:
+    for error in (ExampleError("no text", 3), ExampleError("no text"), UnsupportedModelError("a reason")):
+        for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+            assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))
