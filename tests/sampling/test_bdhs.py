@@ -182,7 +182,7 @@ BAD_EXAMPLES = {
     "references: needs text": {"reference": " \n"},
     "images: needs at least one image": {"image": None},
     "images: needs an image that can be decoded, got 4 bytes": {"image": b"nope"},
-    "images: needs an image that can be decoded, got '/nowhere.png'": {"image": "/nowhere.png"},
+    "images: needs a file that is there, got '/nowhere.png'": {"image": "/nowhere.png"},
     "images: needs a PIL image, a path or encoded bytes, got int": {"image": 3},
     "references: prompt and reference need at most 1024 tokens": {"reference": "red " * 1100},
     "prompts: needs as many image placeholders as images, got 0 for 1": {
