@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from mmbdhs.checks import check_on_error
+from mmbdhs.errors import ExampleError
+
+_LOG = logging.getLogger("mmbdhs")
+
+Row: TypeAlias = dict[str, Any]
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, without empty lines. Raises ValueError that names a line with anything else."""
-    with open(path, encoding="utf-8") as file:
-        return [_object(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
+def read_jsonl(
+    path: str | os.PathLike[str], read: Callable[[Row], Row] | None = None, on_error: str = "raise"
+) -> list[Row]:
+    """Read the objects of a JSON Lines file. Empty lines are left out.
+
+    path: the file.
+    read: makes of an object what is returned for it, and raises ExampleError if it cannot be used. None: the object.
+    on_error: "raise" at the first line that is not a JSON object or cannot be used, or "skip" such lines and log each.
+
+    Raises ValueError that names the file and the line.
+    """
+    check_on_error(on_error)
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_read_line(number, line, read))
+            except ExampleError as error:
+                if on_error == "raise":
+                    raise ValueError(f"{os.fspath(path)}: {error}") from error
+                _LOG.warning("skipped a line of %s: %s", os.fspath(path), error)
+    return rows
 
 
-def _object(path: str | os.PathLike[str], number: int, line: str) -> dict[str, Any]:
+def _read_line(number: int, line: bytes, read: Callable[[Row], Row] | None) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{os.fspath(path)}: needs one JSON object a line, line {number} is none ({error})") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ExampleError(f"needs one JSON object a line, line {number} is none ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{os.fspath(path)}: needs one JSON object a line, got {type(row).__name__} in line {number}")
-    return row
+        raise ExampleError(f"needs one JSON object a line, got {type(row).__name__} in line {number}")
+    if read is None:
+        return row
+    try:
+        return read(row)
+    except ExampleError as error:
+        raise ExampleError(f"line {number}: {error.reason}") from error
 
 
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> int:
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Row]) -> int:
     """Write one JSON object a line, in UTF-8; returns how many.
 
     The file appears complete or not at all: it is written under a temporary name in the same folder, then renamed.
@@ -35,11 +68,19 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]])
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            count = sum(1 for record in records if file.write(json.dumps(record, ensure_ascii=False) + "\n"))
+        with open(handle, "wb") as file:
+            count = sum(1 for record in records if file.write(_line(record)))
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
     return count
+
+
+def _line(record: Row) -> bytes:
+    try:
+        text = json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character (a lone surrogate), which JSON can write as an escape only
+        text = json.dumps(record).encode()
+    return text + b"\n"

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     dtype = options.dtype or ("auto" if config.lora_rank else "float32")
     model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
     processor = AutoProcessor.from_pretrained(options.model)
-    result = train(model, processor, read_records(options.data), source, objective, config)
+    result = train(model, processor, read_records(options.data, config.on_error), source, objective, config)
     print(f"{result.steps} steps; model and processor are in {result.folder}")
     return 128 + result.interrupted if result.interrupted else 0
 

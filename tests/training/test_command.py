@@ -60,6 +60,17 @@ def test_two_processes_train_as_one_does(arguments: list[str], tmp_path: Path) -
         assert [row[name] for row in of_two] == pytest.approx([row[name] for row in of_one], rel=1e-4)
 
 
+def test_lines_that_cannot_be_used_are_left_out_if_they_may_be(arguments: list[str], tmp_path: Path) -> None:
+    with open(tmp_path / "pairs.jsonl", "a") as file:
+        file.write('{"images": null}\n{\n')
+    run = [*arguments, "--batch-size", "9", "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="line 10: images: needs at least one image"):
+        main(run)
+    assert main([*run, "--on-error", "skip"]) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines())
+    assert (row["step"], row["skipped"]) == (1, 0)
+
+
 class Stop(logging.Handler):
     """Sends the process a scheduler's SIGTERM as soon as the run has begun."""
 

@@ -384,13 +384,13 @@ def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None
     records = scene_records(4)
     records[2]["images"] = [str(tmp_path / "gone.png")]
     run = (*fresh_miniature(), records, StoredSource(), DPO)
-    with pytest.raises(ValueError, match=r"records: row 2 needs the image '.*gone.png', which is not there"):
+    with pytest.raises(ValueError, match=r"records: row 2: images: needs a file that is there, got '.*gone.png'"):
         train(*run, TrainConfig(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
     assert train(*run, TrainConfig(tmp_path / "a", batch_size=1, on_error="skip")).steps == 3
     del records[0]["rejected"]
     with pytest.raises(
-        ValueError, match="row 0 needs the columns images, prompt, chosen, rejected, got images, prompt, chosen, key"
+        ValueError, match="row 0: needs the columns images, prompt, chosen, rejected, got images, prompt, chosen, key"
     ):
         train(*run, TrainConfig(tmp_path / "b"))
     with pytest.raises(ValueError, match="records: needs at least one that can be used, got none"):
