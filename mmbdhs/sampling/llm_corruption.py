@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmbdhs.checks import check_on_error, equal_lengths
-from mmbdhs.data import Messages, load_images, message_text
+from mmbdhs.data import ChatPrompt, Prompt, as_messages, load_images, message_text
+from mmbdhs.errors import ExampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,42 +85,58 @@ def data_url(image: Image) -> str:
 
 
 def ask_each(
-    task: Callable[[_Item], _Answer], items: Mapping[str, _Item], workers: int, on_error: str
-) -> list[_Answer | EndpointError]:
+    task: Callable[[_Item], _Answer], items: Mapping[str, _Item], workers: int | None, on_error: str
+) -> list[_Answer | EndpointError | ExampleError]:
     """Run task(item) for all items and return the answers in the items' order.
 
-    task: may raise EndpointError.
+    task: may raise EndpointError, or ExampleError where the item itself cannot be used. Any other error is raised.
     items: by the names that error messages use.
-    workers: number of threads.
-    on_error: "raise" the first EndpointError, or "skip" the item and return its EndpointError in place of an answer.
+    workers: number of threads. None: the caller's own thread.
+    on_error: "raise" the first of these errors, with the item's name, or "skip" the item: its error is returned in
+        place of an answer.
     """
 
-    def attempt(name: str, item: _Item) -> _Answer | EndpointError:
+    def attempt(name: str, item: _Item) -> _Answer | EndpointError | ExampleError:
         try:
             return task(item)
-        except EndpointError as error:
-            named = EndpointError(f"{name}: {error}")
+        except (EndpointError, ExampleError) as error:
+            named = type(error)(f"{name}: {error}")
             if on_error == "raise":
                 raise named from error
             _LOG.warning("skipped %s", named)
             return named
 
+    if workers is None:
+        return [attempt(name, item) for name, item in items.items()]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(attempt, items, items.values()))  # an error cancels the items that have not started
 
 
-def conversation_text(prompt: str | Messages) -> str:
-    """The text of a prompt: that of its only message, or of all turns with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [(message["role"].capitalize(), message_text(message)) for message in prompt]
+def conversation_text(prompt: Prompt, image_count: int | None = None) -> str:
+    """The text of a prompt: that of its only message, or of all turns with their roles.
+
+    prompt: as `bdhs_sample` takes it.
+    image_count: number of the prompt's images. None: as many as the prompt has placeholders.
+
+    Raises ExampleError for a prompt that `as_messages` refuses.
+    """
+    messages = as_messages(prompt, _placeholder_count(prompt) if image_count is None else image_count)
+    turns = [(message["role"].capitalize(), message_text(message)) for message in messages]
     return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+
+
+def _placeholder_count(prompt: Any) -> int:
+    """The number of image parts in a prompt that may be malformed."""
+    messages = prompt.messages if isinstance(prompt, ChatPrompt) else prompt
+    contents = [m.get("content") for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 def corrupt_responses(
     client: Any,
     model_name: str,
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
     images: Sequence[Any] | None = None,
     *,
@@ -134,20 +151,22 @@ def corrupt_responses(
     client, model_name, settings: as `ChatEndpoint` takes them.
     prompts: the prompt of each response.
     responses: the chosen responses.
-    images: for each prompt an image or a list of images that the model sees; None: it works from the text.
+    images: for each prompt an image or a list of images that the model sees, or None, as for all prompts: it works
+        from the text.
     instruction: contains {question} and {response}.
     workers: number of requests at a time.
-    on_error: "raise" an EndpointError that names the row, or "skip" the row and return None for it. A response that
-        comes back unchanged twice is an error too.
+    on_error: "raise" an error that names the row, or "skip" the row and return None for it: an EndpointError, also
+        where a response comes back unchanged twice, or an ExampleError for an image or prompt that cannot be used.
     """
     check_on_error(on_error)
     equal_lengths(prompts=prompts, responses=responses, images=images)
     endpoint = ChatEndpoint(client, model_name, settings)
 
-    def rewrite(item: tuple[str | Messages, str, Any]) -> str:
+    def rewrite(item: tuple[Prompt, str, Any]) -> str:
         prompt, response, image = item
         pictures = [] if image is None else load_images(image)
-        text = instruction.format(question=conversation_text(prompt), response=response)
+        question = conversation_text(prompt, None if image is None else len(pictures))
+        text = instruction.format(question=question, response=response)
         for request in (text, text + _REMINDER):
             answer = endpoint.ask(request, pictures).strip()
             if answer.split() != response.split():
@@ -157,4 +176,4 @@ def corrupt_responses(
     items = zip(prompts, responses, [None] * len(prompts) if images is None else images, strict=True)
     rows = {f"row {number}": item for number, item in enumerate(items)}
     answers = ask_each(rewrite, rows, workers, on_error)
-    return [None if isinstance(answer, EndpointError) else answer for answer in answers]
+    return [None if isinstance(answer, Exception) else answer for answer in answers]

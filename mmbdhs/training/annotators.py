@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from mmbdhs.checks import check_on_error
-from mmbdhs.data import Messages, load_images
+from mmbdhs.data import Images, Prompt, load_images
 from mmbdhs.logprobs import encode_responses, reference_logps
-from mmbdhs.sampling import ChatEndpoint, EndpointError, ask_each, conversation_text
+from mmbdhs.sampling import ChatEndpoint, ask_each, conversation_text
 from mmbdhs.vlm import VLM, Processor, tokenizer_of
 
 
@@ -26,8 +26,8 @@ class Comparison(NamedTuple):
     """
 
     key: int | str
-    images: list[Any]
-    prompt: str | Messages
+    images: Images
+    prompt: Prompt
     first: str
     second: str
 
@@ -49,35 +49,75 @@ Response 2: {second}
 
 Which response is better? Answer "Response 1" or "Response 2" and nothing else."""
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# The tags of thoughts: <think>, ◁think▷ or [THINK], as reasoning models write them.
+_WORD = "think|thinking|thought|reasoning|reflection"
+_THOUGHTS = re.compile(rf"<({_WORD})>.*?</\1>|◁think▷.*?◁/think▷|\[think\].*?\[/think\]", re.IGNORECASE | re.DOTALL)
+_OPENING = re.compile(rf"<(?:{_WORD})>|◁think▷|\[think\]", re.IGNORECASE)
+_CLOSING = re.compile(rf"</(?:{_WORD})>|◁/think▷|\[/think\]", re.IGNORECASE)
 _MARKUP = re.compile(r"[*_`#\"'“”‘’()\[\]]")
-_VERDICT = re.compile(r"\s*(?:response\s+)?([12])[\s.!:,;]*", re.IGNORECASE)
+_VERDICT = re.compile(
+    r"\s*(?:(?:final\s+)?(?:answer|verdict)\s*:|the\s+better\s+response\s+is\b\s*:?)?"
+    r"\s*(?:response\s+)?([12])(?:\s+is\s+better)?[\s.!:,;]*",
+    re.IGNORECASE,
+)
 
 
 def parse_verdict(text: str) -> int | None:
     """The response that a judge names: 0 for "Response 1" or "1", 1 for "Response 2" or "2", None for anything else.
 
-    A leading <think> … </think> block, case, markup, white space and final punctuation do not count.
+    Thoughts between tags such as <think> and </think> do not count; a template may have written the opening tag, and
+    without the closing one there is no answer yet. The rest or its last line has to be the name, after "Answer:",
+    "Final answer:", "Verdict:" or "The better response is" if need be, or before "is better". Case, markup, white space
+    and final punctuation do not count.
     """
-    verdict = _VERDICT.fullmatch(_MARKUP.sub("", _THOUGHTS.sub("", text)))
+    answer = _CLOSING.split(_THOUGHTS.sub("", text))[-1]
+    if _OPENING.search(answer):
+        return None
+    answer = _MARKUP.sub("", answer)
+    verdict = _VERDICT.fullmatch(answer) or _VERDICT.fullmatch(answer.strip().rpartition("\n")[2])
     return int(verdict[1]) - 1 if verdict else None
 
 
-class _Judge:
-    """A judge that is asked in both orders. The verdicts must agree, so a preference for one position has no effect.
+class _Annotator:
+    """What annotators have in common: they count, and skip or name a comparison that cannot be judged.
 
-    undecided: number of comparisons so far without an agreed verdict.
+    failed: number of skipped comparisons so far.
+    undecided: number of comparisons so far that were judged without a verdict.
     """
 
-    def __init__(self, instruction: str) -> None:
+    def __init__(self, on_error: str) -> None:
+        check_on_error(on_error)
+        self._on_error = on_error
+        self.failed = self.undecided = 0
+
+    def _verdicts(
+        self,
+        judge: Callable[[Comparison], int | None],
+        comparisons: Sequence[Comparison],
+        workers: int | None = None,
+    ) -> list[int | None]:
+        named = {f"comparison {number} ({c.key!r})": c for number, c in enumerate(comparisons)}
+        answers = ask_each(judge, named, workers, self._on_error)
+        verdicts = [None if isinstance(answer, Exception) else answer for answer in answers]
+        failed = sum(isinstance(answer, Exception) for answer in answers)
+        self.failed += failed
+        self.undecided += verdicts.count(None) - failed
+        return verdicts
+
+
+class _Judge(_Annotator):
+    """A judge that is asked in both orders. The verdicts must agree, so a preference for one position has no effect."""
+
+    def __init__(self, instruction: str, on_error: str) -> None:
+        super().__init__(on_error)
         fields = {name for _, name, _, _ in Formatter().parse(instruction) if name is not None}
         if fields != {"question", "first", "second"}:
             raise ValueError(f"instruction: needs the fields question, first and second, got {sorted(fields)}")
         self._instruction = instruction
-        self.undecided = 0
 
     def _agreed(self, ask: Callable[[str, list[Any]], str], comparison: Comparison) -> int | None:
-        question, images = conversation_text(comparison.prompt), load_images(comparison.images)
+        images = load_images(comparison.images)
+        question = conversation_text(comparison.prompt, len(images))
         pair = (comparison.first, comparison.second)
         forward, backward = (
             parse_verdict(ask(self._instruction.format(question=question, first=first, second=second), images))
@@ -92,22 +132,28 @@ class ModelAnnotator(_Judge):
     model, processor: as `bdhs_sample` takes them; the policy may judge itself (self-annotation).
     instruction: contains {question}, {first} and {second}, and asks for "Response 1" or "Response 2".
     max_new_tokens: longest answer in tokens.
+    on_error: "raise" an ExampleError that names the key of a comparison that cannot be read, or "skip" the comparison:
+        its verdict is None.
 
-    `undecided` counts the comparisons in which the model named no response, or contradicted itself in the other order.
-    Raises ValueError for an instruction without these fields.
+    `undecided` counts the comparisons in which the model named no response, or contradicted itself in the other order,
+    `failed` those that were skipped. Raises ValueError for an instruction without these fields.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Processor, *, instruction: str = INSTRUCTION, max_new_tokens: int = 64
+        self,
+        model: nn.Module,
+        processor: Processor,
+        *,
+        instruction: str = INSTRUCTION,
+        max_new_tokens: int = 64,
+        on_error: str = "raise",
     ) -> None:
-        super().__init__(instruction)
+        super().__init__(instruction, on_error)
         self._model, self._processor, self._max_new_tokens = model, processor, max_new_tokens
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:
         with VLM.of(self._model).evaluation_mode(), torch.no_grad():
-            verdicts = [self._agreed(self._answer, comparison) for comparison in comparisons]
-        self.undecided += verdicts.count(None)
-        return verdicts
+            return self._verdicts(lambda comparison: self._agreed(self._answer, comparison), comparisons)
 
     def _answer(self, text: str, images: list[Any]) -> str:
         vlm = VLM.of(self._model)
@@ -124,7 +170,7 @@ class ModelAnnotator(_Judge):
         return tokenizer_of(self._processor).decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-class LikelihoodAnnotator:
+class LikelihoodAnnotator(_Annotator):
     """Self-annotation by likelihood: the response with the higher log-probability per token under the model is better.
 
     It serves models that are too small to follow the instructions of a judge. It knows no more than the model does, and
@@ -132,20 +178,19 @@ class LikelihoodAnnotator:
 
     model, processor: as `bdhs_sample` takes them.
     margin: nats per token by which the two responses must differ; below it a comparison is undecided.
+    on_error: as `ModelAnnotator` takes it.
 
-    `undecided` counts the undecided comparisons. Raises ValueError for a negative margin.
+    `undecided` counts the undecided comparisons, `failed` the skipped ones. Raises ValueError for a negative margin.
     """
 
-    def __init__(self, model: nn.Module, processor: Processor, *, margin: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, processor: Processor, *, margin: float = 0.0, on_error: str = "raise") -> None:
+        super().__init__(on_error)
         if not margin >= 0:
             raise ValueError(f"margin: needs a number of nats from 0, got {margin!r}")
         self._model, self._processor, self._margin = model, processor, margin
-        self.undecided = 0
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:
-        verdicts = [self._verdict(comparison) for comparison in comparisons]
-        self.undecided += verdicts.count(None)
-        return verdicts
+        return self._verdicts(self._verdict, comparisons)
 
     def _verdict(self, comparison: Comparison) -> int | None:
         texts = [comparison.first, comparison.second]
@@ -162,7 +207,8 @@ class EndpointAnnotator(_Judge):
     instruction: as `ModelAnnotator` takes it.
     settings: as `ChatEndpoint` takes them; None: {"temperature": 0}.
     workers: number of comparisons at a time.
-    on_error: "raise" an EndpointError that names the comparison's key, or "skip" it: its verdict is None.
+    on_error: "raise" an EndpointError, or an ExampleError for a comparison that cannot be read, that names the
+        comparison's key, or "skip" the comparison: its verdict is None.
 
     `failed` counts the skipped comparisons, `undecided` those that were answered without an agreed verdict.
     Raises ValueError for an instruction without its fields, and ImportError where the package openai is missing.
@@ -178,17 +224,9 @@ class EndpointAnnotator(_Judge):
         workers: int = 8,
         on_error: str = "raise",
     ) -> None:
-        super().__init__(instruction)
-        check_on_error(on_error)
+        super().__init__(instruction, on_error)
         self._endpoint = ChatEndpoint(client, model_name, {"temperature": 0} if settings is None else settings)
-        self._workers, self._on_error = workers, on_error
-        self.failed = 0
+        self._workers = workers
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:
-        named = {f"comparison {number} ({c.key!r})": c for number, c in enumerate(comparisons)}
-        answers = ask_each(lambda c: self._agreed(self._endpoint.ask, c), named, self._workers, self._on_error)
-        failed = sum(isinstance(answer, EndpointError) for answer in answers)
-        verdicts: list[int | None] = [None if isinstance(answer, EndpointError) else answer for answer in answers]
-        self.failed += failed
-        self.undecided += verdicts.count(None) - failed
-        return verdicts
+        return self._verdicts(lambda c: self._agreed(self._endpoint.ask, c), comparisons, self._workers)

@@ -1,4 +1,4 @@
-"""Annotators: verdicts of judges, judges that are asked in both orders, endpoints that fail."""
+"""Annotators: judges that are asked in both orders, endpoints that fail."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,55 +19,12 @@ from helpers import tiny_models
 from helpers.plain import masked_logits, picture, prompt_inputs
 from PIL import Image
 
-from mmbdhs import miniature
+from mmbdhs import ChatPrompt, miniature
+from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.llm_corruption import EndpointError, corrupt_responses
-from mmbdhs.training.annotators import Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator, parse_verdict
+from mmbdhs.training.annotators import Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
 
 openai = pytest.importorskip("openai")
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("Response 1", 0),
-        ("**Response 2**", 1),
-        (" response\n2. ", 1),
-        ("2", 1),
-        ("'1.'", 0),
-        ('"Response 1"!', 0),
-        ("<think>\nResponse 1 names a dog.\n</think>\n\nResponse 2", 1),
-        ("<think>Response 2", None),
-        ("Response 2 <think>Or 1?</think>", None),
-        # The instruction demands the name and nothing else: free prose decides nothing.
-        ("response two.", None),
-        ("Two", None),
-        ("The first response is better.", None),
-        ("Response 2 is better than Response 1.", None),
-        ("Response 1 is better in style, but Response 2 is clearly the better one.", None),
-        ("Response 1 names a dog that is not there. Response 2 does not.\n\n### Verdict: **Response 2**", None),
-        ("Response 1 says there is a dog.\nResponse 2 says there is none.\nResponse 1", None),
-        ("Response 2 because it does not mention a dog.", None),
-        ("Response 2. It does not mention a dog, unlike Response 1.", None),
-        ("I prefer response 1 to response 2.", None),
-        ("The final answer is: 2", None),
-        ("Better response: Response 1", None),
-        ("Is it better: Response 1 or Response 2?", None),
-        ("Response 1 is worse.", None),
-        ("Response 2 is not better.", None),
-        ("I do not prefer Response 1.", None),
-        ("Neither Response 1 nor Response 2 is better.", None),
-        ("Response 1 and Response 2 are equally good. Response 1", None),
-        ("Do I prefer Response 1 or Response 2?", None),
-        ("One response is better than the other.", None),
-        ("There are 2 dogs.", None),
-        ("Response 12 is better.", None),
-        ("Response 12", None),
-        ("12", None),
-        ("", None),
-    ],
-)
-def test_only_the_name_of_a_response_is_a_verdict(text: str, verdict: int | None) -> None:
-    assert parse_verdict(text) == verdict
 
 
 def comparison(key: int | str = 0, first: str = "A dog.", second: str = "A cat.") -> Comparison:
@@ -186,6 +144,61 @@ def test_a_failure_names_its_comparison_or_is_skipped(endpoint: Endpoint) -> Non
     assert (skipping.failed, skipping.undecided) == (1, 0)
     with pytest.raises(ValueError, match="on_error: needs 'raise' or 'skip', got 'ignore'"):
         EndpointAnnotator(endpoint.client(), "judge", on_error="ignore")
+
+
+UNREADABLE = [
+    comparison("b")._replace(images=["/gone.png"]),
+    comparison("b")._replace(prompt=3),
+    comparison("b")._replace(prompt=[{"role": "user", "content": [{"type": "image"}, {"type": "text"}]}]),
+    comparison("b")._replace(prompt=[{"role": "user", "content": "No image."}]),
+    comparison("b")._replace(prompt=ChatPrompt([{"content": "No role."}])),
+]
+
+
+@pytest.mark.parametrize("bad", UNREADABLE)
+def test_a_comparison_that_cannot_be_read_is_named_or_skipped(bad: Comparison, endpoint: Endpoint) -> None:
+    endpoint.answer = prefers_cats
+    model = saying(lambda text: "Response 1" if "Response 1: A cat" in text else "Response 2")
+    for judge in (
+        partial(EndpointAnnotator, endpoint.client(), "judge"),
+        partial(ModelAnnotator, *model),
+        partial(LikelihoodAnnotator, *miniature.load()),
+    ):
+        with pytest.raises(ExampleError, match=r"comparison 1 \('b'\): (images|prompts): needs"):
+            judge()([comparison("a"), bad])
+        skipping: Any = judge(on_error="skip")
+        first, none, third = skipping([comparison("a"), bad, comparison("c", "A cat.", "A dog.")])
+        assert (none, first + third) == (None, 1)
+        assert (skipping.failed, skipping.undecided) == (1, 0)
+        with pytest.raises(ValueError, match="on_error: needs 'raise' or 'skip', got 'ignore'"):
+            judge(on_error="ignore")
+
+
+def test_a_row_that_cannot_be_read_is_named_or_skipped(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda body: "A red dog."
+    for bad in UNREADABLE:
+        rows = (["What is it?", bad.prompt], ["A dog."] * 2, [picture(0), bad.images])
+        with pytest.raises(ExampleError, match=r"row 1: (images|prompts): needs"):
+            corrupt_responses(endpoint.client(), "writer", *rows)
+        assert corrupt_responses(endpoint.client(), "writer", *rows, on_error="skip") == ["A red dog.", None]
+
+
+def test_a_fault_of_our_own_is_not_skipped(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("mmbdhs.training.annotators.load_images", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        EndpointAnnotator(endpoint.client(), "judge", on_error="skip")([comparison()])
+
+
+def test_text_is_corrupted_without_the_images_of_its_prompt(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda body: "A red dog."
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    prompts = [[{"role": "user", "content": content}], ChatPrompt("And this?")]
+    assert corrupt_responses(endpoint.client(), "writer", prompts, ["A dog."] * 2) == ["A red dog."] * 2
+    asked = sorted(line for body in endpoint.bodies for line in text_of(body).splitlines() if "Question" in line)
+    assert asked == ["Question: And this?", "Question: What is it?"]
 
 
 def test_an_endpoint_that_does_not_answer(endpoint: Endpoint) -> None:
