@@ -31,6 +31,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="sample rejected responses from the embedded miniature")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, page and images")
-    demo.add_argument("--pairs", type=int, default=12, help="how many pairs to sample")
+    demo.add_argument("--pairs", type=_count, default=12, help="how many pairs to sample")
     demo.add_argument("--color", action="store_true", help="mark changed words in colour even when piped")
     demo.add_argument(
         "--stats",
-        type=int,
+        type=_count,
         nargs="?",
         const=200,
         metavar="N",

@@ -13,14 +13,14 @@ from mmbdhs.checks import check_on_error
 from mmbdhs.data.images import image_list, locate_image, require_file
 from mmbdhs.data.jsonl import read_jsonl
 from mmbdhs.data.keys import is_null
-from mmbdhs.data.messages import Messages, as_messages
+from mmbdhs.data.messages import Messages, Prompt, as_chat
 from mmbdhs.errors import ExampleError
 
 _LOG = logging.getLogger("mmbdhs")
 
 
 def preference_record(
-    images: Sequence[str | os.PathLike[str]], prompt: str | Messages, chosen: str, sample: Any, seed: int
+    images: Sequence[str | os.PathLike[str]], prompt: Prompt, chosen: str, sample: Any, seed: int
 ) -> dict[str, Any]:
     """Make one preference pair as a JSON-ready dict.
 
@@ -28,16 +28,19 @@ def preference_record(
     similarity, iterations, guided, visible_image_tokens, sentences.
 
     images: paths of the prompt's images, written to the record unchanged.
-    prompt: a string, which becomes a user turn with the images first, or a message list, used unchanged.
+    prompt: a string, which becomes a user turn with the images first, a message list, or a ChatPrompt, of which tools
+        and chat_template_kwargs become columns too.
     chosen: the chosen response.
     sample: a `BDHSSample`, which holds the rejected response.
     seed: the seed with which the sample was drawn.
 
     Raises ExampleError if a message list does not have one image placeholder for each image.
     """
+    chat = as_chat(prompt, len(images), "prompt")
+    columns = {"tools": chat.tools, "chat_template_kwargs": chat.chat_template_kwargs}
     return {
         "images": [os.fspath(path) for path in images],
-        "prompt": as_messages(prompt, len(images), "prompt"),
+        "prompt": chat.messages,
         "chosen": _response(chosen),
         "rejected": _response(sample.rejected),
         "key": sample.key,
@@ -47,7 +50,7 @@ def preference_record(
         "guided": sample.guided,
         "visible_image_tokens": list(sample.visible_image_tokens),
         "sentences": [asdict(sentence) for sentence in sample.sentences],
-    }
+    } | {name: value for name, value in columns.items() if value}
 
 
 def _response(text: str) -> Messages:

@@ -12,14 +12,25 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
 from mmbdhs import losses
-from mmbdhs.data import read_records
+from mmbdhs.data import read_records, usable_rows
+from mmbdhs.errors import ExampleError, UnsupportedModelError
+from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.sampling import BDHSConfig
 from mmbdhs.training.config import TrainConfig, check_known
-from mmbdhs.training.objectives import Objective, pairwise, supervised
-from mmbdhs.training.pair_sources import DistortedSource, OnlineBDHSSource, PairSource, StoredSource, SupervisedSource
+from mmbdhs.training.learner import NonFiniteLossError
+from mmbdhs.training.objectives import Objective, needs_reference, pairwise, supervised
+from mmbdhs.training.pair_sources import (
+    DistortedSource,
+    OnlineBDHSSource,
+    PairSource,
+    StoredSource,
+    SupervisedSource,
+    needed_columns,
+)
 from mmbdhs.training.run_folder import check_unused
 from mmbdhs.training.trainer import train
 
@@ -64,22 +75,47 @@ class _Parser(HfArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. Returns the exit status: 2 for wrong arguments, 128 + signal number after a signal."""
+    """Run the command. Returns the exit status: 2 for wrong arguments or data, which are found before the model is
+    loaded; 1 where the run itself fails; 128 + signal number after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options, config = parse_arguments(argv)
         source, objective = parse_source(options.source), parse_objective(options.loss)
-        advice = "Pass --resume true to continue, or choose another --output"
-        check_unused(Path(config.output), config.resume, advice)
-    except (ValueError, TypeError) as error:
-        print(f"mmbdhs train: {error}", file=sys.stderr)
-        return 2
-    dtype = options.dtype or ("auto" if config.lora_rank else "float32")
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(options.model)
-    result = train(model, processor, read_records(options.data, config.on_error), source, objective, config)
+        check_fit(source, objective)
+        check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
+        records = read_records(options.data, config.on_error)
+        usable_rows(records, needed_columns(source), config.on_error)
+        model, processor = _loaded(options, config)
+    except (OSError, ValueError, TypeError) as error:
+        return _failed(error, 2)
+    try:
+        result = train(model, processor, records, source, objective, config)
+    except (OSError, ExampleError, UnsupportedModelError, NonFiniteLossError) as error:
+        return _failed(error, 1)
+    if result.interrupted:
+        print(f"interrupted after {result.steps} steps; --resume true continues from {result.folder}")
+        return 128 + result.interrupted
     print(f"{result.steps} steps; model and processor are in {result.folder}")
-    return 128 + result.interrupted if result.interrupted else 0
+    return 0
+
+
+def _failed(error: Exception, status: int) -> int:
+    print(f"mmbdhs train: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _loaded(options: CommandOptions, config: TrainConfig) -> tuple[Any, Any]:
+    """Model and processor. Raises ValueError that names the option if they cannot be loaded."""
+    dtype = options.dtype or ("auto" if config.lora_rank else "float32")
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"--dtype: needs auto or the name of a torch dtype, got {dtype!r}")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
+        return model, AutoProcessor.from_pretrained(options.model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model: needs a folder or name of model and processor, got {options.model!r}: {error}"
+        ) from error
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
@@ -142,6 +178,14 @@ def parse_objective(words: Sequence[str]) -> Objective:
     pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
     check_known("loss", [name], ["sft", *pair_losses])
     return pairwise(pair_losses[name], **_settings(settings))
+
+
+def check_fit(source: PairSource, objective: Objective) -> None:
+    """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
+    for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
+    responses = 1 if isinstance(source, SupervisedSource) else 2
+    policy = ResponseLogps(-torch.ones(2, responses, 3), torch.ones(2, responses, 3, dtype=torch.bool))
+    objective(policy, policy.sums if needs_reference(objective) else None)
 
 
 def _compares_pairs(loss: Any) -> bool:

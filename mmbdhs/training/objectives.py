@@ -48,6 +48,8 @@ class _Pairwise:
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
         rejected = range(1, policy.sums.shape[1])
+        if not rejected:
+            raise ValueError("objective: needs two responses or more of each example, the source gives one")
         weights = self.weights or [1 / len(rejected) for _ in rejected]
         return averaged_loss([self._compare(column, policy, reference) for column in rejected], weights=weights)
 

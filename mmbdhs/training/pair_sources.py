@@ -86,6 +86,11 @@ def columns_of(source: PairSource) -> tuple[str, ...]:
     return getattr(source, "columns", ())
 
 
+def needed_columns(source: PairSource) -> tuple[str, ...]:
+    """All columns that records need for the source."""
+    return "images", "prompt", *columns_of(source)
+
+
 @dataclass(frozen=True)
 class StoredSource:
     """The record's chosen and rejected responses, with its `reference_logps` if it has them."""

@@ -36,7 +36,7 @@ from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
 from mmbdhs.training.log import StepMetrics, TrainLog, left_out_sums
 from mmbdhs.training.objectives import Objective, needs_reference
-from mmbdhs.training.pair_sources import PairSource, TrainingExample, columns_of
+from mmbdhs.training.pair_sources import PairSource, TrainingExample, needed_columns
 from mmbdhs.training.run_folder import run_folder
 from mmbdhs.training.run_identity import run_identity
 from mmbdhs.training.sharding import ReplicatedModel, ShardedModel, gather_full, shard_like
@@ -99,7 +99,7 @@ def train(
     """
     accelerator = _accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
-    rows = usable_rows(records, ("images", "prompt", *columns_of(source)), config.on_error)
+    rows = usable_rows(records, needed_columns(source), config.on_error)
     identity = run_identity(model, reference, records, source, objective, config)
     with run_folder(Path(config.output), identity, config.resume, accelerator.is_main_process) as checkpoint:
         examples = Subset(cast("Any", records), rows)

@@ -10,7 +10,7 @@ import pytest
 from helpers.small_images import encoded, two_pixels
 from PIL import Image
 
-from mmbdhs.data import preference_record, read_jsonl, read_records, usable_rows, write_jsonl
+from mmbdhs.data import ChatPrompt, as_chat, preference_record, read_jsonl, read_records, usable_rows, write_jsonl
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.splicing import SentenceSplice
 
@@ -48,6 +48,13 @@ def test_record_is_trl_vision_preference():
 def test_messages_stay_unchanged():
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}]}]
     assert preference_record(["x.png"], chat, "A cat.", SAMPLE, seed=0)["prompt"] == chat
+
+
+def test_what_the_template_takes_besides_messages_is_written_too():
+    chat = ChatPrompt("What?", [{"name": "zoom"}], {"enable_thinking": False})
+    record = preference_record(["x.png"], chat, "A cat.", SAMPLE, seed=0)
+    assert as_chat(ChatPrompt.of_record(record), 1) == as_chat(chat, 1)
+    assert not {"tools", "chat_template_kwargs"} & preference_record(["x.png"], "What?", "A cat.", SAMPLE, 0).keys()
 
 
 def test_a_prompt_needs_a_placeholder_for_each_image():

@@ -60,12 +60,13 @@ def test_two_processes_train_as_one_does(arguments: list[str], tmp_path: Path) -
         assert [row[name] for row in of_two] == pytest.approx([row[name] for row in of_one], rel=1e-4)
 
 
-def test_lines_that_cannot_be_used_are_left_out_if_they_may_be(arguments: list[str], tmp_path: Path) -> None:
+def test_lines_that_cannot_be_used_are_left_out_if_they_may_be(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     with open(tmp_path / "pairs.jsonl", "a") as file:
         file.write('{"images": null}\n{\n')
     run = [*arguments, "--batch-size", "9", "--output", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="line 10: images: needs at least one image"):
-        main(run)
+    assert main(run) == 2 and "line 10: images: needs at least one image" in capsys.readouterr().err
     assert main([*run, "--on-error", "skip"]) == 0
     (row,) = (json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines())
     assert (row["step"], row["skipped"]) == (1, 0)
@@ -108,6 +109,16 @@ def test_a_signal_ends_the_command_with_its_status(
         (["--output", "x", "--config", "gone.json"], "--config: needs a JSON file, got gone.json"),
         (["--output", "x", "--conf"], "argument --config: expected one argument"),
         ([], "the following arguments are required: --output"),
+        (["--output", __file__], f"output: needs a folder, {__file__} is a file"),
+        (["--output", "x", "--data", "gone.jsonl"], "No such file or directory: 'gone.jsonl'"),
+        (["--output", "x", "--data", __file__], "test_command.py: needs one JSON object a line, line 1 is none"),
+        (
+            ["--output", "x", "--model", "/gone"],
+            "--model: needs a folder or name of model and processor, got '/gone'",
+        ),
+        (["--output", "x", "--dtype", "float31"], "--dtype: needs auto or the name of a torch dtype, got 'float31'"),
+        (["--output", "x", "--loss", "dpo", "beta=-1"], "beta: needs a finite number above 0, got -1"),
+        (["--output", "x", "--source", "supervised"], "objective: needs two responses or more of each example"),
     ],
 )
 def test_arguments_that_do_not_fit_end_with_a_line(
@@ -132,6 +143,15 @@ def test_files_that_do_not_fit_are_refused(content: str, message: str, tmp_path:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         parsed("--config", str(tmp_path / "config.json"))
+
+
+def test_a_run_that_fails_ends_with_a_line(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = Path(arguments[arguments.index("--data") + 1])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"rejected": "A <image>."}) + "\n" for row in rows))
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith("mmbdhs train: records: example ") and "rejected: needs text, got the token" in shown
 
 
 def test_a_folder_with_checkpoints_is_refused_before_the_model_is_loaded(
