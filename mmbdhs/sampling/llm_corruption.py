@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mmbdhs.checks import check_on_error, equal_lengths
 from mmbdhs.data import ChatPrompt, Prompt, as_messages, load_images, message_text
 from mmbdhs.errors import ExampleError
+from mmbdhs.sampling.answer_file import AnswerFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,32 +44,47 @@ class EndpointError(RuntimeError):
 class ChatEndpoint:
     """A model at an OpenAI-compatible endpoint.
 
-    client: an `openai.OpenAI`, whose own `max_retries` and `timeout` apply, or a base URL. For a URL a client is made
-        with the key in the environment variable OPENAI_API_KEY, if it is set.
+    client: an `openai.OpenAI`, whose own `max_retries` and `timeout` apply, or a base URL. For an https URL a client is
+        made with the key in the environment variable OPENAI_API_KEY, if it is set. Over http the key would be readable
+        on the way, so it is not sent; pass a client to send one.
     model_name: the model's name at the endpoint.
     settings: further arguments of each request, such as temperature.
+    answers: a JSONL file that keeps every answer as it comes. A request that is in it already is not sent again, so
+        what was paid for survives an interruption.
 
     Raises ImportError where the package openai is missing.
     """
 
-    def __init__(self, client: Any, model_name: str, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        model_name: str,
+        settings: Mapping[str, Any] | None = None,
+        answers: str | os.PathLike[str] | None = None,
+    ) -> None:
         try:
             import openai
         except ImportError as error:
             raise ImportError("client: needs the package openai, pip install 'mmbdhs[annotate]'") from error
         if isinstance(client, str):
-            client = openai.OpenAI(base_url=client, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+            key = os.environ.get("OPENAI_API_KEY", "none") if client.lower().startswith("https://") else "none"
+            client = openai.OpenAI(base_url=client, api_key=key)
         self._client, self._errors, self._settings = client, openai.OpenAIError, dict(settings or {})
+        self._answers = AnswerFile(answers) if answers is not None else None
         self.model_name = model_name
 
     def ask(self, text: str, images: Sequence[Image] = ()) -> str:
         """Send one user message, images first, and return the answer. Raises EndpointError if there is none."""
         content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
         message = {"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text}
+        request = {"model": self.model_name, "messages": [message], **self._settings}
+        if self._answers is None:
+            return self._answer(request)
+        return self._answers.answer(request, self._answer)
+
+    def _answer(self, request: dict[str, Any]) -> str:
         try:
-            completion = self._client.chat.completions.create(
-                model=self.model_name, messages=[message], **self._settings
-            )
+            completion = self._client.chat.completions.create(**request)
         except self._errors as error:
             raise EndpointError(f"{self.model_name}: {error}") from error
         choices = getattr(completion, "choices", None)  # the server of a wrong address may send anything
@@ -144,11 +160,12 @@ def corrupt_responses(
     settings: Mapping[str, Any] | None = None,
     workers: int = 8,
     on_error: str = "raise",
+    answers: str | os.PathLike[str] | None = None,
 ) -> list[str | None]:
     """Make rejected responses by the corruption strategy (C.1): a strong language model rewrites each response with
     hallucinations that only the image disproves.
 
-    client, model_name, settings: as `ChatEndpoint` takes them.
+    client, model_name, settings, answers: as `ChatEndpoint` takes them.
     prompts: the prompt of each response.
     responses: the chosen responses.
     images: for each prompt an image or a list of images that the model sees, or None, as for all prompts: it works
@@ -160,7 +177,7 @@ def corrupt_responses(
     """
     check_on_error(on_error)
     equal_lengths(prompts=prompts, responses=responses, images=images)
-    endpoint = ChatEndpoint(client, model_name, settings)
+    endpoint = ChatEndpoint(client, model_name, settings, answers)
 
     def rewrite(item: tuple[Prompt, str, Any]) -> str:
         prompt, response, image = item
@@ -175,5 +192,5 @@ def corrupt_responses(
 
     items = zip(prompts, responses, [None] * len(prompts) if images is None else images, strict=True)
     rows = {f"row {number}": item for number, item in enumerate(items)}
-    answers = ask_each(rewrite, rows, workers, on_error)
-    return [None if isinstance(answer, Exception) else answer for answer in answers]
+    found = ask_each(rewrite, rows, workers, on_error)
+    return [None if isinstance(answer, Exception) else answer for answer in found]

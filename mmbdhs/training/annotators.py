@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
@@ -54,7 +55,7 @@ _WORD = "think|thinking|thought|reasoning|reflection"
 _THOUGHTS = re.compile(rf"<({_WORD})>.*?</\1>|◁think▷.*?◁/think▷|\[think\].*?\[/think\]", re.IGNORECASE | re.DOTALL)
 _OPENING = re.compile(rf"<(?:{_WORD})>|◁think▷|\[think\]", re.IGNORECASE)
 _CLOSING = re.compile(rf"</(?:{_WORD})>|◁/think▷|\[/think\]", re.IGNORECASE)
-_MARKUP = re.compile(r"[*_`#\"'“”‘’()\[\]]")
+_EMPHASIS, _QUOTES = re.compile(r"[*_`#()\[\]]"), re.compile(r"[\"'“”‘’]")
 _VERDICT = re.compile(
     r"\s*(?:(?:final\s+)?(?:answer|verdict)\s*:|the\s+better\s+response\s+is\b\s*:?)?"
     r"\s*(?:response\s+)?([12])(?:\s+is\s+better)?[\s.!:,;]*",
@@ -68,13 +69,15 @@ def parse_verdict(text: str) -> int | None:
     Thoughts between tags such as <think> and </think> do not count; a template may have written the opening tag, and
     without the closing one there is no answer yet. The rest or its last line has to be the name, after "Answer:",
     "Final answer:", "Verdict:" or "The better response is" if need be, or before "is better". Case, markup, white space
-    and final punctuation do not count.
+    and final punctuation do not count. Quotation marks around the whole answer do not count either, but a last line in
+    quotation marks is a quotation, not a verdict.
     """
     answer = _CLOSING.split(_THOUGHTS.sub("", text))[-1]
     if _OPENING.search(answer):
         return None
-    answer = _MARKUP.sub("", answer)
-    verdict = _VERDICT.fullmatch(answer) or _VERDICT.fullmatch(answer.strip().rpartition("\n")[2])
+    answer = _EMPHASIS.sub("", answer)
+    last_line = answer.strip().rpartition("\n")[2]
+    verdict = _VERDICT.fullmatch(_QUOTES.sub("", answer)) or _VERDICT.fullmatch(last_line)
     return int(verdict[1]) - 1 if verdict else None
 
 
@@ -203,7 +206,7 @@ class LikelihoodAnnotator(_Annotator):
 class EndpointAnnotator(_Judge):
     """A model at an OpenAI-compatible endpoint as the judge. It is asked in both orders; images are sent as PNG.
 
-    client, model_name: as `ChatEndpoint` takes them.
+    client, model_name, answers: as `ChatEndpoint` takes them.
     instruction: as `ModelAnnotator` takes it.
     settings: as `ChatEndpoint` takes them; None: {"temperature": 0}.
     workers: number of comparisons at a time.
@@ -223,9 +226,10 @@ class EndpointAnnotator(_Judge):
         settings: Mapping[str, Any] | None = None,
         workers: int = 8,
         on_error: str = "raise",
+        answers: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(instruction, on_error)
-        self._endpoint = ChatEndpoint(client, model_name, {"temperature": 0} if settings is None else settings)
+        self._endpoint = ChatEndpoint(client, model_name, {"temperature": 0} if settings is None else settings, answers)
         self._workers = workers
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from PIL import Image
 
 from mmbdhs import ChatPrompt, miniature
 from mmbdhs.errors import ExampleError
-from mmbdhs.sampling.llm_corruption import EndpointError, corrupt_responses
+from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, corrupt_responses
 from mmbdhs.training.annotators import Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
 
 openai = pytest.importorskip("openai")
@@ -37,6 +38,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.answer: Callable[[dict], str | int] = lambda body: "Response 1"
         self.bodies: list[dict[str, Any]] = []
+        self.authorizations: list[str] = []
         self.released = threading.Event()
         outer = self
 
@@ -44,6 +46,7 @@ class Endpoint:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.bodies.append(body)
+                outer.authorizations.append(self.headers["Authorization"])
                 answer = outer.answer(body)
                 content = json.dumps(_completion(answer) if isinstance(answer, str) else {}).encode()
                 self.send_response(200 if isinstance(answer, str) else answer)
@@ -126,6 +129,37 @@ def test_a_consistent_judge_ranks_and_a_biased_one_does_not(endpoint: Endpoint) 
     endpoint.answer = lambda body: "Response 2"
     assert biased(comparisons) == [None] * 16
     assert (biased.undecided, biased.failed) == (16, 0)
+
+
+def test_the_key_of_the_environment_is_not_sent_in_clear(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET")
+    for url in (endpoint.url, endpoint.url.replace("http", "HTTP")):
+        EndpointAnnotator(url, "judge")([comparison()])
+    assert "SECRET" not in str(endpoint.authorizations)
+    asked = openai.OpenAI(base_url=endpoint.url)  # the user's own client, which reads the variable
+    EndpointAnnotator(asked, "judge")([comparison()])
+    assert endpoint.authorizations[-1] == "Bearer sk-SECRET"
+    assert ChatEndpoint("https://example.org/v1", "judge")._client.api_key == "sk-SECRET"
+
+
+def test_answers_on_disk_are_not_asked_for_again(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Nor is any of them lost when one comparison fails, or when the last line was cut short."""
+    file = tmp_path / "new/answers.jsonl"
+    endpoint.answer = lambda body: 400 if "A bird" in text_of(body) else prefers_cats(body)
+    comparisons = [comparison("a"), comparison("b", "A cow."), comparison("c", second="A bird.")]
+    with pytest.raises(EndpointError, match="comparison 2"):
+        EndpointAnnotator(endpoint.client(), "judge", workers=1, answers=file)(comparisons)
+    assert len(endpoint.bodies) == 5 and len(file.read_text().splitlines()) == 4
+    file.write_text(file.read_text()[:-10])
+    endpoint.answer = prefers_cats
+    judge = EndpointAnnotator(endpoint.client(), "judge", workers=4, answers=file)
+    assert judge(comparisons) == [1, 1, None]
+    assert len(endpoint.bodies) == 5 + 3  # the answer that was cut short, and the two that failed
+    assert judge(comparisons) == [1, 1, None] and len(endpoint.bodies) == 8
+    other = EndpointAnnotator(endpoint.client(), "judge", settings={"temperature": 1}, answers=file)
+    assert other(comparisons[:1]) == [1] and len(endpoint.bodies) == 10
+    again = EndpointAnnotator(endpoint.client(), "judge", answers=file)
+    assert again(comparisons) == [1, 1, None] and len(endpoint.bodies) == 10
 
 
 def test_the_client_retries(endpoint: Endpoint) -> None:

@@ -30,6 +30,11 @@ from mmbdhs.training.annotators import parse_verdict
         ("Response 1\nResponse 2 is worse.", None),
         ("Response 1\nResponse 1 or Response 2", None),
         ("Response 2\n\nIt does not mention a dog.", None),
+        # A quotation is no verdict.
+        ('The second one claims:\n"Response 1 is better."', None),
+        ("It says\n“Response 2”", None),
+        ("> Response 1", None),
+        ("The image shows no dog.\n> Response 2 is better.", None),
         # Free prose decides nothing.
         ("response two.", None),
         ("Two", None),
