@@ -4,7 +4,8 @@
 an example, an *objective* that makes a loss of their log-probabilities, and for Online-DPO an *annotator* that ranks
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
 step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
-processes (FSDP2), `checkpoints` and `log` write files, `annotators` holds the judges, and `command` is `mmbdhs train`.
+processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
+describes, `annotators` holds the judges, and `command` is `mmbdhs train`.
 """
 
 from mmbdhs.training.annotators import (
