@@ -8,7 +8,7 @@ shapes and plain numbers are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -168,12 +168,37 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error: needs 'raise' or 'skip', got {on_error!r}")
 
 
-def equal_lengths(**lists: Sequence[Any] | None) -> None:
-    """Raise ValueError for lists of unequal length, and for a string in place of a list. None is left out."""
-    lengths = {name: len(values) for name, values in lists.items() if values is not None}
-    strings = [name for name, values in lists.items() if isinstance(values, str)]
-    if strings or len(set(lengths.values())) > 1:
-        raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {strings or lengths}")
+def given(**values: Any) -> dict[str, Any]:
+    """The arguments that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def equal_lengths(**lists: Sequence[Any]) -> None:
+    """Raise ValueError for lists of unequal length, and TypeError for anything but lists."""
+    for name, values in lists.items():
+        if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+            raise TypeError(f"{name}: needs a list, got {_kind(values)}")
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {lengths}")
+
+
+def each_of(**columns: Iterable[Any]) -> None:
+    """Raise TypeError for columns that are no iterables of examples, but a single text, image or dict."""
+    for name, values in columns.items():
+        if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+            raise TypeError(f"{name}: needs an iterable with an entry for each example, got {_kind(values)}")
+
+
+def instance(name: str, value: Any, kind: type, advice: str = "") -> None:
+    """Raise TypeError for a value of another type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: needs a {kind.__name__}, got {_kind(value)}{advice}")
+
+
+def _kind(value: Any) -> str:
+    """The value for error messages: a short text itself, anything else by its type."""
+    return repr(value) if isinstance(value, str) and len(value) < 40 else type(value).__name__
 
 
 def _numbers(need: str, numbers: dict[str, Any], low: Any, high: Any) -> None:

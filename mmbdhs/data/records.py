@@ -60,8 +60,8 @@ def _response(text: str) -> Messages:
 def read_records(path: str | os.PathLike[str], on_error: str = "raise") -> list[dict[str, Any]]:
     """Read the preference records of a JSON Lines file.
 
-    path: the file. The column images holds one image or a list of images: paths, dicts with a path, data: URIs or
-        base64 text. It is returned as a list, in which relative paths are given the file's folder.
+    path: the file. The column images holds a list of images: paths, dicts with a path, data: URIs or base64 text.
+        Relative paths are returned with the file's folder.
     on_error: "raise" at the first line that cannot be used, or "skip" such lines and log each of them.
 
     Raises ValueError that names the file and the line, for a line that is not a JSON object, and for a column images
@@ -74,6 +74,8 @@ def read_records(path: str | os.PathLike[str], on_error: str = "raise") -> list[
 def _with_folder(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "images" not in record:
         return record
+    if isinstance(record["images"], str):
+        raise ExampleError(f"images: needs a list, got the text {record['images'][:80]!r}. Put it into a list")
     return record | {"images": [_image_with_folder(image, folder) for image in image_list(record["images"])]}
 
 

@@ -16,6 +16,7 @@ class Branch:
     prefix_length: how many of the prompt's kept tokens the branch sees.
     limit: the most tokens that it may generate.
     forced_ids: tokens that follow the prefix in this branch alone.
+    begin_suppress_tokens: ids that it must not begin with; only for a branch without forced tokens.
     uniforms: float [limit], the addressed draw of each generated token; empty for greedy decoding.
     ids: the tokens generated so far.
     error: why the branch cannot go on; None while it can.
@@ -31,6 +32,7 @@ class Branch:
     prefix_length: int
     limit: int
     forced_ids: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
     uniforms: Tensor = field(default_factory=lambda: torch.empty(0))
     ids: list[int] = field(default_factory=list)
     error: Exception | None = None

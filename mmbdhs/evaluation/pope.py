@@ -72,6 +72,7 @@ def pope(
     """
     check_lengths(answers=answers, labels=labels, images=images, splits=splits)
     check_texts("answers", answers)
+    check_texts("splits", splits or [])
     said = [parse_answer(text) for text in answers]
     truth = [_label(label, number) for number, label in enumerate(labels)]
     about = range(len(said)) if images is None else images

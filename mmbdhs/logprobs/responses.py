@@ -55,9 +55,8 @@ def checked_responses(
         raise ValueError(f"temperature: needs a number above 0, got {temperature}")
     checked = []
     for number, (inputs, texts) in enumerate(zip(prompts, responses, strict=True)):
+        _check_prompt(vlm, inputs, number)
         prompt = inputs["input_ids"]
-        if prompt.ndim != 2 or len(prompt) != 1:
-            raise ValueError(f"prompts: needs input_ids [1, L] in each, got {list(prompt.shape)} in prompt {number}")
         tensors = [_token_ids(vlm, text).to(prompt.device) for text in texts]
         try:
             checked.append(fit_context(vlm, prompt.shape[1], tensors, truncate))
@@ -66,14 +65,35 @@ def checked_responses(
     return checked
 
 
+def _check_prompt(vlm: VLM, inputs: Mapping[str, Any], number: int) -> None:
+    """Raise ValueError for a prompt that is no processor's output for one image prompt, and for NaN in its images.
+    Tensors on a device are not read, because the host would wait for it."""
+    ids = inputs["input_ids"]
+    if ids.ndim != 2 or len(ids) != 1:
+        raise ValueError(f"prompts: needs input_ids [1, L] in each, got {list(ids.shape)} in prompt {number}")
+    numbers = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    if not numbers and bool((ids == vlm.image_token_id).any()):
+        raise ValueError(
+            f"prompts: needs the pixel values of its images, got {', '.join(map(repr, inputs))} in prompt {number}"
+        )
+    if bad := [name for name, x in numbers.items() if x.device.type == "cpu" and not bool(x.isfinite().all())]:
+        raise ValueError(f"prompts: needs finite numbers, got NaN or infinity in {bad[0]!r} of prompt {number}")
+
+
 def _token_ids(vlm: VLM, response: Sequence[int] | Tensor) -> Tensor:
-    """A response as int64 [R]. Raises ValueError for anything but token ids, and for image tokens, which have no image
-    in a response. Those are not looked for on a device, because the host would wait for it."""
+    """A response as int64 [R]. Raises ValueError for anything but the ids of tokens of text. Ids on a device are not
+    read, because the host would wait for it."""
     ids = torch.as_tensor(response)
     if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
         raise ValueError(f"responses: needs token ids, got numbers of {ids.dtype}")
-    if ids.device.type == "cpu" and bool((ids == vlm.image_token_id).any()):
-        raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
+    if len(ids) and ids.device.type == "cpu":
+        embeddings: Any = vlm.model.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
+        low, high = ids.aminmax()
+        if low < 0 or high >= rows:
+            raise ValueError(f"responses: needs token ids in 0 … {rows - 1}, got {int(low)} … {int(high)}")
+        if bool((ids == vlm.image_token_id).any()):
+            raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
     return ids.to(torch.int64)
 
 

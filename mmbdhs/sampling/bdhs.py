@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
-from mmbdhs.checks import check_on_error, equal_lengths
+from mmbdhs.checks import check_on_error, each_of, equal_lengths, given, instance
 from mmbdhs.data import Images, Prompt
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import numbered
@@ -48,7 +48,7 @@ def bdhs_sample(
     Returns the samples in the order of the examples. Raises ValueError for lists of unequal length and
     UnsupportedModelError for a model in which hidden tokens cannot be left out exactly.
     """
-    equal_lengths(images=images, prompts=prompts, references=references, keys=keys)
+    equal_lengths(images=images, prompts=prompts, references=references, **given(keys=keys))
     arguments = images, prompts, references, config, similarity, keys, on_error
     return in_order(iter_bdhs_samples(model, processor, *arguments), len(prompts), "pair" if progress else None)
 
@@ -70,9 +70,12 @@ def iter_bdhs_samples(
     closed. With on_error="raise" all samples that are finished are yielded before the error is raised.
     """
     check_on_error(on_error)
+    each_of(images=images, prompts=prompts, references=references, **given(keys=keys))
+    config = BDHSConfig() if config is None else config
+    instance("config", config, BDHSConfig)
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
-    sampler = Sampler(vlm, processor, config or BDHSConfig(), resolve_similarity(similarity))
+    sampler = Sampler(vlm, processor, config, resolve_similarity(similarity))
     with vlm.held_in_evaluation_mode():
         for index, result in sampler.run(numbered(images, prompts, references, keys=keys)):
             if isinstance(result, BDHSFailure) and on_error == "raise":

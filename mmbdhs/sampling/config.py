@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from mmbdhs.checks import integer, number_in
+from mmbdhs.checks import at_least_zero, integer, number_in, one_of
 from mmbdhs.native import ADDRESS_LAYOUT
 from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS
+
+_MOST_TOKENS = 2**17  # of a response; every token's draw is made beforehand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,12 @@ class SamplingConfig:
     max_branches: int = 64
 
     def __post_init__(self) -> None:
-        number_in("temperature", self.temperature, 0, math.inf)
+        at_least_zero(temperature=self.temperature)
         number_in("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise ValueError("top_p: needs a number above 0, got 0")
         integer("top_k", self.top_k, 0, 2**31)
-        integer("max_new_tokens", self.max_new_tokens, 1, 2**31)
+        integer("max_new_tokens", self.max_new_tokens, 1, _MOST_TOKENS)
         integer("seed", self.seed, 0, 2**64 - 1)
         integer("max_branches", self.max_branches, 1, 2**31)
 
@@ -66,4 +67,5 @@ class BDHSConfig(SamplingConfig):
         number_in("similarity_threshold", self.similarity_threshold, 0, 1)
         integer("noise_steps", self.noise_steps, 0, DIFFUSION_STEPS)
         integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
-        integer("max_sentence_tokens", self.max_sentence_tokens, 1, 2**31)
+        integer("max_sentence_tokens", self.max_sentence_tokens, 1, _MOST_TOKENS)
+        one_of("guided", self.guided, (True, False))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmbdhs.checks import check_on_error, equal_lengths
+from mmbdhs.checks import check_on_error, equal_lengths, given
 from mmbdhs.data import ChatPrompt, Prompt, as_messages, load_images, message_text
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.answer_file import AnswerFile
@@ -176,7 +176,7 @@ def corrupt_responses(
         where a response comes back unchanged twice, or an ExampleError for an image or prompt that cannot be used.
     """
     check_on_error(on_error)
-    equal_lengths(prompts=prompts, responses=responses, images=images)
+    equal_lengths(prompts=prompts, responses=responses, **given(images=images))
     endpoint = ChatEndpoint(client, model_name, settings, answers)
 
     def rewrite(item: tuple[Prompt, str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmbdhs.checks import check_on_error, equal_lengths
+from mmbdhs.checks import check_on_error, equal_lengths, given
 from mmbdhs.data import Images, Prompt
 from mmbdhs.decoding import token_chooser
 from mmbdhs.errors import ExampleError, NonFiniteError
@@ -37,7 +37,7 @@ def povid_sample(
 
     The other arguments, and the errors, are those of `bdhs_sample`.
     """
-    equal_lengths(images=images, prompts=prompts, references=references, keys=keys)
+    equal_lengths(images=images, prompts=prompts, references=references, **given(keys=keys))
     check_on_error(on_error)
     config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
     vlm = VLM.of(model)

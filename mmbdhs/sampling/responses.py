@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.checks import check_on_error, equal_lengths
+from mmbdhs.checks import check_on_error, each_of, equal_lengths, given, instance, integer
 from mmbdhs.data import Images, Prompt, as_key, key_address
 from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
@@ -52,7 +52,7 @@ def sample_responses(
     Returns the responses in the order of the prompts. Raises ValueError for lists of unequal length and
     UnsupportedModelError for a model that cannot decode over shared prefixes exactly.
     """
-    equal_lengths(images=images, prompts=prompts, keys=keys)
+    equal_lengths(images=images, prompts=prompts, **given(keys=keys))
     stream = iter_responses(model, processor, images, prompts, config, num_return_sequences, keys, on_error)
     return in_order(stream, len(prompts), "prompt" if progress else None)
 
@@ -73,11 +73,13 @@ def iter_responses(
     closed.
     """
     check_on_error(on_error)
-    if isinstance(num_return_sequences, bool) or not isinstance(num_return_sequences, int) or num_return_sequences < 1:
-        raise ValueError(f"num_return_sequences: needs an integer of at least 1, got {num_return_sequences!r}")
+    each_of(images=images, prompts=prompts, **given(keys=keys))
+    integer("num_return_sequences", num_return_sequences, 1)
+    config = SamplingConfig() if config is None else config
+    instance("config", config, SamplingConfig)
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
-    sampler = _ResponseSampler(vlm, processor, config or SamplingConfig(), num_return_sequences)
+    sampler = _ResponseSampler(vlm, processor, config, num_return_sequences)
     with vlm.held_in_evaluation_mode():
         for index, result in sampler.run(numbered(images, prompts, keys=keys)):
             yield index, checked_result(result, on_error)

@@ -176,8 +176,8 @@ class Sampler:
         """Accept responses that differ in meaning, and whatever text the last iteration brought."""
         pairs, self._unscored = self._unscored, []
         references = [pair.example.reference for pair in pairs]
-        scores = [float(score) for score in self._similarity([pair.rejected for pair in pairs], references)]
-        if len(scores) != len(pairs) or any(math.isnan(score) for score in scores):
+        scores = _numbers(self._similarity([pair.rejected for pair in pairs], references))
+        if len(scores) != len(pairs) or not all(map(math.isfinite, scores)):
             raise ValueError(f"similarity: needs {len(pairs)} numbers for {len(pairs)} pairs of texts, got {scores}")
         results: list[Result] = []
         for pair, score in zip(pairs, scores, strict=True):
@@ -186,6 +186,13 @@ class Sampler:
             else:
                 results.append((pair.example.index, _sample(pair, score)))
         return results
+
+
+def _numbers(scores: Any) -> list[float]:
+    try:
+        return [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"similarity: needs a list of numbers, got {scores!r}") from error
 
 
 def _text(pair: _Pair) -> str:

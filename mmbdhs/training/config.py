@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmbdhs.checks import integer, number_in, one_of
+from mmbdhs.checks import at_least_zero, integer, number_in, one_of
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -82,6 +82,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.output, (str, os.PathLike)):
             raise TypeError(f"output: needs a path, got {self.output!r}")
+        if not os.fspath(self.output):
+            raise ValueError("output: needs a path, got ''")
         at_least_one = ("epochs", "batch_size", "micro_batch_size", "keep_checkpoints", "log_steps")
         for name in (*at_least_one, *self._given("max_steps")):
             integer(name, getattr(self, name), 1)
@@ -89,7 +91,7 @@ class TrainConfig:
             integer(name, getattr(self, name), 0)
         not_negative = ("learning_rate", "weight_decay", "max_grad_norm")
         for name in (*not_negative, *self._given("projector_learning_rate", "lora_alpha")):
-            number_in(name, getattr(self, name), 0, math.inf)
+            at_least_zero(**{name: getattr(self, name)})
         for name in ("warmup_ratio", "lora_dropout"):
             number_in(name, getattr(self, name), 0, 1)
         one_of("schedule", self.schedule, tuple(SCHEDULES))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import nn
 
-from mmbdhs.checks import number_in
+from mmbdhs.checks import instance, number_in
 from mmbdhs.data import ChatPrompt, Messages, as_response, key_address, load_images
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling import (
@@ -152,6 +152,9 @@ class OnlineBDHSSource(_SampledSource):
     similarity: SimilarityModel = None
     with_stored: bool = False
 
+    def __post_init__(self) -> None:
+        instance("config", self.config, BDHSConfig)
+
     @cached_property
     def _similarity(self) -> Similarity:
         return resolve_similarity(self.similarity)
@@ -173,6 +176,9 @@ class DistortedSource(_SampledSource):
     seed: int = 0
     with_stored: bool = True
 
+    def __post_init__(self) -> None:
+        BDHSConfig(noise_steps=self.noise_steps, seed=self.seed)  # raises for numbers out of range
+
     def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
         return partial(povid_sample, model, processor, noise_steps=self.noise_steps, seed=self.seed)
 
@@ -190,6 +196,9 @@ class OnlinePairsSource:
     annotator: Annotator
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     columns: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        instance("sampling", self.sampling, SamplingConfig)
 
     def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
         pairs = self._drawn(model, processor, examples)

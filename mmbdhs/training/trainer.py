@@ -15,6 +15,7 @@ image encoder gather a sharded model.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 import signal
@@ -97,6 +98,7 @@ def train(
     Raises ValueError for records, source, model or config that do not fit, naming the row or the argument,
     NonFiniteLossError at NaN or infinite numbers, and OSError where a checkpoint cannot be written.
     """
+    _check_parts(records, source, objective, config)
     accelerator = _accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
     rows = usable_rows(records, needed_columns(source), config.on_error)
@@ -108,6 +110,21 @@ def train(
         if checkpoint:
             run.resume(checkpoint)
         return run.train(evaluate)
+
+
+def _check_parts(records: Any, source: Any, objective: Any, config: Any) -> None:
+    """Raise TypeError for parts of another kind, and say what to pass."""
+    if not hasattr(records, "__len__") or not hasattr(records, "__getitem__") or isinstance(records, (str, Mapping)):
+        raise TypeError(f"records: needs a list or a dataset with a length, got {type(records).__name__}")
+    if not callable(source) or isinstance(source, type):
+        raise TypeError(f"source: needs an object such as StoredSource(), got {source!r}")
+    if not callable(objective):
+        raise TypeError(f"objective: needs an object such as pairwise(dpo_loss), got {objective!r}")
+    if "policy_chosen_logps" in inspect.signature(objective).parameters:
+        name = getattr(objective, "__name__", "loss")
+        raise TypeError(f"objective: needs an object such as pairwise({name}), got the loss {name} itself")
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config: needs a TrainConfig, got {type(config).__name__}")
 
 
 def _learner(

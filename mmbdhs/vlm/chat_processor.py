@@ -241,8 +241,12 @@ def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def tokenizer_of(processor: Processor) -> Any:
-    """The processor's tokenizer. Raises ValueError for one that does not report character offsets."""
+    """The processor's tokenizer. Raises TypeError for anything but a processor, and ValueError for a tokenizer that
+    does not report character offsets."""
     tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        kind = repr(processor) if isinstance(processor, str) else type(processor).__name__
+        raise TypeError(f"processor: needs a processor with a tokenizer (AutoProcessor.from_pretrained), got {kind}")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "processor: needs a .tokenizer that reports character offsets (a fast tokenizer), "

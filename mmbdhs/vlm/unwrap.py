@@ -15,8 +15,10 @@ from mmbdhs.errors import UnsupportedModelError
 def unwrap(model: Any) -> PreTrainedModel:
     """Take off torch.compile, (Distributed)DataParallel and PEFT.
 
-    Raises UnsupportedModelError for wrappers without which the model does not work.
+    Raises TypeError for anything but a module, and UnsupportedModelError for wrappers without which the model does not
+    work.
     """
+    _require_module(model)
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise _sharded("inside FullyShardedDataParallel.summon_full_params of the wrapper")
     while True:
@@ -30,6 +32,13 @@ def unwrap(model: Any) -> PreTrainedModel:
             model = model.get_base_model()
         else:
             return model
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        swapped = ". Are model and processor swapped?" if hasattr(model, "tokenizer") else ""
+        kind = repr(model) if isinstance(model, str) else type(model).__name__
+        raise TypeError(f"model: needs a loaded model of transformers, got {kind}{swapped}")
 
 
 def require_whole_parameters(model: PreTrainedModel) -> None:

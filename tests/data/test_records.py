@@ -104,11 +104,11 @@ BASE64 = base64.b64encode(encoded(two_pixels())).decode()
 @pytest.mark.parametrize(
     ("stored", "found"),
     [
-        ("a.png", ["{}/a.png"]),
+        (["a.png"], ["{}/a.png"]),
         (["b/a.png", "/c.png"], ["{}/b/a.png", "/c.png"]),
         ({"bytes": None, "path": "a.png"}, [{"bytes": None, "path": "{}/a.png"}]),
         ([{"path": "a.png"}, "/c.png"], [{"path": "{}/a.png"}, "/c.png"]),
-        (f"data:image/png;base64,{BASE64}", [f"data:image/png;base64,{BASE64}"]),
+        ([f"data:image/png;base64,{BASE64}"], [f"data:image/png;base64,{BASE64}"]),
         ([BASE64], [BASE64]),
     ],
 )
@@ -128,7 +128,8 @@ BAD_LINES = {
     '{"images": [["a.png"]]}': "line 3: images: needs a PIL image, a path or encoded bytes, got list",
     '{"images": {"path": null}}': "line 3: images: needs a dict with encoded bytes under 'bytes' or a path",
     '{"images": {"bytes": "iVBO"}}': "line 3: images: needs encoded bytes under 'bytes', got str",
-    '{"images": "https://example.org/a.png"}': "line 3: images: needs an image or a path, got 'https://example.org/a.png'",
+    '{"images": "a.png"}': "line 3: images: needs a list, got the text 'a.png'",
+    '{"images": ["https://example.org/a.png"]}': "line 3: images: needs an image or a path, got 'https://example.org",
     '{"images": {"path": "file:///a.png"}}': "line 3: images: needs an image or a path, got 'file:///a.png'",
     "[1]": "needs one JSON object a line, got list in line 3",
     "{": "needs one JSON object a line, line 3 is none (",
