@@ -31,7 +31,7 @@ from mmbdhs.training.pair_sources import (
     SupervisedSource,
     needed_columns,
 )
-from mmbdhs.training.run_folder import check_unused
+from mmbdhs.training.run_folder import FolderInUseError, check_unused
 from mmbdhs.training.trainer import train
 
 DESCRIPTION = """Align a model with preference pairs. KEY=VALUE are settings of the source, such as those of BDHSConfig,
@@ -75,8 +75,9 @@ class _Parser(HfArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. Returns the exit status: 2 for wrong arguments or data, which are found before the model is
-    loaded; 1 where the run itself fails; 128 + signal number after a signal."""
+    """Run the command. Returns the exit status: 1 if the folder holds another run or the run fails, 128 + signal number
+    after a signal. Wrong arguments and data, which are found before the model is loaded, end the process with status 2,
+    as those of any other command do."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options, config = parse_arguments(argv)
@@ -86,11 +87,13 @@ def main(argv: Sequence[str]) -> int:
         records = read_records(options.data, config.on_error)
         usable_rows(records, needed_columns(source), config.on_error)
         model, processor = _loaded(options, config)
+    except FolderInUseError as error:
+        return _failed(error, 1)
     except (OSError, ValueError, TypeError) as error:
-        return _failed(error, 2)
+        raise SystemExit(_failed(error, 2)) from error
     try:
         result = train(model, processor, records, source, objective, config)
-    except (OSError, ExampleError, UnsupportedModelError, NonFiniteLossError) as error:
+    except (FolderInUseError, ExampleError, UnsupportedModelError, NonFiniteLossError) as error:
         return _failed(error, 1)
     if result.interrupted:
         print(f"interrupted after {result.steps} steps; --resume true continues from {result.folder}")

@@ -20,8 +20,12 @@ _RECORD = "run.json"
 _RESUME_ADVICE = "Pass resume=True to continue, or choose another output"
 
 
+class FolderInUseError(ValueError):
+    """The output folder holds another run, or another process holds it."""
+
+
 def check_unused(output: Path, resume: bool, advice: str = _RESUME_ADVICE) -> None:
-    """Raise ValueError if the folder holds a run that is not to be resumed.
+    """Raise FolderInUseError if the folder holds a run that is not to be resumed, and ValueError for a file.
 
     advice: what the user can do, in the words of the interface that the error appears in.
     """
@@ -29,7 +33,7 @@ def check_unused(output: Path, resume: bool, advice: str = _RESUME_ADVICE) -> No
         raise ValueError(f"output: needs a folder, {output} is a file")
     names = ["final"] * (output / "final").exists() + [path.name for path in checkpoints(output)]
     if names and not resume:
-        raise ValueError(f"output: needs a folder without a run, {output} already contains {names[-1]}. {advice}")
+        raise FolderInUseError(f"output: needs a folder without a run, {output} already contains {names[-1]}. {advice}")
 
 
 @contextmanager
@@ -39,8 +43,8 @@ def run_folder(output: Path, identity: dict[str, Any], resume: bool, is_main: bo
     identity: from `run_identity`; written to run.json by the main process.
     is_main: whether this is the main process, which alone writes and locks.
 
-    Raises ValueError for a folder with another run in it, naming each difference, or one that another process holds,
-    and where no checkpoint is whole.
+    Raises FolderInUseError for a folder with another run in it, naming each difference, or one that another process
+    holds, and ValueError where no checkpoint is whole.
     """
     check_unused(output, resume)
     checkpoint = newest_whole(output)
@@ -66,7 +70,7 @@ def _check_same_run(record: Path, identity: dict[str, Any]) -> None:
     if length:
         _LOG.warning("the length of the run changed (%s); the learning rates follow the new one", "; ".join(length))
     if other := [line for line in found if line not in length]:
-        raise ValueError(
+        raise FolderInUseError(
             f"resume: needs the run of {record.parent}, this one differs in {'; '.join(other)}. Use its data and "
             f"settings, or choose another output. To continue in spite of a difference, delete its entry in {record}"
         )
@@ -86,7 +90,8 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(f"output: {folder} is in use by another process. Choose another output") from error
+                message = f"output: {folder} is in use by another process. Choose another output"
+                raise FolderInUseError(message) from error
             _LOG.warning("%s cannot be locked (%s): make sure that no other process writes to it", folder, error)
         yield
     finally:
