@@ -1,9 +1,10 @@
 """What the user has: images, prompts and preference pairs, in memory and in files.
 
 Read in this order: `images`, `messages` (both in all their forms), `keys` (how an example addresses its random
-draws), `records` (pairs in the layout of TRL's vision preference datasets), `jsonl` (their files).
+draws), `records` (pairs in the layout of TRL's vision preference datasets), `jsonl` and `files` (how they are stored).
 """
 
+from mmbdhs.data.files import sync, write_whole
 from mmbdhs.data.images import Images, ImageSource, load_images
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.keys import as_key, content_key, is_null, key_address
@@ -28,6 +29,8 @@ __all__ = [
     "preference_record",
     "read_jsonl",
     "read_records",
+    "sync",
     "usable_rows",
     "write_jsonl",
+    "write_whole",
 ]

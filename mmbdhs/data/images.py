@@ -29,7 +29,8 @@ Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTIBLE = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _BITS_OF_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
-_FETCH_SECONDS = 30
+_FETCH_SECONDS, _FETCH_BYTES = 30, 2**28
+_STARTS_PROGRAMS = {"EPS"}  # Pillow has Ghostscript decode these
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:", re.IGNORECASE)
 _LONG_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{40,}=*\s*")
@@ -40,6 +41,9 @@ def load_images(images: Images, *, allow_urls: bool = False) -> list[Image]:
 
     The EXIF orientation is applied and transparency is placed on white. 16-bit grey is scaled to 8 bits. Files with
     several frames give the first, PIL images the frame at which they stand. The caller's images stay as they are.
+
+    A file may hold up to twice PIL.Image.MAX_IMAGE_PIXELS (about 179 million pixels unless that is changed). PostScript
+    is refused, because Pillow would start another program to decode it.
 
     images: one image or a list of images, in any form of `ImageSource`.
     allow_urls: whether http, https and file URLs are fetched.
@@ -126,7 +130,10 @@ def _fetch(url: str) -> bytes | str:
         raise ExampleError(f"images: needs an http, https or local file URL, got {_shown(url)}")
     request = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "mmbdhs"})
     with _library("a URL that can be fetched", _shown(url)), urlopen(request, timeout=_FETCH_SECONDS) as response:
-        return response.read()
+        content: bytes = response.read(_FETCH_BYTES + 1)
+    if len(content) > _FETCH_BYTES:
+        raise ExampleError(f"images: needs a file of at most {_FETCH_BYTES} bytes at a URL, got more at {_shown(url)}")
+    return content
 
 
 def _base64_image(text: str) -> bytes | None:
@@ -153,7 +160,9 @@ def _load_image(image: ImageSource, allow_urls: bool) -> Image:
     if isinstance(located, str):
         require_file(located)
     with _library("an image that can be decoded", name):
-        opened = PILImage.open(located if isinstance(located, str) else io.BytesIO(located))
+        PILImage.init()
+        formats = sorted(PILImage.OPEN.keys() - _STARTS_PROGRAMS)
+        opened = PILImage.open(located if isinstance(located, str) else io.BytesIO(located), formats=formats)
     with opened:
         return _as_shown(opened, name)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from mmbdhs.checks import check_on_error
+from mmbdhs.data.files import write_whole
 from mmbdhs.errors import ExampleError
 
 _LOG = logging.getLogger("mmbdhs")
@@ -62,20 +61,9 @@ def _read_line(number: int, line: bytes, read: Callable[[Row], Row] | None) -> R
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Row]) -> int:
     """Write one JSON object a line, in UTF-8; returns how many.
 
-    The file appears complete or not at all: it is written under a temporary name in the same folder, then renamed.
+    The file appears complete or not at all.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(handle, "wb") as file:
-            count = sum(1 for record in records if file.write(_line(record)))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return count
+    return write_whole(path, map(_line, records))
 
 
 def _line(record: Row) -> bytes:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbdhs.data import sync
+
 _LOG = logging.getLogger("mmbdhs")
 
 _STATE, _CHECKSUMS = "trainer.pt", "checksums.json"
@@ -100,15 +102,6 @@ def prune(output: Path, keep: int) -> None:
         _remove(path)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def _remove(folder: Path) -> None:
     """Rename first, then delete, so that a crash never leaves half a checkpoint under its real name."""
     partial = _partial_path(folder)
@@ -129,9 +122,9 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in (*_files(partial), partial):
-            _sync(path)
+            sync(path)
         _take_place(partial, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except Exception as error:
         if not isinstance(error, OSError) and shutil.disk_usage(partial).free < _FULL:
             whole = ", ".join(path.name for path in checkpoints(folder.parent)) or "none"
@@ -184,12 +177,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmbdhs.training.checkpoints import checkpoints, newest_whole, recover, write_file
+from mmbdhs.data import write_whole
+from mmbdhs.training.checkpoints import checkpoints, newest_whole, recover
 from mmbdhs.training.run_identity import LENGTH, differences
 
 _LOG = logging.getLogger("mmbdhs")
@@ -56,7 +57,7 @@ def run_folder(output: Path, identity: dict[str, Any], resume: bool, is_main: bo
     output.mkdir(parents=True, exist_ok=True)
     with _locked(output):
         recover(output)
-        write_file(output / _RECORD, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+        write_whole(output / _RECORD, [json.dumps(identity, indent=2).encode() + b"\n"])
         yield checkpoint
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,12 @@ def test_the_image_that_is_handed_over_stays_as_it_is(mode: str) -> None:
     assert image.tobytes() == content and image.getexif()[ORIENTATION] == 6
     loaded.putpixel((0, 0), (1, 2, 3))
     assert image.tobytes() == content
+
+
+def test_formats_that_start_other_programs_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pillow decodes PostScript with Ghostscript, if that is installed."""
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "page.eps")
+    for image in (tmp_path / "page.eps", (tmp_path / "page.eps").read_bytes()):
+        with pytest.raises(ExampleError, match="images: needs an image that can be decoded"):
+            load_images(image)
