@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 ARGS ?=
-BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
-CPP := $(shell find csrc tests/helpers/emulator -type f)
+BUILT_FROM := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f) mmbdhs/native/sentence_tables.py
+CPP := $(shell find csrc tests/helpers/emulator -type f ! -name '*.py')
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:

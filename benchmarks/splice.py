@@ -81,7 +81,7 @@ class Batch:
         table, sentence_offsets = ops.split_sentences(text, offsets)
         begins = torch.cat([table.new_zeros(1), table[:-1, 1]])
         begins[sentence_offsets[:-1]] = 0
-        content_end, _, word_begin, word_end = table.T
+        content_end, _, word_begin, word_end, _ = table.T
         swappable, word = word_begin >= 0, word_end - word_begin
         length = content_end - begins
         swapped_length = torch.where(swappable, length + 5 - 2 * word, 0)  # "yes" has 3 letters, "no" has 2
@@ -175,7 +175,7 @@ def numpy_version(batch: Batch) -> Sides:
 
     def join(swapped: np.ndarray, kept: np.ndarray) -> np.ndarray:
         starts = np.repeat(offsets[:-1], np.diff(sentence_offsets))
-        content_end, span_end, word_begin, word_end = table.T + starts
+        content_end, span_end, word_begin, word_end, _ = table.T + starts
         begin = np.concatenate([[0], span_end[:-1]])
         size, upper = word_end - word_begin, text[word_begin] < ord("a")
         other = len(text) + len(completions) + np.where(size == 3, np.where(upper, 3, 8), np.where(upper, 0, 5))
@@ -219,7 +219,7 @@ def python_version(batch: Batch) -> Sides:
 
     def join(swaps: list[bool], cuts: list[int]) -> bytes:
         pieces = []
-        for (raw, begin, end, span_end, word, word_end), swapped, kept, ending in zip(
+        for (raw, begin, end, span_end, word, word_end, _), swapped, kept, ending in zip(
             rows, swaps, cuts, endings, strict=True
         ):
             sentence = raw[begin:end]

@@ -6,7 +6,6 @@
 #include <map>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "attention/attention.h"
@@ -16,7 +15,6 @@
 #include "text/characters.h"
 #include "text/sentences.h"
 #include "text/splice.h"
-#include "text/words.h"
 
 namespace py = pybind11;
 using namespace mmbdhs;
@@ -80,20 +78,6 @@ std::map<std::string, std::vector<std::string>> struct_fields() {
             {"Splices", field_names<Splices>()}};
 }
 
-// The tables of the text ops, which a test compares with those of mmbdhs/native/sentence_rule.py.
-constexpr std::pair<const char*, bool (*)(uint32_t)> CHARACTER_KINDS[] = {
-    {"is_space", &is_space},   {"is_break", &is_break}, {"is_stop", &is_stop}, {"is_cjk_stop", &is_cjk_stop},
-    {"is_closer", &is_closer}, {"is_lower", &is_lower}, {"is_word", &is_word}};
-
-std::map<std::string, std::vector<std::string>> word_tables() {
-    std::map<std::string, std::vector<std::string>> tables = {{"line_lead", {std::string(LINE_LEAD)}}};
-    tables["never_final"].assign(std::begin(NEVER_FINAL), std::end(NEVER_FINAL));
-    tables["often_final"].assign(std::begin(OFTEN_FINAL), std::end(OFTEN_FINAL));
-    for (const auto& [word, other] : COUNTERPARTS)
-        tables["answers"].emplace_back(word), tables["counterparts"].emplace_back(other);
-    return tables;
-}
-
 // Counter and words are four uint32 each.
 void philox_words(const uint32_t* counter, uint64_t seed, uint32_t* words) {
     const Words out = philox({{counter[0], counter[1], counter[2], counter[3]}}, uint32_t(seed), uint32_t(seed >> 32));
@@ -114,8 +98,7 @@ PYBIND11_MODULE(_extension, module) {
     define(module, "sample_visible", &sample_visible);
 
     // Texts.
-    for (const auto& [name, is_kind] : CHARACTER_KINDS) module.def(name, is_kind);
-    module.def("word_tables", &word_tables);
+    module.def("kinds_of", &kinds_of);
     module.attr("NO_STOP") = NO_STOP;
     module.attr("UNDECIDED") = UNDECIDED;
     define(module, "split_sentences", &split_sentences);

@@ -1,12 +1,14 @@
-// UTF-8 decoding and the kinds of characters that the sentence rule needs, as explicit tables. sentence_rule.py has the
-// same tables; tests/native/test_tables.py compares the two over all of Unicode.
+// UTF-8 decoding, and the kinds of each character. text/sentence_tables.h is written at build time from the tables of
+// mmbdhs/native/sentence_tables.py.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
+
+#include "text/sentence_tables.h"
 
 namespace mmbdhs {
-
-constexpr uint32_t ELLIPSIS = 0x2026;
 
 struct Char {
     uint32_t code;
@@ -46,71 +48,14 @@ inline int64_t whole_length(const uint8_t* bytes, int64_t length) {
     return length;
 }
 
-inline bool is_break(uint32_t c) { return (c >= 0xA && c <= 0xD) || c == 0x85 || c == 0x2028 || c == 0x2029; }
-
-// Unicode White_Space.
-inline bool is_space(uint32_t c) {
-    if (c < 0x80) return c == 0x20 || (c >= 0x9 && c <= 0xD);
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-inline bool is_cjk_stop(uint32_t c) { return c == 0x3002 || c == 0xFF01 || c == 0xFF1F || c == 0xFF61 || c == 0xFF0E; }
-
-inline bool is_stop(uint32_t c) { return c == '.' || c == '!' || c == '?' || c == ELLIPSIS || is_cjk_stop(c); }
-
-// " ' ) ] } * _ and ” ’ » 」 』 ） 】
-inline bool is_closer(uint32_t c) {
-    switch (c) {
-        case '"':
-        case '\'':
-        case ')':
-        case ']':
-        case '}':
-        case '*':
-        case '_':
-        case 0x201D:
-        case 0x2019:
-        case 0xBB:
-        case 0x300D:
-        case 0x300F:
-        case 0xFF09:
-        case 0x3011:
-            return true;
-        default:
-            return false;
-    }
-}
-
-// Lower case: ASCII, Latin-1, and the basic Greek and Cyrillic letters.
-inline bool is_lower(uint32_t c) {
-    return (c >= 'a' && c <= 'z') || (c >= 0xDF && c <= 0xFF && c != 0xF7) || (c >= 0x3AC && c <= 0x3CE) ||
-           (c >= 0x430 && c <= 0x45F);
+// The kinds of a character, as bits of Kind.
+inline uint32_t kinds_of(uint32_t code) {
+    if (code < 0x80) return ASCII_KINDS[code];
+    const uint32_t* next = std::upper_bound(std::begin(RANGE_BEGINS), std::end(RANGE_BEGINS), code);
+    return RANGE_KINDS[next - RANGE_BEGINS - 1];
 }
 
 inline bool is_ascii_letter(uint32_t c) { return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 inline bool is_ascii_digit(uint32_t c) { return c >= '0' && c <= '9'; }
-
-// Part of a word: ASCII letters, digits and _, and everything from U+0080 on except these ranges of punctuation, spaces
-// and symbols.
-inline bool is_word(uint32_t c) {
-    if (c < 0x80) return is_ascii_letter(c) || is_ascii_digit(c) || c == '_';
-    constexpr uint32_t NON_WORD[][2] = {
-        {0x80, 0xA9},     {0xAB, 0xB4},     {0xB6, 0xB9},     {0xBB, 0xBF},     {0xD7, 0xD7},     {0xF7, 0xF7},
-        {0x1680, 0x1680}, {0x2000, 0x206F}, {0x2190, 0x2BFF}, {0x2E00, 0x2E7F}, {0x3000, 0x303F}, {0xFE10, 0xFE1F},
-        {0xFE30, 0xFE6F}, {0xFF00, 0xFF0F}, {0xFF1A, 0xFF20}, {0xFF3B, 0xFF40}, {0xFF5B, 0xFF65}, {0x1F000, 0x1FAFF}};
-    for (const auto& range : NON_WORD) {
-        if (c <= range[1]) return c < range[0];
-    }
-    return true;
-}
-
-// Do the bytes before `position` > 0 end with a line break?
-inline bool ends_in_break(const uint8_t* bytes, int64_t position) {
-    const uint8_t* last = bytes + position - 1;
-    if (*last < 0x80) return is_break(*last);
-    if (position >= 2 && last[-1] == 0xC2) return *last == 0x85;
-    return position >= 3 && last[-2] == 0xE2 && last[-1] == 0x80 && (*last == 0xA8 || *last == 0xA9);
-}
 
 }  // namespace mmbdhs

@@ -1,10 +1,10 @@
 #include "text/sentences.h"
 
 #include <algorithm>
+#include <string>
 #include <string_view>
 
-#include "text/characters.h"
-#include "text/words.h"
+#include "text/text.h"
 
 namespace mmbdhs {
 namespace {
@@ -13,46 +13,58 @@ using std::string_view;
 
 enum class Verdict { GO_ON, END, UNDECIDED };
 
-// A run of stops [begin, run_end) and its closers [run_end, after).
+// A run of stops [begin, run_end), with its closers and the invisible characters among them up to `after`.
 struct Stop {
     int64_t begin, run_end, after;
-    bool has_cjk, only_dots;
+    bool hard, only_dots, closed;
 };
 
 template <size_t N>
-bool contains(const string_view (&list)[N], string_view word) {
-    return std::find(std::begin(list), std::end(list), word) != std::end(list);
+bool contains(const string_view (&sorted)[N], string_view word) {
+    return std::binary_search(std::begin(sorted), std::end(sorted), word);
 }
 
-// The first `end` bytes of one text.
-struct Text {
-    const uint8_t* bytes;
-    int64_t end;
+// What the rule remembers of the sentence that it reads; see _SoFar in sentence_rule.py.
+struct SoFar {
+    int64_t token = -1;
+    bool leading = true, opened = true, opened_by_gap = false, token_opened = false;
+    int next_number = -1;
 
-    Char at(int64_t position) const { return decode(bytes, position, end); }
-    string_view view(int64_t begin, int64_t stop) const {
-        return {reinterpret_cast<const char*>(bytes) + begin, size_t(stop - begin)};
-    }
-    template <class Kind>
-    int64_t skip(int64_t position, Kind kind) const {
-        while (position < end) {
-            const Char next = at(position);
-            if (!kind(next.code)) break;
-            position += next.width;
+    // Takes one visible character that is no stop and in no gap.
+    void read(int64_t position, uint32_t kinds) {
+        if (!(kinds & NON_WORD)) {
+            if (token < 0) token = position, token_opened = opened;
+            leading = opened = opened_by_gap = false;
+            return;
         }
-        return position;
+        token = -1;
+        leading &= (kinds & LINE_LEAD) != 0;
+        opened = leading || (kinds & LIST_OPENER);
+        opened_by_gap = kinds & SPACED_LIST_OPENER;
     }
+
+    void pass_gap() {
+        token = -1;
+        opened |= opened_by_gap;
+    }
+
+    void pass_stop(bool joins) {
+        leading = opened = opened_by_gap = false;
+        if (!joins) token = -1;
+    }
+
+    bool take_list_mark(string_view word) {
+        const bool is_number = !word.empty() && word.size() <= 3 && std::all_of(word.begin(), word.end(), is_digit);
+        if (!is_number) return token_opened && word.size() == 1 && is_ascii_letter(uint8_t(word[0]));
+        int number = 0;
+        for (const char digit : word) number = 10 * number + (digit - '0');
+        if (!token_opened && number != next_number) return false;
+        next_number = number + 1;
+        return true;
+    }
+
+    static bool is_digit(char byte) { return is_ascii_digit(uint8_t(byte)); }
 };
-
-bool is_list_mark(string_view word) {
-    if (word.size() == 1 && is_ascii_letter(uint8_t(word[0]))) return true;
-    return !word.empty() && word.size() <= 3 && std::all_of(word.begin(), word.end(), is_ascii_digit);
-}
-
-bool starts_line(const Text& text, int64_t position) {
-    while (position > 0 && LINE_LEAD.find(char(text.bytes[position - 1])) != string_view::npos) --position;
-    return position == 0 || ends_in_break(text.bytes, position);
-}
 
 // Letters joined by dots, one or two between two dots. A word neither begins nor ends with a dot, nor has two in a row.
 bool is_dotted(string_view word) {
@@ -65,89 +77,112 @@ bool is_dotted(string_view word) {
     return true;
 }
 
-bool never_ends(const Text& text, int64_t token, string_view word) {
+bool never_ends(string_view word) {
+    if (contains(OFTEN_FINAL, word)) return false;
     if (contains(NEVER_FINAL, word)) return true;
     if (word.size() == 1 && word[0] >= 'A' && word[0] <= 'Z' && word[0] != 'I') return true;
-    if (word.find('.') != string_view::npos) return is_dotted(word);
-    return is_list_mark(word) && starts_line(text, token);
+    return word.find('.') != string_view::npos && is_dotted(word);
 }
 
-Verdict judge_by_case(const Text& text, int64_t after, bool final) {
-    const int64_t following = text.skip(after, [](uint32_t code) { return is_space(code) && !is_break(code); });
-    if (following == text.end) return final ? Verdict::END : Verdict::UNDECIDED;
-    return is_lower(text.at(following).code) ? Verdict::GO_ON : Verdict::END;
+bool begins_number(int64_t code) { return code == '#' || (code >= '0' && code <= '9'); }
+
+// Does the stop end the sentence, which goes on if its next character is lower case or begins a number, as asked?
+Verdict judge_by_next(const Text& text, int64_t after, bool by_case, bool by_number) {
+    const int64_t next = text.next_on_line(after);
+    if (next == UNDECIDED) return Verdict::UNDECIDED;
+    const bool go_on =
+        next >= 0 && ((by_case && (kinds_of(uint32_t(next)) & LOWER)) || (by_number && begins_number(next)));
+    return go_on ? Verdict::GO_ON : Verdict::END;
 }
 
-// Does the stop end the sentence? `token` is where the word directly before it begins, or -1.
-Verdict judge(const Text& text, int64_t token, const Stop& stop, bool final) {
-    if (stop.after == text.end) return final ? Verdict::END : Verdict::UNDECIDED;
-    if (stop.has_cjk) return Verdict::END;
-    if (!is_space(text.at(stop.after).code)) return Verdict::GO_ON;
-    bool by_case = stop.after > stop.run_end;
-    if (text.view(stop.begin, stop.run_end) == ".") {
-        const string_view word = token < 0 ? string_view{} : text.view(token, stop.begin);
-        const bool often_final = contains(OFTEN_FINAL, word);
-        if (!often_final && never_ends(text, token, word)) return Verdict::GO_ON;
-        by_case |= often_final;
-    } else {
-        by_case |= stop.only_dots;
+Verdict judge_dot(const Text& text, SoFar& so_far, const Stop& stop) {
+    const std::string word = so_far.token < 0 ? std::string() : text.word(so_far.token, stop.begin);
+    if (never_ends(word) || so_far.take_list_mark(word)) return Verdict::GO_ON;
+    const bool by_case = stop.closed || contains(OFTEN_FINAL, word), by_number = contains(NUMBERED, word);
+    return by_case || by_number ? judge_by_next(text, stop.after, by_case, by_number) : Verdict::END;
+}
+
+// Does the stop end the sentence?
+Verdict judge(const Text& text, SoFar& so_far, const Stop& stop) {
+    if (stop.after == text.end) return text.final ? Verdict::END : Verdict::UNDECIDED;
+    const uint32_t kinds = kinds_of(text.at(stop.after).code);
+    if (stop.hard && !(kinds & COMMA)) return Verdict::END;
+    if (!(kinds & SPACE)) {
+        const int64_t tag_end = text.tag_end(stop.after);
+        if (tag_end < 0) return tag_end == UNDECIDED ? Verdict::UNDECIDED : Verdict::GO_ON;
     }
-    return by_case ? judge_by_case(text, stop.after, final) : Verdict::END;
+    if (text.is_dot(stop.begin, stop.run_end)) return judge_dot(text, so_far, stop);
+    return stop.only_dots || stop.closed ? judge_by_next(text, stop.after, true, false) : Verdict::END;
 }
 
 Stop read_stop(const Text& text, int64_t begin) {
-    Stop stop{begin, begin, begin, false, true};
-    stop.run_end = text.skip(begin, [&](uint32_t code) {
-        if (!is_stop(code)) return false;
-        stop.has_cjk |= is_cjk_stop(code);
-        stop.only_dots &= code == '.' || code == ELLIPSIS;
+    Stop stop{begin, begin, begin, false, true, false};
+    stop.run_end = text.skip(begin, [&](Char next, uint32_t kinds) {
+        if (!(kinds & STOP)) return false;
+        stop.hard |= (kinds & HARD_STOP) != 0;
+        stop.only_dots &= next.code == '.' || next.code == ELLIPSIS;
         return true;
     });
-    stop.after = text.skip(stop.run_end, is_closer);
+    stop.after = text.skip(stop.run_end, [&](Char, uint32_t kinds) {
+        stop.closed |= (kinds & CLOSER) != 0;
+        return (kinds & (CLOSER | INVISIBLE)) != 0;
+    });
     return stop;
 }
 
 // Is the stop a dot inside a word, as in "U.S"?
 bool joins_word(const Text& text, const Stop& stop) {
-    return stop.after == stop.begin + 1 && text.bytes[stop.begin] == '.' && is_word(text.at(stop.after).code);
+    return text.is_dot(stop.begin, stop.run_end) && !stop.closed && !(kinds_of(text.at(stop.after).code) & NON_WORD);
 }
 
-int64_t find_end(const Text& text, int64_t begin, bool final) {
-    int64_t content = begin, token = -1;
-    int64_t position = text.skip(begin, is_space);
+int64_t find_end(const Text& text, int64_t begin) {
+    SoFar so_far;
+    int64_t content = begin, position = text.skip_gap(begin);
     while (position < text.end) {
         const Char next = text.at(position);
-        if (is_break(next.code)) return content;
-        if (is_stop(next.code)) {
+        const uint32_t kinds = kinds_of(next.code);
+        if (kinds & BREAK) return content;
+        if (kinds & STOP) {
             const Stop stop = read_stop(text, position);
-            const Verdict verdict = judge(text, token, stop, final);
-            if (verdict == Verdict::UNDECIDED) return UNDECIDED;
+            const Verdict verdict = judge(text, so_far, stop);
+            if (verdict != Verdict::GO_ON) return verdict == Verdict::END ? stop.after : UNDECIDED;
             position = content = stop.after;
-            if (verdict == Verdict::END) return content;
-            if (!joins_word(text, stop)) token = -1;
+            so_far.pass_stop(joins_word(text, stop));
             continue;
         }
-        if (!is_word(next.code)) {
-            token = -1;
-        } else if (token < 0) {
-            token = position;
+        const int64_t tag_end = kinds & TAG_OPENER ? text.tag_end(position) : NO_TAG;
+        if (tag_end == UNDECIDED) return UNDECIDED;
+        if ((kinds & SPACE) || tag_end >= 0) {
+            position = std::max(position + next.width, tag_end);
+            so_far.pass_gap();
+            continue;
         }
+        if (!(kinds & INVISIBLE)) so_far.read(position, kinds);
+        const bool extends = !(kinds & INVISIBLE) || content == position;
         position += next.width;
-        if (!is_space(next.code)) content = position;
+        if (extends) content = position;
     }
-    return final ? content : NO_STOP;
+    return text.final ? content : NO_STOP;
 }
 
-// Finds the leading yes or no of the regular expression in Algorithm 1, as (begin, end), or (-1, -1).
+// Does a number come next on the line, perhaps after a dot?
+bool number_follows(const Text& text, int64_t position) {
+    if (position < text.end && text.bytes[position] == '.') ++position;
+    return begins_number(text.next_on_line(position));
+}
+
+// Finds the leading yes or no of the regular expression in Algorithm 1, as (begin, end), or (-1, -1). The "No" of a
+// number, as in "No. 7", is no answer.
 void find_swap_word(const Text& text, int64_t begin, int64_t* word) {
-    const int64_t first = text.skip(begin, is_space);
     word[0] = word[1] = -1;
     for (const Counterpart& answer : COUNTERPARTS) {
-        const int64_t last = first + int64_t(answer.word.size());
-        if (last > text.end || text.view(first, last) != answer.word) continue;
-        if (last < text.end && is_word(text.at(last).code)) continue;
-        word[0] = first;
-        word[1] = last;
+        const int64_t end = begin + int64_t(answer.word.size());
+        if (end > text.end || text.view(begin, end) != answer.word) continue;
+        const int64_t after = text.skip(end, [](Char, uint32_t kinds) { return (kinds & INVISIBLE) != 0; });
+        if (after < text.end && !(kinds_of(text.at(after).code) & NON_WORD)) continue;
+        if (contains(NUMBERED, answer.word) && number_follows(text, after)) continue;
+        word[0] = begin;
+        word[1] = end;
     }
 }
 
@@ -158,15 +193,15 @@ int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t row
     int64_t count = 0;
     sentence_offsets[0] = 0;
     for (int64_t row = 0; row < rows; ++row) {
-        const Text one{text + offsets[row], offsets[row + 1] - offsets[row]};
+        const Text one{text + offsets[row], offsets[row + 1] - offsets[row], true};
         for (int64_t begin = 0; begin < one.end; ++count) {
-            const int64_t content_end = find_end(one, begin, true);
-            const int64_t span_end = one.skip(content_end, is_space);
+            const int64_t content_end = find_end(one, begin), span_end = one.skip_gap(content_end);
             if (count < capacity) {
-                int64_t* entry = table + 4 * count;
+                int64_t* entry = table + SENTENCE_COLUMNS * count;
                 entry[0] = content_end;
                 entry[1] = span_end;
-                find_swap_word(one, begin, entry + 2);
+                entry[4] = std::min(one.skip_gap(begin), content_end);
+                find_swap_word(one, entry[4], entry + 2);
             }
             begin = span_end;
         }
@@ -175,13 +210,11 @@ int64_t split_sentences(const uint8_t* text, const int64_t* offsets, int64_t row
     return count;
 }
 
-void sentence_ends(const uint8_t* text, const int64_t* offsets, const int64_t* begins, const uint8_t* final,
-                   int64_t rows, int64_t* ends) {
+void sentence_ends(const uint8_t* text, const int64_t* offsets, const uint8_t* final, int64_t rows, int64_t* ends) {
     for (int64_t row = 0; row < rows; ++row) {
         const uint8_t* bytes = text + offsets[row];
-        int64_t end = offsets[row + 1] - offsets[row];
-        if (!final[row]) end = std::max(begins[row], whole_length(bytes, end));
-        ends[row] = find_end({bytes, end}, begins[row], final[row] != 0);
+        const int64_t length = offsets[row + 1] - offsets[row];
+        ends[row] = find_end({bytes, final[row] ? length : whole_length(bytes, length), final[row] != 0}, 0);
     }
 }
 

@@ -6,14 +6,15 @@
 
 #include "random/philox.h"
 #include "random/philox_avx2.h"
-#include "text/words.h"
+#include "text/sentence_tables.h"
+#include "text/sentences.h"
 
 namespace mmbdhs {
 namespace {
 
 using std::string_view;
 
-// A row of the table of split_sentences, and where the sentence begins.
+// The first columns of a row of the table of split_sentences, and where the span begins.
 struct Sentence {
     int64_t begin, content_end, span_end, word_begin, word_end;
 };
@@ -71,7 +72,8 @@ bool rises(const int64_t* bounds, int64_t at, int64_t total) {
 bool join_text(const Splices& a, string_view text, int64_t first, int64_t last, Writer& writer) {
     int64_t begin = 0;
     for (int64_t s = first; s < last; ++s) {
-        const int64_t *span = a.table + 4 * s, kept = a.kept_bytes[s], completion = a.completion_offsets[s];
+        const int64_t *span = a.table + SENTENCE_COLUMNS * s, kept = a.kept_bytes[s],
+                      completion = a.completion_offsets[s];
         const Sentence here = {begin, span[0], span[1], span[2], span[3]};
         if (begin > here.content_end || here.content_end > here.span_end || here.span_end > int64_t(text.size()) ||
             kept < 0 || !rises(a.completion_offsets, s, a.completions_size))

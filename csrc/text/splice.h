@@ -19,7 +19,7 @@ struct Splices {
     int64_t text_size;
     const int64_t* offsets;  // [rows + 1]
     int64_t rows;
-    const int64_t* table;  // [sentences, 4]
+    const int64_t* table;  // [sentences, SENTENCE_COLUMNS]
     int64_t sentences;
     const int64_t* sentence_offsets;  // [rows + 1]
     const uint8_t* swapped;           // [sentences]
@@ -31,7 +31,7 @@ struct Splices {
     int64_t* joined_offsets;            // [rows + 1]
 };
 
-// Writes for each sentence its kept bytes, its completion and its own white space. Returns the number of bytes written,
+// Writes for each sentence its kept bytes, its completion and the gap after it. Returns the number of bytes written,
 // or -1 if some offsets do not rise from 0 to their total, the spans do not tile their texts, a swapped sentence has no
 // yes or no, or more is kept of a sentence than it holds.
 int64_t join_splices(const Splices& splices);

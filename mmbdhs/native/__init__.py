@@ -14,7 +14,7 @@ from mmbdhs.native.attention import masked_attention, shared_prefix_attention
 from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.plain_attention import softmax_attention
 from mmbdhs.native.reference import ADDRESS_LAYOUT
-from mmbdhs.native.sentence_rule import BREAKS, COUNTERPARTS, STOPS
+from mmbdhs.native.sentence_tables import BREAKS, COUNTERPARTS, STOPS
 
 __all__ = [
     "ADDRESS_LAYOUT",

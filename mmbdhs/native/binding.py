@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmbdhs.native import _extension, reference  # type: ignore[attr-defined]
 from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices, score_factor
+from mmbdhs.native.sentence_rule import COLUMNS
 
 _LOG = logging.getLogger("mmbdhs")
 _UNSIGNED = (1 << 64) - 1
@@ -75,16 +76,16 @@ def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     capacity = -1
     while needed > capacity:
         capacity = needed
-        table = torch.empty(capacity, 4, dtype=torch.int64)
+        table = torch.empty(capacity, len(COLUMNS), dtype=torch.int64)
         results = (capacity, table.data_ptr(), sentence_offsets.data_ptr())
         needed = _extension.split_sentences(text.data_ptr(), offsets.data_ptr(), len(offsets) - 1, *results)
     return table[:needed].clone(), sentence_offsets
 
 
-def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
+def sentence_ends(text: Tensor, offsets: Tensor, final: Tensor) -> Tensor:
     """Native `ops.sentence_ends`."""
-    ends = torch.empty_like(begins)
-    inputs = (text.data_ptr(), offsets.data_ptr(), begins.data_ptr(), final.data_ptr(), len(begins))
+    ends = torch.empty(len(final), dtype=torch.int64)
+    inputs = (text.data_ptr(), offsets.data_ptr(), final.data_ptr(), len(final))
     _extension.sentence_ends(*inputs, ends.data_ptr())
     return ends
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmbdhs.native.operands import SharedPrefix, SpliceDraws, Splices
 from mmbdhs.native.reference import ADDRESS_LAYOUT
-from mmbdhs.native.sentence_rule import COUNTERPARTS
+from mmbdhs.native.sentence_tables import COUNTERPARTS
 
 CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,7 +98,7 @@ def splice_ranges(draws: SpliceDraws) -> None:
 
 
 def _span_begins(table: np.ndarray, sentence_offsets: np.ndarray) -> np.ndarray:
-    """Return where each span of the table int64 [S, 4] begins: at the end of the span before it, or at 0."""
+    """Return where each span of the table int64 [S, 5] begins: at the end of the span before it, or at 0."""
     begins = np.zeros(len(table), np.int64)
     begins[1:] = table[:-1, 1]
     begins[sentence_offsets[:-1][np.diff(sentence_offsets) > 0]] = 0

@@ -68,7 +68,7 @@ class Splices(NamedTuple):
 
     text: Tensor  # uint8 [T]
     offsets: Tensor  # int64 [R + 1]
-    table: Tensor  # int64 [S, 4]
+    table: Tensor  # int64 [S, 5]
     sentence_offsets: Tensor  # int64 [R + 1]
     swapped: Tensor  # bool [S]
     kept_bytes: Tensor  # int64 [S]

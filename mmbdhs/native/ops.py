@@ -14,7 +14,6 @@ import operator
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from mmbdhs.native import backend, checks
 from mmbdhs.native.operands import SpliceDraws, Splices
 from mmbdhs.native.reference import ADDRESS_LAYOUT, CUT, IMAGE_MASK, NOISE, SWAP, TOKEN
 from mmbdhs.native.registry import register
-from mmbdhs.native.sentence_rule import NO_STOP, UNDECIDED
+from mmbdhs.native.sentence_rule import COLUMNS, NO_STOP, UNDECIDED
 
 __all__ = [
     "ADDRESS_LAYOUT",
@@ -110,41 +109,36 @@ def random_uniform(seed: int, keys: Tensor, purpose: int, iteration: int, senten
     return backend.live().ops.random_uniform(seed, keys, purpose, iteration, sentences, count)
 
 
-@register(fake=lambda text, offsets: (offsets.new_empty(_unknown_size(), 4), torch.empty_like(offsets)))
+@register(fake=lambda text, offsets: (offsets.new_empty(_unknown_size(), len(COLUMNS)), torch.empty_like(offsets)))
 def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Split R texts into sentences by the rule of `mmbdhs.native.sentence_rule`.
 
     text: uint8 [T].
     offsets: int64 [R + 1].
-    Returns (table int64 [S, 4], sentence_offsets int64 [R + 1]). The columns of the table are content_end, the end
-    of the sentence without its white space; span_end, where the next span begins (the spans tile the text); and
-    word_begin and word_end of a leading yes or no, which are -1 if there is none.
+    Returns (table int64 [S, 5], sentence_offsets int64 [R + 1]). The columns of the table are content_end, the end
+    of the sentence without the gap after it; span_end, where the next span begins (the spans tile the text);
+    word_begin and word_end of a leading yes or no, which are -1 if there is none; and content_begin, where the
+    sentence begins without the gap before it, which only the first sentence of a text can have. A text that is nothing
+    but a gap has no content: content_begin and content_end are 0.
     """
     text = checks.tensor("text", text, torch.uint8)
     return backend.live().ops.split_sentences(text, checks.ragged("offsets", offsets, len(text)))
 
 
-@register(fake=lambda text, offsets, begins, final: torch.empty_like(begins))
-def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
-    """Find where one sentence of each of N texts ends, by the rule that splits texts.
+@register(fake=lambda text, offsets, final: offsets.new_empty(len(final)))
+def sentence_ends(text: Tensor, offsets: Tensor, final: Tensor) -> Tensor:
+    """Find where the first sentence of each of N texts ends, by the rule that splits texts.
 
     text: uint8 [T].
     offsets: int64 [N + 1].
-    begins: int64 [N], where the sentence begins.
     final: bool [N], whether no more text will follow; the end of the text then ends the sentence.
-    Returns int64 [N]: the byte before which the sentence ends; NO_STOP if it still goes on; UNDECIDED if it may have
-    ended, but more text could undo that.
+    Returns int64 [N]: the byte before which the sentence ends; NO_STOP if it still goes on; UNDECIDED if only more text
+    can tell whether it has ended.
     """
     text = checks.tensor("text", text, torch.uint8)
     offsets = checks.ragged("offsets", offsets, len(text))
-    rows = len(offsets) - 1
-    begins = checks.at_least_zero("begins", checks.tensor("begins", begins, torch.int64, rows=rows))
-    final = checks.tensor("final", final, torch.bool, rows=rows)
-    late = begins.numpy() > np.diff(offsets.numpy())
-    if late.any():
-        row = int(late.argmax())
-        raise ValueError(f"begins: needs positions within their texts, got {int(begins[row])} at row {row}")
-    return backend.live().ops.sentence_ends(text, offsets, begins, final)
+    final = checks.tensor("final", final, torch.bool, rows=len(offsets) - 1)
+    return backend.live().ops.sentence_ends(text, offsets, final)
 
 
 @_seeded
@@ -208,17 +202,17 @@ def join_splices(
     kept_bytes: int64 [S], how many bytes of the sentence are kept, counted after its swap.
     completions: uint8 [C].
     completion_offsets: int64 [S + 1].
-    Returns (text uint8, offsets int64 [R + 1]), where each sentence is its kept bytes + its completion + its own
-    white space.
+    Returns (text uint8, offsets int64 [R + 1]), where each sentence is its kept bytes + its completion + the gap
+    after it.
     """
     checks.present("table", table)
-    if table.dim() != 2 or table.shape[1] != 4:
-        raise ValueError(f"table: needs shape [S, 4], got {tuple(table.shape)}")
+    if table.dim() != 2 or table.shape[1] != len(COLUMNS):
+        raise ValueError(f"table: needs shape [S, {len(COLUMNS)}], got {tuple(table.shape)}")
     sentences = len(table)
     splices = Splices(
         text=checks.tensor("text", text, torch.uint8),
         offsets=checks.bounds("offsets", offsets),
-        table=checks.tensor("table", table.flatten(), torch.int64).view(-1, 4),
+        table=checks.tensor("table", table.flatten(), torch.int64).view(-1, len(COLUMNS)),
         sentence_offsets=checks.bounds("sentence_offsets", sentence_offsets, rows=len(offsets) - 1),
         swapped=checks.tensor("swapped", swapped, torch.bool, rows=sentences),
         kept_bytes=checks.tensor("kept_bytes", kept_bytes, torch.int64, rows=sentences),

@@ -19,7 +19,8 @@ from torch import Tensor
 from mmbdhs.native import sentence_rule
 from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices, score_factor
 from mmbdhs.native.plain_attention import softmax_attention
-from mmbdhs.native.sentence_rule import COUNTERPARTS
+from mmbdhs.native.sentence_rule import COLUMNS
+from mmbdhs.native.sentence_tables import COUNTERPARTS
 
 # What a random draw is for. It is a part of the draw's address, so that no two uses ever share a draw.
 IMAGE_MASK, SWAP, CUT, TOKEN, NOISE = 1, 2, 3, 4, 5
@@ -103,12 +104,12 @@ def split_sentences(text: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Reference implementation of `ops.split_sentences`."""
     tables = [sentence_rule.split(raw) for raw in _rows(text, offsets)]
     rows = [row for table in tables for row in table]
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4), _offsets([len(table) for table in tables])
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, len(COLUMNS)), _offsets([len(table) for table in tables])
 
 
-def sentence_ends(text: Tensor, offsets: Tensor, begins: Tensor, final: Tensor) -> Tensor:
+def sentence_ends(text: Tensor, offsets: Tensor, final: Tensor) -> Tensor:
     """Reference implementation of `ops.sentence_ends`."""
-    rows = zip(_rows(text, offsets), begins.tolist(), final.tolist(), strict=True)
+    rows = zip(_rows(text, offsets), final.tolist(), strict=True)
     return torch.tensor([sentence_rule.end_of_sentence(*row) for row in rows], dtype=torch.int64)
 
 
@@ -197,7 +198,7 @@ def _rises(bounds: list[int], total: int) -> bool:
 
 def _fits(raw: bytes, begin: int, span: list[int], swapped: bool, kept: int) -> bool:
     """Whether the span is inside its text, has a word to swap if it is swapped, and holds the kept bytes."""
-    content_end, span_end, word_begin, word_end = span
+    content_end, span_end, word_begin, word_end, _ = span
     if not begin <= content_end <= span_end <= len(raw):
         return False
     if not swapped:
@@ -208,7 +209,7 @@ def _fits(raw: bytes, begin: int, span: list[int], swapped: bool, kept: int) -> 
 
 
 def _swap(raw: bytes, begin: int, span: list[int]) -> bytes:
-    content_end, _, word_begin, word_end = span
+    content_end, _, word_begin, word_end, _ = span
     return raw[begin:word_begin] + COUNTERPARTS[raw[word_begin:word_end]] + raw[word_end:content_end]
 
 

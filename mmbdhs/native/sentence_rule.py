@@ -1,199 +1,341 @@
 """Where a sentence ends: the definition of the rule. csrc/text/sentences.cpp is the same rule in C++.
 
-Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. White space at the start of a sentence is
-skipped. The sentence then ends at the first of these places:
+Text is UTF-8; a byte that belongs to no valid sequence counts as a letter. The characters and words that have a meaning
+here are in `sentence_tables`. Three things come before the rule:
+
+- A tag is <think>, </answer>, <|begin|>, ◁think▷ or the like: the bracket, perhaps /, an ASCII letter or |, at most 64
+  bytes without either bracket or a line break, and the closing bracket. [THINK] and [/THINK] are tags as well. A tag
+  counts as white space; a "<" that opens none is an ordinary character.
+- Invisible characters (direction marks, zero-width spaces, variation selectors) are skipped wherever something is
+  looked for: after stops, within and before words, at the start of a sentence, between spaces.
+- A gap is white space, tags and the invisible characters between them. A gap at the start of a sentence is skipped.
+
+The sentence then ends at the first of these places:
 
 1. Before a line break (LF, VT, FF, CR, U+0085, U+2028, U+2029).
-2. After a run of stops . ! ? … and the closers (quotes, brackets, * and _) that follow it directly, if white space
-   comes next. If anything else comes next (a letter, a digit, a comma), the run is part of the sentence.
-3. After a run that holds a CJK stop 。！？｡．, and its closers, whatever comes next.
+2. After a run of stops . ! ? … (and ‼ ⁉ and their like) and the closers (quotes, brackets, * and _) that follow it
+   directly, if white space or a tag comes next. If anything else comes next (a letter, a digit, a comma), the run is
+   part of the sentence.
+3. After a run that holds a stop of a script that does not need a space after it, such as 。 । ؟ ።, and its closers,
+   whatever comes next. Only a comma directly after it, as in ؟،, makes it part of the sentence.
 4. At the end of the text.
 
-White space after the end belongs to the sentence before it, so that the spans of a text tile it. Rule 2 has exceptions:
+The gap directly before an end and the one after it belong to no sentence's content but to the span of the sentence that
+ended, so that the spans of a text tile it. Rule 2 has exceptions, which look at the next character of the line that is
+in no gap:
 
-- Three things end a sentence only if the next character that is not white space is no lower-case letter: an ellipsis
-  (two dots or more, or …), stops with closers (It says "Stop!" in red), and abbreviations that often close a sentence
-  (etc. Inc. p.m.).
+- Three things end a sentence only if that character is no lower-case letter: an ellipsis (two dots or more, or …),
+  stops with closers (It says "Stop!" in red), and abbreviations that often close a sentence (etc. Inc. p.m. ft.).
+- A dot between a word such as No, Nos, p or Jan and a digit or # does not end the sentence (No. 7, Jan. 5).
 - A single dot does not end the sentence after a title or reference (Mr. vs. Fig.), after letters joined by dots
-  (U.S. Ph.D. e.g.), after one capital other than I (J. Smith), or after the number or letter of a list item that starts
-  a line (1. The, a. The).
+  (U.S. Ph.D. e.g.), after one capital other than I (J. Smith), or after a list mark.
 
-A stop at the very end of a text that may still grow is undecided: a decided end never moves when text is appended.
-U+FFFD at the end of such a text stands for a character whose bytes have not all arrived, and is ignored.
+A list mark is a number of at most three digits, or one letter,
+- before which the sentence holds nothing but gaps and marks of items, such as - * # > | • (1. The, a. The),
+- or which follows an opening parenthesis, or : , or ; and a gap (There are: 1. a cat, 2. a dog; but not 10:30.).
+The number after the sentence's last list mark is one too (Objects: 1. cat 2. dog).
+
+The rule looks at nothing before the sentence. A stop at the very end of a text that may still grow is undecided, and so
+is what follows a bracket that may still open a tag: a decided end never moves when text is appended. U+FFFD at the end
+of such a text stands for a character whose bytes have not all arrived, and is ignored.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 
+from mmbdhs.native.sentence_tables import (
+    BREAKS,
+    CLOSERS,
+    COMMAS,
+    COUNTERPARTS,
+    HARD_STOPS,
+    INVISIBLE,
+    LINE_LEAD,
+    LIST_OPENERS,
+    LOWER,
+    NEVER_FINAL,
+    NON_WORD,
+    NUMBERED,
+    OFTEN_FINAL,
+    SPACED_LIST_OPENERS,
+    SPACES,
+    STOPS,
+    TAG_BRACKETS,
+    TAG_BYTES,
+    TAG_OPENERS,
+    WHOLE_TAGS,
+)
+
+COLUMNS = ("content_end", "span_end", "word_begin", "word_end", "content_begin")
 NO_STOP = -1
 UNDECIDED = -2
 
 _GO_ON, _END = 0, 1  # verdicts on one run of stops; UNDECIDED is the third
-
-SPACES = frozenset([*range(0x9, 0xE), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]) | frozenset(
-    [0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
-)
-BREAKS = frozenset([*range(0xA, 0xE), 0x85, 0x2028, 0x2029])
-CJK_STOPS = frozenset(map(ord, "。！？｡．"))
-STOPS = frozenset(map(ord, ".!?…")) | CJK_STOPS
-CLOSERS = frozenset(map(ord, "\"')]}*_”’»」』）】"))
-LOWER_RANGES = ((0x61, 0x7A), (0xDF, 0xF6), (0xF8, 0xFF), (0x3AC, 0x3CE), (0x430, 0x45F))
-# From U+0080 on every character is part of a word, except in these ranges of punctuation, spaces and symbols.
-NON_WORD_RANGES = (
-    *((0x80, 0xA9), (0xAB, 0xB4), (0xB6, 0xB9), (0xBB, 0xBF), (0xD7, 0xD7), (0xF7, 0xF7), (0x1680, 0x1680)),
-    *(
-        (0x2000, 0x206F),
-        (0x2190, 0x2BFF),
-        (0x2E00, 0x2E7F),
-        (0x3000, 0x303F),
-        (0xFE10, 0xFE1F),
-        (0xFE30, 0xFE6F),
-    ),
-    *((0xFF00, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF65), (0x1F000, 0x1FAFF)),
-)
-# Abbreviations after which a single dot never ends a sentence.
-NEVER_FINAL = frozenset(
-    b"Mr Mrs Ms Mx Dr Prof St Mt Ft Gen Col Capt Lt Sgt Rev Hon Sen Rep Gov Messrs Mme Mlle "
-    b"vs cf approx ca viz resp fig figs Fig Figs eq eqs Eq Eqs vol Vol pp".split()
-)
-# Abbreviations that often stand at the end of a sentence: the next character decides.
-OFTEN_FINAL = frozenset(b"etc Inc inc Ltd ltd Co Corp corp Jr Sr al a.m p.m A.M P.M".split())
-LINE_LEAD = b" \t*#>(-"  # what may stand between the start of a line and the number of its list item
-_BREAK_BYTES = tuple(chr(code).encode() for code in sorted(BREAKS))
-# The answers of Algorithm 1 and what each is swapped for.
-COUNTERPARTS = {b"Yes": b"No", b"yes": b"no", b"No": b"Yes", b"no": b"yes"}
+_NO_TAG = -1
+_END_OF_TEXT = -1  # in place of a next character
+_GAP = SPACES | INVISIBLE
+_GAP_ON_LINE = _GAP - BREAKS
+_AFTER_STOPS = CLOSERS | INVISIBLE
+_NUMBER_BEGINS = frozenset(map(ord, "0123456789#"))
+_BRACKETS = {ord(opening): ord(closing) for opening, closing in TAG_BRACKETS.items()}
 
 
-def is_lower(code: int) -> bool:
-    return any(low <= code <= high for low, high in LOWER_RANGES)
+def split(raw: bytes) -> list[list[int]]:
+    """Split one text into rows of COLUMNS; see `ops.split_sentences`."""
+    scan, rows, begin = _Scan(raw, final=True), [], 0
+    while begin < len(scan.codes):
+        content_end = _find_end(scan, begin)
+        span_end = scan.skip_gap(content_end)
+        content_begin = min(scan.skip_gap(begin), content_end)
+        places = (content_end, span_end, *_swap_word(scan, content_begin), content_begin)
+        rows.append([place if place < 0 else scan.at[place] for place in places])
+        begin = span_end
+    return rows
 
 
-def is_word(code: int) -> bool:
-    if code < 0x80:
-        return code == 0x5F or chr(code).isalnum()
-    return not any(low <= code <= high for low, high in NON_WORD_RANGES)
+def end_of_sentence(raw: bytes, final: bool) -> int:
+    """Find the byte where the sentence that begins with the text ends, or return NO_STOP or UNDECIDED.
+
+    See `ops.sentence_ends`.
+    """
+    scan = _Scan(raw if final else raw[: _whole_length(raw)], final)
+    end = _find_end(scan, 0)
+    return end if end < 0 else scan.at[end]
 
 
 class _Scan:
-    """The characters of raw[begin:end]: `codes`, and `at`, the byte where each one begins and the last one ends."""
+    """The characters of a text.
 
-    def __init__(self, raw: bytes, begin: int, end: int) -> None:
+    codes: their code points.
+    at: the byte where each one begins, and where the last one ends.
+    final: whether no more text will follow.
+    """
+
+    def __init__(self, raw: bytes, final: bool) -> None:
         # A stray byte b becomes U+DC00 + b, which is in no table, so it counts as a letter.
-        self.codes = [ord(char) for char in raw[begin:end].decode("utf-8", "surrogateescape")]
-        self.at = list(accumulate(map(_width, self.codes), initial=begin))
-        self.raw = raw
+        self.codes = [ord(char) for char in raw.decode("utf-8", "surrogateescape")]
+        self.at = list(accumulate(map(_width, self.codes), initial=0))
+        self.final = final
 
     def skip(self, index: int, kind: frozenset[int]) -> int:
         while index < len(self.codes) and self.codes[index] in kind:
             index += 1
         return index
 
+    def skip_gap(self, index: int, kind: frozenset[int] = _GAP) -> int:
+        """Skip the characters of a gap and whole tags."""
+        while True:
+            index = self.skip(index, kind)
+            end = self.tag_end(index)
+            if end < 0:
+                return index
+            index = end
 
-def split(raw: bytes) -> list[list[int]]:
-    """Split one text into rows (content_end, span_end, word_begin, word_end); see `ops.split_sentences`."""
-    scan, rows, begin = _Scan(raw, 0, len(raw)), [], 0
-    while begin < len(scan.codes):
-        content_end = _find_end(scan, begin, final=True)
-        span_end = scan.skip(content_end, SPACES)
-        rows.append([scan.at[content_end], scan.at[span_end], *_swap_word(scan, begin)])
-        begin = span_end
-    return rows
+    def next_on_line(self, index: int) -> int:
+        """Return the first code point from `index` on that is in no gap, the line break before it, or a negative
+        answer: _END_OF_TEXT, or UNDECIDED if only more text can tell."""
+        index = self.skip_gap(index, _GAP_ON_LINE)
+        if index == len(self.codes):
+            return _END_OF_TEXT if self.final else UNDECIDED
+        return UNDECIDED if self.tag_end(index) == UNDECIDED else self.codes[index]
+
+    def tag_end(self, index: int) -> int:
+        """Find the end of the tag at `index`. Return _NO_TAG, or UNDECIDED if more text may complete one."""
+        if index == len(self.codes) or self.codes[index] not in TAG_OPENERS:
+            return _NO_TAG
+        closing = _BRACKETS.get(self.codes[index])
+        end = self._whole_tag_end(index) if closing is None else self._bracket_end(index, closing)
+        return _NO_TAG if end == UNDECIDED and self.final else end
+
+    def _whole_tag_end(self, index: int) -> int:
+        for tag in WHOLE_TAGS:
+            read = self.codes[index : index + len(tag)]
+            if read == [ord(char) for char in tag[: len(read)]]:
+                return index + len(tag) if len(read) == len(tag) else UNDECIDED
+        return _NO_TAG
+
+    def _bracket_end(self, index: int, closing: int) -> int:
+        codes, opening = self.codes, self.codes[index]
+        index += 2 if codes[index + 1 : index + 2] == [0x2F] else 1
+        if index == len(codes):
+            return UNDECIDED
+        if not (codes[index] == 0x7C or (codes[index] < 0x80 and chr(codes[index]).isalpha())):
+            return _NO_TAG
+        begin = index = index + 1
+        while index < len(codes) and codes[index] != closing:
+            if codes[index] == opening or codes[index] in BREAKS or self.at[index + 1] - self.at[begin] > TAG_BYTES:
+                return _NO_TAG
+            index += 1
+        return UNDECIDED if index == len(codes) else index + 1
+
+    def word(self, begin: int, end: int) -> str:
+        """The visible characters of [begin, end)."""
+        return "".join(chr(code) for code in self.codes[begin:end] if code not in INVISIBLE)
 
 
-def end_of_sentence(raw: bytes, begin: int, final: bool) -> int:
-    """Find the byte where the sentence that begins at byte `begin` ends, or return NO_STOP or UNDECIDED.
+@dataclass
+class _Stop:
+    """A run of stops [begin, run_end), with its closers and the invisible characters among them up to `after`."""
 
-    See `ops.sentence_ends`.
+    begin: int
+    run_end: int
+    after: int
+    run: list[int]
+    closed: bool
+
+
+@dataclass
+class _SoFar:
+    """What the rule remembers of the sentence that it reads.
+
+    token: where the word begins that is being read, or -1.
+    leading: whether the sentence holds nothing yet but gaps and characters of LINE_LEAD.
+    opened: whether a word that begins next may be a list mark.
+    opened_by_gap: whether it may be one if a gap comes first.
+    token_opened: whether the word that is being read may be one.
+    next_number: the number after the last list mark that is a number.
     """
-    limit = len(raw) if final else max(begin, _whole_length(raw))
-    scan = _Scan(raw, begin, limit)
-    end = _find_end(scan, 0, final)
-    return end if end < 0 else scan.at[end]
+
+    token: int = -1
+    leading: bool = True
+    opened: bool = True
+    opened_by_gap: bool = False
+    token_opened: bool = False
+    next_number: int | None = None
+
+    def read(self, index: int, code: int) -> None:
+        """Take one visible character that is no stop and in no gap."""
+        if code not in NON_WORD:
+            if self.token < 0:
+                self.token, self.token_opened = index, self.opened
+            self.leading = self.opened = self.opened_by_gap = False
+            return
+        self.token = -1
+        self.leading &= code in LINE_LEAD
+        self.opened = self.leading or code in LIST_OPENERS
+        self.opened_by_gap = code in SPACED_LIST_OPENERS
+
+    def pass_gap(self) -> None:
+        """Take a space or a tag."""
+        self.token = -1
+        self.opened |= self.opened_by_gap
+
+    def pass_stop(self, joins: bool) -> None:
+        """Take a run of stops that did not end the sentence; a dot between two letters `joins` them to a word."""
+        self.leading = self.opened = self.opened_by_gap = False
+        if not joins:
+            self.token = -1
+
+    def take_list_mark(self, word: str) -> bool:
+        """Whether the word that was read is a list mark."""
+        number = int(word) if word.isascii() and word.isdigit() and len(word) <= 3 else None
+        letter = len(word) == 1 and word.isascii() and word.isalpha()
+        if number is None:
+            return letter and self.token_opened
+        if not self.token_opened and number != self.next_number:
+            return False
+        self.next_number = number + 1
+        return True
 
 
-def _find_end(scan: _Scan, first: int, final: bool) -> int:
+def _find_end(scan: _Scan, first: int) -> int:
     """Find the character before which the sentence that starts at `first` ends, or return a negative answer."""
-    codes, content, token = scan.codes, first, -1
-    index = scan.skip(first, SPACES)
+    codes, so_far, content = scan.codes, _SoFar(), first
+    index = scan.skip_gap(first)
     while index < len(codes):
-        code = codes[index]
+        code, tag_end = codes[index], scan.tag_end(index)
         if code in BREAKS:
             return content
+        if tag_end == UNDECIDED:
+            return UNDECIDED
         if code in STOPS:
-            stop, run_end = index, scan.skip(index, STOPS)
-            index = content = scan.skip(run_end, CLOSERS)
-            verdict = _judge(scan, token, stop, run_end, index, final)
+            stop = _read_stop(scan, index)
+            verdict = _judge(scan, so_far, stop)
             if verdict != _GO_ON:
-                return index if verdict == _END else UNDECIDED
-            if not (index == stop + 1 and code == 0x2E and is_word(codes[index])):
-                token = -1
-            continue
-        if not is_word(code):
-            token = -1
-        elif token < 0:
-            token = index
-        index += 1
-        if code not in SPACES:
-            content = index
-    return content if final else NO_STOP
+                return stop.after if verdict == _END else UNDECIDED
+            index = content = stop.after
+            so_far.pass_stop(joins=stop.run == [0x2E] and not stop.closed and codes[index] not in NON_WORD)
+        elif code in SPACES or tag_end >= 0:
+            index = max(index + 1, tag_end)
+            so_far.pass_gap()
+        else:
+            if code not in INVISIBLE:
+                so_far.read(index, code)
+            if code not in INVISIBLE or content == index:
+                content = index + 1
+            index += 1
+    return content if scan.final else NO_STOP
 
 
-def _judge(scan: _Scan, token: int, stop: int, run_end: int, after: int, final: bool) -> int:
-    """Whether the run of stops [stop, run_end) ends the sentence; its closers end at `after`."""
-    codes = scan.codes
+def _read_stop(scan: _Scan, begin: int) -> _Stop:
+    run_end = scan.skip(begin, STOPS)
+    after = scan.skip(run_end, _AFTER_STOPS)
+    closed = not CLOSERS.isdisjoint(scan.codes[run_end:after])
+    return _Stop(begin, run_end, after, scan.codes[begin:run_end], closed)
+
+
+def _judge(scan: _Scan, so_far: _SoFar, stop: _Stop) -> int:
+    """Whether the run of stops ends the sentence."""
+    codes, after = scan.codes, stop.after
     if after == len(codes):
-        return _END if final else UNDECIDED
-    run = codes[stop:run_end]
-    if not CJK_STOPS.isdisjoint(run):
+        return _END if scan.final else UNDECIDED
+    if codes[after] not in COMMAS and not HARD_STOPS.isdisjoint(stop.run):
         return _END
     if codes[after] not in SPACES:
+        tag_end = scan.tag_end(after)
+        if tag_end < 0:
+            return UNDECIDED if tag_end == UNDECIDED else _GO_ON
+    if stop.run != [0x2E]:
+        only_dots = all(code in (0x2E, 0x2026) for code in stop.run)
+        return _judge_by_next(scan, after, LOWER) if only_dots or stop.closed else _END
+    word = scan.word(so_far.token, stop.begin) if so_far.token >= 0 else ""
+    if _never_ends(word) or so_far.take_list_mark(word):
         return _GO_ON
-    by_case = after > run_end
-    if run == [0x2E]:
-        word = scan.raw[scan.at[token] : scan.at[stop]] if token >= 0 else b""
-        if word not in OFTEN_FINAL and _never_ends(scan, token, word):
-            return _GO_ON
-        by_case |= word in OFTEN_FINAL
-    else:
-        by_case |= all(code in (0x2E, 0x2026) for code in run)
-    return _judge_by_case(scan, after, final) if by_case else _END
+    by_case, by_number = stop.closed or word in OFTEN_FINAL, word in NUMBERED
+    if not (by_case or by_number):
+        return _END
+    go_on = (LOWER if by_case else frozenset()) | (_NUMBER_BEGINS if by_number else frozenset())
+    return _judge_by_next(scan, after, go_on)
 
 
-def _judge_by_case(scan: _Scan, after: int, final: bool) -> int:
-    following = scan.skip(after, SPACES - BREAKS)
-    if following == len(scan.codes):
-        return _END if final else UNDECIDED
-    return _GO_ON if is_lower(scan.codes[following]) else _END
+def _judge_by_next(scan: _Scan, after: int, go_on: frozenset[int]) -> int:
+    following = scan.next_on_line(after)
+    if following == UNDECIDED:
+        return UNDECIDED
+    return _GO_ON if following in go_on else _END
 
 
-def _never_ends(scan: _Scan, token: int, word: bytes) -> bool:
-    if word in NEVER_FINAL or (len(word) == 1 and word.isupper() and word != b"I"):
+def _never_ends(word: str) -> bool:
+    if word in OFTEN_FINAL:
+        return False
+    if word in NEVER_FINAL or (len(word) == 1 and "A" <= word <= "Z" and word != "I"):
         return True
-    parts = word.split(b".")
-    if len(parts) > 1:
-        return all(len(part) in (1, 2) and part.isalpha() for part in parts)
-    return _is_list_mark(word) and _starts_line(scan.raw[: scan.at[token]])
+    parts = word.split(".")
+    return len(parts) > 1 and all(len(part) in (1, 2) and part.isascii() and part.isalpha() for part in parts)
 
 
-def _is_list_mark(word: bytes) -> bool:
-    return (word.isdigit() and len(word) <= 3) or (word.isalpha() and len(word) == 1)
+def _swap_word(scan: _Scan, begin: int) -> tuple[int, int]:
+    """Find the leading yes or no, by the regular expression of Algorithm 1; (-1, -1) if there is none.
 
-
-def _starts_line(before: bytes) -> bool:
-    before = before.rstrip(LINE_LEAD)
-    return not before or before.endswith(_BREAK_BYTES)
-
-
-def _swap_word(scan: _Scan, first: int) -> tuple[int, int]:
-    """Find the bytes of the leading yes or no, by the regular expression of Algorithm 1; (-1, -1) if there is none."""
-    begin = scan.skip(first, SPACES)
+    The "No" of a number, as in No. 7, is no answer.
+    """
+    codes = scan.codes
     for word in COUNTERPARTS:
         end = begin + len(word)
-        whole = end == len(scan.codes) or (end < len(scan.codes) and not is_word(scan.codes[end]))
-        if whole and scan.codes[begin:end] == list(word):
-            return scan.at[begin], scan.at[end]
+        if codes[begin:end] != list(word):
+            continue
+        after = scan.skip(end, INVISIBLE)
+        whole = after == len(codes) or codes[after] in NON_WORD
+        return (begin, end) if whole and not (word.decode() in NUMBERED and _number_follows(scan, after)) else (-1, -1)
     return -1, -1
+
+
+def _number_follows(scan: _Scan, index: int) -> bool:
+    """Whether a number comes next on the line, perhaps after a dot."""
+    dot = scan.codes[index : index + 1] == [0x2E]
+    return scan.next_on_line(index + dot) in _NUMBER_BEGINS
 
 
 def _whole_length(raw: bytes) -> int:

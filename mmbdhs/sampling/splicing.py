@@ -72,8 +72,6 @@ class Cut:
     """A sentence whose end the model is to write.
 
     reference, swapped, cut, kept, prefix_ids: as in `SentenceSplice`.
-    head: the text before the completion, from the beginning of the reference.
-    begin: byte of `head` at which the sentence begins.
     shared_length: how many of `prefix_ids` all branches of the reference share; the others are forced tokens of a
         swapped sentence.
     """
@@ -82,8 +80,6 @@ class Cut:
     swapped: bool
     cut: int
     kept: str
-    head: str
-    begin: int
     prefix_ids: tuple[int, ...]
     shared_length: int
 
@@ -107,7 +103,7 @@ class Reference:
         self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
         self._sentences, begin = [], 0
-        for content_end, end, word_begin, word_end in _characters(text, self._table):
+        for content_end, end, word_begin, word_end, _ in _characters(text, self._table):
             written = _variant(turn, text[begin:end], begin, content_end)
             swapped = None
             if word_begin >= 0:
@@ -131,7 +127,7 @@ class Reference:
 
     def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
         variant = sentence.swapped if swapped and sentence.swapped else sentence.written
-        text, before = variant.text, self.text[: sentence.begin]
+        text = variant.text
         # Of a sentence of one token only the white space before it can be kept.
         cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))
         prefix_ids = variant.token_ids[: variant.token_begin + cut]
@@ -143,8 +139,6 @@ class Reference:
             swapped=swapped,
             cut=cut,
             kept=text[:end],
-            head=before + text[:end],
-            begin=len(before.encode()),
             prefix_ids=prefix_ids,
             shared_length=shared,
         )

@@ -86,15 +86,14 @@ class ResponseStops:
         """The exact rule, applied to the text of branches that may contain a stop."""
         if not checked:
             return []
-        texts = [branch.cut.head + self._text(branch) for branch, _ in checked]
-        begins = torch.tensor([branch.cut.begin for branch, _ in checked])
+        texts = [branch.cut.kept + self._text(branch) for branch, _ in checked]
         final: Tensor = torch.tensor([last for _, last in checked])
-        ends = ops.sentence_ends(*ragged(texts), begins, final).tolist()
+        ends = ops.sentence_ends(*ragged(texts), final).tolist()
         ended = []
         for (branch, _), text, end in zip(checked, texts, ends, strict=True):
             branch.undecided = end == ops.UNDECIDED
             if end >= 0:
-                self._finish(branch, text.encode()[len(branch.cut.head.encode()) : end].decode())
+                self._finish(branch, text.encode()[len(branch.cut.kept.encode()) : end].decode())
                 ended.append(branch)
         return ended
 

@@ -79,12 +79,11 @@ def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], 
 
 
 def greedy_ids(
-    model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, before: str, limit: int
+    model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, limit: int
 ) -> list[int]:
     """The completion of a sentence, token by token, with the plain sentence rule as the only stop."""
     suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
     ends = end_token_ids(VLM.of(model), processor.tokenizer)
-    head = before + splice.kept
     ids: list[int] = []
     while True:
         logits = masked_logits(model, inputs, visible, [*splice.prefix_ids, *ids])[-1]
@@ -94,19 +93,18 @@ def greedy_ids(
         if token not in ends:
             ids.append(token)
         text = _text(processor, splice.prefix_ids, ids)
-        end = _end(head + text, len(before.encode()), final)
+        end = _end(splice.kept + text, final)
         if end >= 0:
-            added = len((head + text).encode()[:end].decode()) - len(head)
+            added = len((splice.kept + text).encode()[:end].decode()) - len(splice.kept)
             return _shortest(processor, splice.prefix_ids, ids, added)
 
 
 def assert_replays(model: Any, processor: Any, images: list[Image.Image], prompt: str, sample: Any, limit: int) -> None:
     """Each sentence of a greedy sample is what the plain way makes of its beginning."""
-    inputs, before = prompt_inputs(processor, images, prompt), ""
+    inputs = prompt_inputs(processor, images, prompt)
     for splice in sample.sentences:
-        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, before, limit)
+        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, limit)
         assert list(splice.completion_ids) == plain
-        before += splice.reference
 
 
 def _shortest(processor: Any, prefix: tuple[int, ...], ids: list[int], length: int) -> list[int]:
@@ -122,10 +120,10 @@ def _text(processor: Any, prefix: tuple[int, ...], ids: list[int]) -> str:
     return decode([*prefix, *ids], skip_special_tokens=True)[len(decode(list(prefix), skip_special_tokens=True)) :]
 
 
-def _end(text: str, begin: int, final: bool) -> int:
+def _end(text: str, final: bool) -> int:
     raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
     offsets = torch.tensor([0, len(raw)])
-    return int(reference.sentence_ends(raw, offsets, torch.tensor([begin]), torch.tensor([final])))
+    return int(reference.sentence_ends(raw, offsets, torch.tensor([final])))
 
 
 def chi_square(counts: Counter, logits: torch.Tensor) -> None:

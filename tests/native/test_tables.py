@@ -1,41 +1,37 @@
-"""The tables and numbers that C++ and Python both hold, compared entry by entry."""
+"""The tables and numbers that C++ and Python both hold."""
 
-from collections.abc import Callable
+import unicodedata
 
 import pytest
+import regex
 import torch
 
-from mmbdhs.native import _extension, binding, sentence_rule
+from mmbdhs.native import _extension, binding, sentence_rule, sentence_tables
 
 UNICODE = 0x110000
 
-KINDS: dict[str, Callable[[int], bool]] = {
-    "is_space": sentence_rule.SPACES.__contains__,
-    "is_break": sentence_rule.BREAKS.__contains__,
-    "is_stop": sentence_rule.STOPS.__contains__,
-    "is_cjk_stop": sentence_rule.CJK_STOPS.__contains__,
-    "is_closer": sentence_rule.CLOSERS.__contains__,
-    "is_lower": sentence_rule.is_lower,
-    "is_word": sentence_rule.is_word,
-}
 
-
-def test_words() -> None:
-    tables = _extension.word_tables()
-    assert set(tables) == {"never_final", "often_final", "line_lead", "answers", "counterparts"}
-    for name, words in (("never_final", sentence_rule.NEVER_FINAL), ("often_final", sentence_rule.OFTEN_FINAL)):
-        assert sorted(tables[name]) == sorted(word.decode() for word in words)
-    assert tables["line_lead"] == [sentence_rule.LINE_LEAD.decode()]
-    pairs = zip(tables["answers"], tables["counterparts"], strict=True)
-    assert [(word.encode(), other.encode()) for word, other in pairs] == list(sentence_rule.COUNTERPARTS.items())
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sentence_tables.KINDS)
 def test_characters(kind: str) -> None:
     """Over all of Unicode; a byte that belongs to no character stands among the surrogates."""
-    native, plain = getattr(_extension, kind), KINDS[kind]
-    assert [code for code in range(UNICODE) if native(code) != plain(code)] == []
-    assert any(map(plain, range(UNICODE)))
+    bit = 1 << list(sentence_tables.KINDS).index(kind)
+    native = {code for code in range(UNICODE) if _extension.kinds_of(code) & bit}
+    assert native == sentence_tables.KINDS[kind] and native
+
+
+@pytest.mark.parametrize(
+    ("table", "marks", "unicode"),
+    [
+        (sentence_tables.SPACES, "", r"\p{White_Space}"),
+        (sentence_tables.INVISIBLE, "", r"\p{Default_Ignorable_Code_Point}"),
+        (sentence_tables.STOPS, ".…．", r"\p{Sentence_Break=STerm}"),
+    ],
+)
+def test_tables_that_unicode_defines(table: frozenset[int], marks: str, unicode: str) -> None:
+    """Each is what Unicode says, and some marks besides: of the characters that this Python knows, because a later
+    Unicode may have more."""
+    known = "".join(char for char in map(chr, range(UNICODE)) if unicodedata.category(char) not in ("Cn", "Cs"))
+    assert table & set(map(ord, known)) == {*map(ord, marks), *map(ord, regex.findall(unicode, known))}
 
 
 def test_answers_of_sentence_ends() -> None:

@@ -40,7 +40,6 @@ def test_a_swap_stays_in_its_sentence() -> None:
         assert not cuts[2].swapped
         seen |= {(i, cut.swapped) for i, cut in enumerate(cuts)}
         for cut, word in zip(cuts, ("Yes", "No", None, "yes"), strict=True):
-            assert text.startswith(cut.head[: cut.begin])  # everything before the sentence is as the reference has it
             if cut.swapped:
                 assert cut.kept.startswith(word)
         joined = reference.join(cuts, [" …"] * 4)
