@@ -21,7 +21,7 @@ from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.similarity import Similarity
 from mmbdhs.sampling.splicing import Reference
 from mmbdhs.sampling.stopping import ResponseBranch, SentenceBranch
-from mmbdhs.vlm import VLM, Processor
+from mmbdhs.vlm import CONTEXT_TOKENS, VLM, Processor
 
 _SCORED_TOGETHER = 32  # responses given to the similarity model at once
 
@@ -152,7 +152,7 @@ class Sampler:
                 limit=limit,
                 forced_ids=cut.forced_ids,
                 uniforms=draws,
-                context_ids=(*encoded.prompt_tail, *cut.prefix_ids),
+                context_ids=(*encoded.prompt_tail, *cut.last_ids(CONTEXT_TOKENS)),
                 cut=cut,
             )
             for cut, draws in zip(cuts, uniforms, strict=True)

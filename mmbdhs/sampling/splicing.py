@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbdhs.native import COUNTERPARTS, ops
-from mmbdhs.vlm import Processor, Turn, common_length, reworded
+from mmbdhs.errors import ExampleError
+from mmbdhs.native import ops
+from mmbdhs.sampling.sentence_tokens import Place, ReferenceTokens, Variant
+from mmbdhs.vlm import Processor, Turn
 
 
 @dataclass(frozen=True)
 class SentenceSplice:
     """One sentence of a rejected response: what was kept of the reference and what the model made of the rest.
 
-    reference: the sentence with the white space after it; the references of a sample tile its reference text.
+    reference: the sentence with the gap after it (white space and markup), and for a text's first sentence the one
+        before it; the references of a sample tile its reference text.
     swapped: whether its leading yes/no was replaced by the counterpart.
     cut: how many tokens of the (swapped) sentence were kept.
     kept: the text before the cut.
@@ -38,55 +40,53 @@ class SentenceSplice:
 
 
 @dataclass(frozen=True)
-class _Variant:
-    """A sentence, as written or swapped.
-
-    text: the sentence.
-    token_ids: the response's tokens up to the sentence's end.
-    token_begin: how many of them come before the sentence.
-    cuts: (tokens kept, characters kept) of the sentence, for each position at which it may be cut.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    token_begin: int
-    cuts: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
 class _Sentence:
     """A sentence of a reference.
 
-    begin: its first character in the reference.
+    text: the sentence with its gaps.
+    gap: how many characters of it come before its content.
     written: the sentence as the reference has it.
     swapped: with the counterpart of its leading yes/no; None if it has none.
     """
 
-    begin: int
-    written: _Variant
-    swapped: _Variant | None
+    text: str
+    gap: int
+    written: Variant
+    swapped: Variant | None
 
 
 @dataclass(frozen=True)
 class Cut:
     """A sentence whose end the model is to write.
 
-    reference, swapped, cut, kept, prefix_ids: as in `SentenceSplice`.
-    shared_length: how many of `prefix_ids` all branches of the reference share; the others are forced tokens of a
-        swapped sentence.
+    reference, swapped, cut, kept: as in `SentenceSplice`.
+    keeps_content: whether more of the sentence is kept than the gap before it.
+    reference_ids: the tokens of the whole reference.
+    shared_length: how many of these precede the completion; all branches of the reference share them.
+    forced_ids: the tokens that follow the shared ones in this branch alone, those of a swapped sentence.
     """
 
     reference: str
     swapped: bool
     cut: int
     kept: str
-    prefix_ids: tuple[int, ...]
+    keeps_content: bool
+    reference_ids: tuple[int, ...]
     shared_length: int
+    forced_ids: tuple[int, ...]
 
     @property
-    def forced_ids(self) -> tuple[int, ...]:
-        """The tokens that follow the shared ones in this branch alone."""
-        return self.prefix_ids[self.shared_length :]
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The response's tokens before the completion."""
+        return self.last_ids(self.shared_length + len(self.forced_ids))
+
+    def last_ids(self, count: int) -> tuple[int, ...]:
+        """The last `count` tokens before the completion, or all if there are fewer."""
+        begin = max(self.shared_length + len(self.forced_ids) - count, 0)
+        return (
+            *self.reference_ids[begin : self.shared_length],
+            *self.forced_ids[max(begin - self.shared_length, 0) :],
+        )
 
     def completed(self, completion: str, completion_ids: Sequence[int]) -> SentenceSplice:
         """The sentence with the model's completion."""
@@ -96,90 +96,79 @@ class Cut:
 
 
 class Reference:
-    """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7)."""
+    """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7).
+
+    Raises ExampleError for a text that has no content.
+    """
 
     def __init__(self, processor: Processor, turn: Turn, text: str) -> None:
-        self.text, self.token_ids = text, turn.token_ids
+        self.text = text
         self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
-        self._sentences, begin = [], 0
-        for content_end, end, word_begin, word_end, _ in _characters(text, self._table):
-            written = _variant(turn, text[begin:end], begin, content_end)
-            swapped = None
-            if word_begin >= 0:
-                word = COUNTERPARTS[text[word_begin:word_end].encode()].decode()
-                sentence = text[begin:word_begin] + word + text[word_end:end]
-                other = reworded(processor, turn, text[:begin] + sentence)
-                swapped = _variant(other, sentence, begin, begin + len(sentence), word_begin + len(word))
-            self._sentences.append(_Sentence(begin, written, swapped))
-            begin = end
+        places = _places(text, self._table)
+        if not any(place.content_begin < place.content_end for place in places):
+            raise ExampleError(f"references: needs text besides markup and white space, got {text!r}")
+        self._tokens = ReferenceTokens(processor, turn, text)
+        self._sentences = [
+            _Sentence(
+                text[place.begin : place.end],
+                place.content_begin - place.begin,
+                self._tokens.written(place),
+                self._tokens.swapped(place) if place.word_begin >= 0 else None,
+            )
+            for place in places
+        ]
 
     def draw(self, seed: int, key: int, iteration: int) -> list[Cut]:
         """A swap and a cut for each sentence, by addressed draws."""
         count = len(self._sentences)
         choices = [[len(s.written.cuts), len(s.swapped.cuts) if s.swapped else 0] for s in self._sentences]
         swappable = torch.tensor([s.swapped is not None for s in self._sentences])
-        written, other = torch.tensor(choices, dtype=torch.int32).T.contiguous()
+        as_written, other = torch.tensor(choices, dtype=torch.int32).T.contiguous()
         keys, numbers = torch.full((count,), key), torch.arange(count, dtype=torch.int32)
-        drawn = ops.draw_splices(seed, keys, iteration, numbers, swappable, written, other)
+        drawn = ops.draw_splices(seed, keys, iteration, numbers, swappable, as_written, other)
         pairs = zip(self._sentences, *(column.tolist() for column in drawn), strict=True)
-        return [self._cut(sentence, swapped, choice) for sentence, swapped, choice in pairs]
+        return [self._cut(sentence, swap, choice) for sentence, swap, choice in pairs]
 
-    def _cut(self, sentence: _Sentence, swapped: bool, choice: int) -> Cut:
-        variant = sentence.swapped if swapped and sentence.swapped else sentence.written
-        text = variant.text
-        # Of a sentence of one token only the white space before it can be kept.
-        cut, end = variant.cuts[choice] if variant.cuts else (0, len(text) - len(text.lstrip()))
-        prefix_ids = variant.token_ids[: variant.token_begin + cut]
-        shared = len(prefix_ids)
-        if swapped:  # the swapped word tokenises differently, perhaps together with what precedes it
-            shared = common_length(prefix_ids, self.token_ids[: sentence.written.token_begin])
+    def _cut(self, sentence: _Sentence, swap: bool, choice: int) -> Cut:
+        variant = sentence.swapped if swap and sentence.swapped else sentence.written
+        cut, end = variant.cuts[choice]
+        count = variant.token_begin + cut
+        shared = min(count, variant.shared)
         return Cut(
-            reference=sentence.written.text,
-            swapped=swapped,
+            reference=sentence.text,
+            swapped=swap,
             cut=cut,
-            kept=text[:end],
-            prefix_ids=prefix_ids,
+            kept=variant.text[:end],
+            keeps_content=end > sentence.gap,
+            reference_ids=self._tokens.ids,
             shared_length=shared,
+            forced_ids=variant.own_ids[: count - shared],
         )
 
     def join(self, cuts: Sequence[Cut], completions: Sequence[str]) -> str:
-        """The rejected response: kept + completion of each sentence, with the reference's own white space."""
-        swapped = torch.tensor([cut.swapped for cut in cuts])
+        """The rejected response: kept + completion of each sentence, with the reference's own gaps."""
+        swaps = torch.tensor([cut.swapped for cut in cuts])
         kept = torch.tensor([len(cut.kept.encode()) for cut in cuts])
         flat, _ = ops.join_splices(
             self._flat,
             self._offsets,
             self._table,
             self._sentence_offsets,
-            swapped,
+            swaps,
             kept,
             *ragged(completions),
         )
         return bytes(flat.numpy()).decode()
 
 
-def _variant(turn: Turn, sentence: str, begin: int, end: int, kept: int = 0) -> _Variant:
-    """The sentence at the characters [begin, end) of the turn's response, which may be cut after character `kept`."""
-    spans = turn.token_spans
-    first = next((i for i, span in enumerate(spans) if span[0] >= begin), len(spans))
-    stop = next((i for i, span in enumerate(spans) if span[0] >= end), len(spans))
-    cuts = tuple(
-        (count, before[1] - begin)
-        for count, (before, after) in enumerate(itertools.pairwise(spans[first:stop]), 1)
-        if before[1] <= after[0] and before[1] >= kept  # a cut splits no character
-    )
-    if kept and not cuts:
-        cuts = ((stop - first, spans[stop - 1][1] - begin),)
-    return _Variant(sentence, turn.token_ids[:stop], first, cuts)
-
-
-def _characters(text: str, table: Tensor) -> list[list[int]]:
-    """The sentence table with character positions in place of byte positions."""
-    if text.isascii():
-        return table.tolist()
-    encoded = text.encode()
-    return [[len(encoded[:n].decode()) if n >= 0 else n for n in row] for row in table.tolist()]
+def _places(text: str, table: Tensor) -> list[Place]:
+    """The rows of the sentence table, with character positions in place of byte positions."""
+    starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80  # the first byte of each character
+    characters, positions = np.concatenate([[0], starts.cumsum()]), table.numpy()
+    rows = np.where(positions < 0, positions, characters[positions]).tolist()
+    begins = [0, *(row[1] for row in rows)]
+    return [Place(begin, *row) for begin, row in zip(begins, rows, strict=False)]
 
 
 def ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from mmbdhs.native import BREAKS, STOPS, ops
 from mmbdhs.sampling.splicing import Cut, SentenceSplice, ragged
 from mmbdhs.vlm import decode_after
 
+# A token without these ends no sentence: a bracket that may open a tag leaves only the stops after it undecided.
 _SENTENCE_MARKS = {chr(code) for code in STOPS | BREAKS} | {"\ufffd"}
 
 
@@ -34,11 +35,12 @@ class SentenceBranch(ResponseBranch):
     """The completion of a sentence on its way.
 
     cut: the sentence's kept part.
-    undecided: whether a stop in the text may end the sentence, which the next token will tell.
+    undecided: whether the text so far may have ended the sentence, which the next token will tell. The kept part may
+        close with a stop.
     """
 
     cut: Cut
-    undecided: bool = False
+    undecided: bool = True
 
     def splice(self) -> SentenceSplice:
         """The sentence, completed."""
@@ -101,8 +103,16 @@ class ResponseStops:
         # Tokens after the stop only served to decide whether it ends the sentence.
         while branch.ids and len(decode_after(self._tokenizer, branch.context_ids, branch.ids[:-1])) >= len(text):
             branch.ids.pop()
-        # If nothing of the sentence was kept, the white space before it belongs to the sentence before.
-        branch.text = text if branch.cut.kept.strip() else text.lstrip()
+        # If nothing of the sentence was kept, the gap before it is the reference's own.
+        branch.text = text if branch.cut.keeps_content else _without_leading_gap(text)
 
     def _text(self, branch: ResponseBranch) -> str:
         return decode_after(self._tokenizer, branch.context_ids, branch.ids)
+
+
+def _without_leading_gap(text: str) -> str:
+    if not text:
+        return text
+    table, _ = ops.split_sentences(*ragged([text]))
+    content_begin = int(table[0, 4])
+    return text.encode()[content_begin:].decode()
