@@ -141,6 +141,11 @@ int64_t find_end(const Text& text, int64_t begin) {
     while (position < text.end) {
         const Char next = text.at(position);
         const uint32_t kinds = kinds_of(next.code);
+        if (is_plain(kinds)) {
+            so_far.read(position, kinds);
+            position = content = text.skip_plain(position + next.width);
+            continue;
+        }
         if (kinds & BREAK) return content;
         if (kinds & STOP) {
             const Stop stop = read_stop(text, position);

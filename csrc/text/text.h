@@ -15,6 +15,9 @@ constexpr uint32_t ELLIPSIS = 0x2026;
 constexpr int64_t NO_TAG = -1;
 constexpr int64_t END_OF_TEXT = -1;  // in place of a next character
 
+// Is a character of these kinds nothing but a part of a word?
+inline bool is_plain(uint32_t kinds) { return !(kinds & ~uint32_t(LOWER)); }
+
 // The first `end` bytes of one text; `final` says that no more will follow.
 struct Text {
     const uint8_t* bytes;
@@ -35,6 +38,12 @@ struct Text {
             if (!wanted(next, kinds_of(next.code))) break;
             position += next.width;
         }
+        return position;
+    }
+
+    // Skips ASCII characters that are nothing but parts of a word.
+    int64_t skip_plain(int64_t position) const {
+        while (position < end && bytes[position] < 0x80 && is_plain(ASCII_KINDS[bytes[position]])) ++position;
         return position;
     }
 
