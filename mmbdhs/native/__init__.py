@@ -3,7 +3,8 @@
 It draws addressed random numbers and image masks, splits and splices texts, and attends to shared prefixes and to
 sequences with hidden keys. To read it, start with
 1. `ops` and `attention`: the ops, what they take and return, and how they check it;
-2. `reference`, with `sentence_rule` and `plain_attention`: the definition of every op;
+2. `reference`, with `sentence_rule` (its tables are in `sentence_tables`) and `plain_attention`: the definition of
+   every op;
 3. `binding`: the same functions, run by the compiled extension (csrc/bindings.cpp is its other side);
 4. `backend`: which of the two runs, and why;
 5. `checks`, `operands`, `registry`: argument checks, named argument lists, registration with `torch.library`.

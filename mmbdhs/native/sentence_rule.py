@@ -16,8 +16,8 @@ The sentence then ends at the first of these places:
 2. After a run of stops . ! ? … (and ‼ ⁉ and their like) and the closers (quotes, brackets, * and _) that follow it
    directly, if white space or a tag comes next. If anything else comes next (a letter, a digit, a comma), the run is
    part of the sentence.
-3. After a run that holds a stop of a script that does not need a space after it, such as 。 । ؟ ።, and its closers,
-   whatever comes next. Only a comma directly after it, as in ؟،, makes it part of the sentence.
+3. After a run that holds a stop of another script, such as 。 । ؟ ።, and its closers, whatever comes next. Only if a
+   comma or semicolon comes directly after it, as in ؟،, is the run part of the sentence.
 4. At the end of the text.
 
 The gap directly before an end and the one after it belong to no sentence's content but to the span of the sentence that
@@ -26,7 +26,7 @@ in no gap:
 
 - Three things end a sentence only if that character is no lower-case letter: an ellipsis (two dots or more, or …),
   stops with closers (It says "Stop!" in red), and abbreviations that often close a sentence (etc. Inc. p.m. ft.).
-- A dot between a word such as No, Nos, p or Jan and a digit or # does not end the sentence (No. 7, Jan. 5).
+- A single dot between a word such as No, Nos, p or Jan and a digit or # does not end the sentence (No. 7, Jan. 5).
 - A single dot does not end the sentence after a title or reference (Mr. vs. Fig.), after letters joined by dots
   (U.S. Ph.D. e.g.), after one capital other than I (J. Smith), or after a list mark.
 

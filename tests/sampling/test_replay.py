@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from copy import copy
 from typing import Any
 
 import pytest
@@ -21,8 +23,16 @@ PAIRS = [
     ("What is it?", "Dog"),
     ("Is it red?", "No"),
     ("Is the sky blue?", "yes."),
+    ("Is it one?", "<think>\nIs it No. 7? No.\n</think>\n\n<b>No</b>, 2 dogs."),
 ]
-IMAGES = [[picture(0)], [picture(1, 40, 70)], [picture(2, 48, 48)], [picture(3), picture(4, 33, 90)], [picture(5)]]
+IMAGES = [
+    [picture(0)],
+    [picture(1, 40, 70)],
+    [picture(2, 48, 48)],
+    [picture(3), picture(4, 33, 90)],
+    [picture(5)],
+    [picture(6)],
+]
 LIMIT = 10
 FAMILIES = ["llava", "llava_llama", "llava_next", "qwen2_5_vl", "qwen3_vl"]
 
@@ -68,6 +78,22 @@ def test_greedy_completions_of_the_miniature_replay(threshold: float) -> None:
     for sample, image, prompt in zip(samples, images, prompts, strict=True):
         assert_replays(model, processor, [image], prompt, sample, 20)
         assert all(len(splice.completion_ids) < 20 for splice in sample.sentences)
+
+
+@pytest.mark.parametrize("opening", ["", " <think>\\n"])
+def test_markup_survives(opening: str) -> None:
+    """Also where the generation prompt opens the tag, so that the response's tokens begin after it."""
+    model, processor = miniature.load()
+    processor = copy(processor)
+    processor.chat_template = processor.chat_template.replace("{{ 'ASSISTANT:' }}", f"{{{{ 'ASSISTANT:{opening}' }}}}")
+    text = "<think>\nThe image shows a red car. There is a dog.\n</think>\n\nNo<br>\nThere is a red car."
+    references, images = [text] * 8, [render(make_scene("balanced", 0))] * 8
+    config = BDHSConfig(max_iterations=1, max_sentence_tokens=8)
+    samples = bdhs_sample(model, processor, images, ["Is it?"] * 8, references, config, unlike, keys=range(8))
+    assert {splice.swapped for sample in samples for splice in sample.sentences} == {True, False}
+    for sample in samples:
+        assert sample.rejected.startswith("<think>\n")
+        assert re.findall(r"<[^>]+>\s*|\n+", sample.rejected) == ["<think>\n", "\n", "</think>\n\n", "<br>\n"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
