@@ -48,7 +48,8 @@ class BDHSConfig(SamplingConfig):
 
     mask_threshold: ρ_th of Eq. 6, the share of image tokens that is hidden.
     noise_steps: N of Eq. 9; above 0 the image is diffused instead of masked, and mask_threshold is not used.
-    max_iterations: N_BDHS. The last of several iterations is unguided and accepted whatever its similarity.
+    max_iterations: N_BDHS. The last of several iterations is unguided and accepted whatever its similarity. For a
+        reference with markup between its sentences, such as <think>, it is guided too, so that the markup stays.
     similarity_threshold: ε_s; a response at least this similar to its reference is drawn again.
     guided: False generates whole responses without the reference (the guidance-free ablation).
     max_sentence_tokens: the most tokens that complete one sentence.

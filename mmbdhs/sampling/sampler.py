@@ -131,7 +131,9 @@ class Sampler:
         pair.iteration += 1
         encoded, pair.visible = self._corrupt(pair)
         pair.encoded, pair.sentences, pair.response = encoded, (), None
-        if self._config.guided and not pair.iteration == self._config.max_iterations > 1:
+        # Without the reference the model would not write its markup, so chosen and rejected would differ in form.
+        is_last = pair.iteration == self._config.max_iterations > 1 and not pair.reference.has_markup
+        if self._config.guided and not is_last:
             return self._sentences(pair, encoded)
         inputs = encoded.inputs.keep_visible(pair.visible, encoded.inputs.prompt_length)
         (pair.response,) = whole_responses(
@@ -151,6 +153,8 @@ class Sampler:
                 prefix_length=len(inputs) - longest + cut.shared_length,
                 limit=limit,
                 forced_ids=cut.forced_ids,
+                # Where nothing at all is kept, the model could end the response before it has said anything.
+                begin_suppress_tokens=() if cut.keeps_content or len(cuts) > 1 else self._reader.rule.blank_ids,
                 uniforms=draws,
                 context_ids=(*encoded.prompt_tail, *cut.last_ids(CONTEXT_TOKENS)),
                 cut=cut,

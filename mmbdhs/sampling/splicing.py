@@ -98,6 +98,8 @@ class Cut:
 class Reference:
     """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7).
 
+    has_markup: whether there is more than white space between sentences, such as <think>.
+
     Raises ExampleError for a text that has no content.
     """
 
@@ -108,6 +110,8 @@ class Reference:
         places = _places(text, self._table)
         if not any(place.content_begin < place.content_end for place in places):
             raise ExampleError(f"references: needs text besides markup and white space, got {text!r}")
+        gaps = [text[p.begin : p.content_begin] + text[p.content_end : p.end] for p in places]
+        self.has_markup = bool("".join(gaps).strip())
         self._tokens = ReferenceTokens(processor, turn, text)
         self._sentences = [
             _Sentence(

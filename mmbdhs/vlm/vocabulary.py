@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mmbdhs.errors import ExampleError
@@ -91,6 +91,13 @@ class TextRule:
         framing |= {i for i in (tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None}
         # The unknown token stands for text that has no other, and some tokenizers also pad with it.
         self._forbidden = (vocabulary.vision_ids | self.end_ids | framing) - {tokenizer.unk_token_id}
+
+    @cached_property
+    def blank_ids(self) -> tuple[int, ...]:
+        """The ids that add nothing to a text but white space: ends and other special tokens among them."""
+        ids = sorted(self._tokenizer.get_vocab().values())
+        texts = self._tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
+        return tuple(i for i, text in zip(ids, texts, strict=True) if not text.strip())
 
     def require_text(self, name: str, text: str) -> None:
         """Raise ExampleError for text that spells such a token, or that cannot be written as UTF-8."""

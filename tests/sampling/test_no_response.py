@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from mmbdhs.sampling import sampler
 from mmbdhs.training.pair_sources import OnlineBDHSSource, TrainingExample
 
 CONFIG = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=3, temperature=0.0)
+
+WHOLE = replace(CONFIG, guided=False)
 
 
 def unlike(first: list[str], second: list[str]) -> list[float]:
@@ -42,13 +45,19 @@ def silent() -> Iterator[None]:
 
 @pytest.mark.parametrize("reference", ["a", "?", "b\n"])
 @pytest.mark.usefixtures("silent")
-def test_an_empty_response_is_no_sample(reference: str) -> None:
+def test_a_response_of_which_nothing_is_kept_does_not_begin_with_its_end(reference: str) -> None:
     """Nothing can be kept of a reference of one token."""
-    failure = sample(reference)
+    found = sample(reference)
+    assert found.sentences[0].kept == "" and found.rejected.strip()
+
+
+@pytest.mark.usefixtures("silent")
+def test_an_empty_response_is_no_sample() -> None:
+    failure = sample("There is a red car.", WHOLE)
     assert isinstance(failure, BDHSFailure) and failure.no_response
     assert failure.reason == "the model's response: needs text, got ''"
     with pytest.raises(ExampleError, match="example 0: the model's response: needs text"):
-        bdhs_sample(*tiny_models.llava(), IMAGES[:1], ["What?"], [reference], CONFIG, unlike)
+        bdhs_sample(*tiny_models.llava(), IMAGES[:1], ["What?"], ["A dog."], WHOLE, unlike)
 
 
 @pytest.mark.usefixtures("silent")
@@ -58,8 +67,8 @@ def test_kept_text_alone_is_a_response() -> None:
 
 @pytest.mark.usefixtures("silent")
 def test_a_training_example_without_a_response_has_nothing_to_learn_from() -> None:
-    record = {"images": IMAGES[:1], "prompt": "What?", "chosen": "a"}
-    source = OnlineBDHSSource(CONFIG, unlike)
+    record = {"images": IMAGES[:1], "prompt": "What?", "chosen": "A dog."}
+    source = OnlineBDHSSource(WHOLE, unlike)
     assert source(*tiny_models.llava(), [TrainingExample(record, "k", 0)]) == [None]
 
 
@@ -80,3 +89,20 @@ def test_a_response_that_spells_tokens_is_drawn_again(spelled: str, monkeypatch:
     monkeypatch.setattr(sampler, "_text", lambda pair: spelled)
     failure = sample("There is a red car. There is a dog.")
     assert isinstance(failure, BDHSFailure) and failure.no_response
+
+
+def alike(first: list[str], second: list[str]) -> list[float]:
+    return [1.0] * len(first)
+
+
+@pytest.mark.parametrize("markup", ["<think>\n{}\n</think>\n\n{}", "<answer>{} {}</answer>", "{}<br>{}"])
+def test_markup_stays_in_every_iteration(markup: str) -> None:
+    """Also in the last one, which is unguided for other references and accepted whatever its similarity."""
+    reference = markup.format("There is a car.", "There is a dog.")
+    arguments = (*tiny_models.llava(), IMAGES[:1], ["What?"], [reference])
+    for iterations in (1, 2, 3):
+        found = bdhs_sample(*arguments, replace(CONFIG, max_iterations=iterations, temperature=1.0), alike)[0]
+        frame = markup.split("{}")
+        assert found.iterations == iterations and found.guided
+        assert found.rejected.startswith(frame[0]) and found.rejected.endswith(frame[2])
+        assert frame[1].strip() in found.rejected
