@@ -109,7 +109,7 @@ class ReferenceTokens:
         end, word_end = begin + len(sentence), place.word_begin + len(word)
         row = self._near(begin, sentence) or self._whole(begin, sentence)
         ids = row.ids[: row.before(end)]
-        shared = common_length(ids, self.ids[row.skipped : self._row.before(begin)])
+        shared = common_length(ids, self.ids[row.skipped : self._row.before(place.content_begin)])
         cuts = row.cuts(begin, end, word_end, word_end)
         return Variant(sentence, row.skipped + row.before(begin), row.skipped + shared, ids[shared:], cuts)
 

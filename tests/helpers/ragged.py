@@ -1,6 +1,7 @@
 """Flat tensors from lists, and back."""
 
 from itertools import accumulate, pairwise
+from types import ModuleType
 
 import torch
 
@@ -34,3 +35,12 @@ def random_keys(count: int, seed: int = 0) -> torch.Tensor:
 
 def arange32(count: int) -> torch.Tensor:
     return torch.arange(count, dtype=torch.int32)
+
+
+def spans_of(implementation: ModuleType, text: str | bytes) -> list[bytes]:
+    """The spans that a backend splits a text into."""
+    raw = text.encode() if isinstance(text, str) else text
+    table, offsets = implementation.split_sentences(*flat([raw]))
+    assert offsets.tolist() == [0, len(table)]
+    bounds = [0, *table[:, 1].tolist()]
+    return [raw[begin:end] for begin, end in pairwise(bounds)]
