@@ -79,15 +79,22 @@ def masked_logits(model: Any, inputs: dict[str, Any], visible: tuple[int, ...], 
 
 
 def greedy_ids(
-    model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, limit: int
+    model: Any, processor: Any, inputs: dict[str, Any], visible: tuple[int, ...], splice: Any, limit: int, alone: bool
 ) -> list[int]:
-    """The completion of a sentence, token by token, with the plain sentence rule as the only stop."""
+    """The completion of a sentence, token by token, with the plain sentence rule as the only stop.
+
+    alone: whether it is the only sentence; if nothing of it is kept, it begins with text.
+    """
     suppressed = vision_token_ids(VLM.of(model), processor.tokenizer)
     ends = end_token_ids(VLM.of(model), processor.tokenizer)
     ids: list[int] = []
     while True:
         logits = masked_logits(model, inputs, visible, [*splice.prefix_ids, *ids])[-1]
         logits[suppressed] = -torch.inf
+        if alone and not ids and not splice.kept.strip():
+            decode = processor.tokenizer.decode
+            blank = [not decode([token], skip_special_tokens=True).strip() for token in range(len(logits))]
+            logits[torch.tensor(blank)] = -torch.inf
         token = int(logits.argmax())
         final = token in ends or len(ids) + 1 == limit
         if token not in ends:
@@ -103,7 +110,8 @@ def assert_replays(model: Any, processor: Any, images: list[Image.Image], prompt
     """Each sentence of a greedy sample is what the plain way makes of its beginning."""
     inputs = prompt_inputs(processor, images, prompt)
     for splice in sample.sentences:
-        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, limit)
+        alone = len(sample.sentences) == 1
+        plain = greedy_ids(model, processor, inputs, sample.visible_image_tokens, splice, limit, alone)
         assert list(splice.completion_ids) == plain
 
 
