@@ -24,14 +24,29 @@ bool contains(const string_view (&sorted)[N], string_view word) {
     return std::binary_search(std::begin(sorted), std::end(sorted), word);
 }
 
+// Is this a Roman number of up to four letters i, v, x, or numbers joined by dots as in 1.1?
+bool is_numbering(string_view word) {
+    const auto only = [word](string_view letters) { return word.find_first_not_of(letters) == string_view::npos; };
+    if (!word.empty() && word.size() <= 4 && (only("ivx") || only("IVX"))) return true;
+    int64_t digits = 0, dots = 0;
+    for (const char byte : word) {
+        const bool good = byte == '.' ? digits > 0 : is_ascii_digit(uint8_t(byte)) && digits < 3;
+        if (!good) return false;
+        dots += byte == '.';
+        digits = byte == '.' ? 0 : digits + 1;
+    }
+    return dots > 0 && digits > 0;
+}
+
 // What the rule remembers of the sentence that it reads; see _SoFar in sentence_rule.py.
 struct SoFar {
     int64_t token = -1;
-    bool leading = true, opened = true, opened_by_gap = false, token_opened = false;
+    bool leading = true, opened = true, opened_by_gap = false, token_opened = false, begun = false, in_row = false;
     int next_number = -1;
 
     // Takes one visible character that is no stop and in no gap.
-    void read(int64_t position, uint32_t kinds) {
+    void read(int64_t position, uint32_t code, uint32_t kinds) {
+        if (!begun) begun = true, in_row = code == '|';
         if (!(kinds & NON_WORD)) {
             if (token < 0) token = position, token_opened = opened;
             leading = opened = opened_by_gap = false;
@@ -55,7 +70,10 @@ struct SoFar {
 
     bool take_list_mark(string_view word) {
         const bool is_number = !word.empty() && word.size() <= 3 && std::all_of(word.begin(), word.end(), is_digit);
-        if (!is_number) return token_opened && word.size() == 1 && is_ascii_letter(uint8_t(word[0]));
+        if (!is_number) {
+            const bool is_letter = word.size() == 1 && is_ascii_letter(uint8_t(word[0]));
+            return token_opened && (is_letter || is_numbering(word));
+        }
         int number = 0;
         for (const char digit : word) number = 10 * number + (digit - '0');
         if (!token_opened && number != next_number) return false;
@@ -106,6 +124,10 @@ Verdict judge_dot(const Text& text, SoFar& so_far, const Stop& stop) {
 Verdict judge(const Text& text, SoFar& so_far, const Stop& stop) {
     if (stop.after == text.end) return text.final ? Verdict::END : Verdict::UNDECIDED;
     const uint32_t kinds = kinds_of(text.at(stop.after).code);
+    if (so_far.in_row) {
+        const int64_t next = text.next_on_line(stop.after);
+        if (next == '|' || next == UNDECIDED) return next == '|' ? Verdict::GO_ON : Verdict::UNDECIDED;
+    }
     if (stop.hard && !(kinds & COMMA)) return Verdict::END;
     if (!(kinds & SPACE)) {
         const int64_t tag_end = text.tag_end(stop.after);
@@ -142,7 +164,7 @@ int64_t find_end(const Text& text, int64_t begin) {
         const Char next = text.at(position);
         const uint32_t kinds = kinds_of(next.code);
         if (is_plain(kinds)) {
-            so_far.read(position, kinds);
+            so_far.read(position, next.code, kinds);
             position = content = text.skip_plain(position + next.width);
             continue;
         }
@@ -162,7 +184,7 @@ int64_t find_end(const Text& text, int64_t begin) {
             so_far.pass_gap();
             continue;
         }
-        if (!(kinds & INVISIBLE)) so_far.read(position, kinds);
+        if (!(kinds & INVISIBLE)) so_far.read(position, next.code, kinds);
         const bool extends = !(kinds & INVISIBLE) || content == position;
         position += next.width;
         if (extends) content = position;

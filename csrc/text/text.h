@@ -47,22 +47,41 @@ struct Text {
         return position;
     }
 
-    // Skips spaces but those of the kind `kept`, invisible characters and whole tags.
-    int64_t skip_gap(int64_t position, uint32_t kept = 0) const {
+    int64_t skip_gap(int64_t position) const {
         while (true) {
-            position = skip(position, [kept](Char, uint32_t k) { return (k & (SPACE | INVISIBLE)) && !(k & kept); });
-            const int64_t end_of_tag = tag_end(position);
-            if (end_of_tag < 0) return position;
-            position = end_of_tag;
+            position = skip(position, [](Char, uint32_t kinds) { return (kinds & (SPACE | INVISIBLE)) != 0; });
+            const int64_t end_of_part = std::max(tag_end(position), marks_end(position));
+            if (end_of_part < 0) return position;
+            position = end_of_part;
         }
     }
 
     // The first character from `position` on that is in no gap, the line break before it, END_OF_TEXT, or UNDECIDED if
     // only more text can tell.
     int64_t next_on_line(int64_t position) const {
-        position = skip_gap(position, BREAK);
+        const auto on_line = [](Char, uint32_t kinds) { return (kinds & (SPACE | INVISIBLE)) && !(kinds & BREAK); };
+        position = skip(position, on_line);
+        for (int64_t past; (past = tag_end(position)) >= 0;) position = skip(past, on_line);
         if (position == end) return final ? END_OF_TEXT : UNDECIDED;
         return tag_end(position) == UNDECIDED ? UNDECIDED : int64_t(at(position).code);
+    }
+
+    // The end of the line of marks at `position`, or NO_TAG. A line that may still grow is none.
+    int64_t marks_end(int64_t position) const {
+        int64_t marks = 0;
+        const auto is_space = [](uint32_t kinds) { return (kinds & SPACE) && !(kinds & BREAK); };
+        int64_t stop = skip(position, [&](Char, uint32_t kinds) {
+            marks += (kinds & MARK) != 0;
+            return (kinds & MARK) || is_space(kinds);
+        });
+        if (marks < 3) return NO_TAG;
+        const bool alike = bytes[position] == bytes[position + 1] && bytes[position] == bytes[position + 2];
+        if (alike && (kinds_of(bytes[position]) & FENCE)) {
+            stop = skip(stop, [](Char, uint32_t kinds) { return !(kinds & NON_WORD); });
+            stop = skip(stop, [&](Char, uint32_t kinds) { return is_space(kinds); });
+        }
+        const bool whole = stop == end ? final : (kinds_of(at(stop).code) & BREAK) != 0;
+        return whole ? stop : NO_TAG;
     }
 
     // The end of the tag at `position`, NO_TAG, or UNDECIDED if more text may complete one.

@@ -8,7 +8,10 @@ here are in `sentence_tables`. Three things come before the rule:
   counts as white space; a "<" that opens none is an ordinary character.
 - Invisible characters (direction marks, zero-width spaces, variation selectors) are skipped wherever something is
   looked for: after stops, within and before words, at the start of a sentence, between spaces.
-- A gap is white space, tags and the invisible characters between them. A gap at the start of a sentence is skipped.
+- A line of marks is the rest of a line that holds at least three of - * _ = ~ ` | : + # and nothing else but spaces
+  (---, |---|---|), or ``` or ~~~ with at most one word after it (```python).
+- A gap is white space, tags, lines of marks, and the invisible characters between them. A gap at the start of a
+  sentence is skipped.
 
 The sentence then ends at the first of these places:
 
@@ -30,7 +33,10 @@ in no gap:
 - A single dot does not end the sentence after a title or reference (Mr. vs. Fig.), after letters joined by dots
   (U.S. Ph.D. e.g.), after one capital other than I (J. Smith), or after a list mark.
 
-A list mark is a number of at most three digits, or one letter,
+In a sentence that begins with |, the row of a table, no stop ends the sentence if the next character is |.
+
+A list mark is a number of at most three digits, or one letter; where the sentence begins also several such numbers
+joined by dots (1.1. The) and a Roman number of up to four letters i, v, x (ii. The). It is one
 - before which the sentence holds nothing but gaps and marks of items, such as - * # > | • (1. The, a. The),
 - or which follows an opening parenthesis, or : , or ; and a gap (There are: 1. a cat, 2. a dog; but not 10:30.).
 The number after the sentence's last list mark is one too (Objects: 1. cat 2. dog).
@@ -50,11 +56,13 @@ from mmbdhs.native.sentence_tables import (
     CLOSERS,
     COMMAS,
     COUNTERPARTS,
+    FENCES,
     HARD_STOPS,
     INVISIBLE,
     LINE_LEAD,
     LIST_OPENERS,
     LOWER,
+    MARKS,
     NEVER_FINAL,
     NON_WORD,
     NUMBERED,
@@ -77,6 +85,9 @@ _NO_TAG = -1
 _END_OF_TEXT = -1  # in place of a next character
 _GAP = SPACES | INVISIBLE
 _GAP_ON_LINE = _GAP - BREAKS
+_SPACES_ON_LINE = SPACES - BREAKS
+_MARKS_OR_SPACES = MARKS | _SPACES_ON_LINE
+_PIPE = 0x7C
 _AFTER_STOPS = CLOSERS | INVISIBLE
 _NUMBER_BEGINS = frozenset(map(ord, "0123456789#"))
 _BRACKETS = {ord(opening): ord(closing) for opening, closing in TAG_BRACKETS.items()}
@@ -124,11 +135,11 @@ class _Scan:
             index += 1
         return index
 
-    def skip_gap(self, index: int, kind: frozenset[int] = _GAP) -> int:
-        """Skip the characters of a gap and whole tags."""
+    def skip_gap(self, index: int) -> int:
+        """Skip a gap."""
         while True:
-            index = self.skip(index, kind)
-            end = self.tag_end(index)
+            index = self.skip(index, _GAP)
+            end = max(self.tag_end(index), self._marks_end(index))
             if end < 0:
                 return index
             index = end
@@ -136,10 +147,23 @@ class _Scan:
     def next_on_line(self, index: int) -> int:
         """Return the first code point from `index` on that is in no gap, the line break before it, or a negative
         answer: _END_OF_TEXT, or UNDECIDED if only more text can tell."""
-        index = self.skip_gap(index, _GAP_ON_LINE)
+        index = self.skip(index, _GAP_ON_LINE)
+        while (end := self.tag_end(index)) >= 0:
+            index = self.skip(end, _GAP_ON_LINE)
         if index == len(self.codes):
             return _END_OF_TEXT if self.final else UNDECIDED
         return UNDECIDED if self.tag_end(index) == UNDECIDED else self.codes[index]
+
+    def _marks_end(self, index: int) -> int:
+        """Find the end of the line of marks at `index`, or return _NO_TAG. A line that may still grow is none."""
+        codes, end = self.codes, self.skip(index, _MARKS_OR_SPACES)
+        if sum(code in MARKS for code in codes[index:end]) < 3:
+            return _NO_TAG
+        if codes[index] in FENCES and codes[index : index + 3] == [codes[index]] * 3:
+            end = next((i for i in range(end, len(codes)) if codes[i] in NON_WORD), len(codes))
+            end = self.skip(end, _SPACES_ON_LINE)
+        whole = self.final if end == len(codes) else codes[end] in BREAKS
+        return end if whole else _NO_TAG
 
     def tag_end(self, index: int) -> int:
         """Find the end of the tag at `index`. Return _NO_TAG, or UNDECIDED if more text may complete one."""
@@ -196,6 +220,7 @@ class _SoFar:
     opened_by_gap: whether it may be one if a gap comes first.
     token_opened: whether the word that is being read may be one.
     next_number: the number after the last list mark that is a number.
+    in_row: whether the sentence begins with | and so is the row of a table.
     """
 
     token: int = -1
@@ -204,9 +229,11 @@ class _SoFar:
     opened_by_gap: bool = False
     token_opened: bool = False
     next_number: int | None = None
+    in_row: bool | None = None
 
     def read(self, index: int, code: int) -> None:
         """Take one visible character that is no stop and in no gap."""
+        self.in_row = code == _PIPE if self.in_row is None else self.in_row
         if code not in NON_WORD:
             if self.token < 0:
                 self.token, self.token_opened = index, self.opened
@@ -230,14 +257,22 @@ class _SoFar:
 
     def take_list_mark(self, word: str) -> bool:
         """Whether the word that was read is a list mark."""
-        number = int(word) if word.isascii() and word.isdigit() and len(word) <= 3 else None
-        letter = len(word) == 1 and word.isascii() and word.isalpha()
-        if number is None:
-            return letter and self.token_opened
-        if not self.token_opened and number != self.next_number:
+        if not word.isascii():
             return False
-        self.next_number = number + 1
+        if not (word.isdigit() and len(word) <= 3):
+            return self.token_opened and ((len(word) == 1 and word.isalpha()) or _is_numbering(word))
+        if not self.token_opened and int(word) != self.next_number:
+            return False
+        self.next_number = int(word) + 1
         return True
+
+
+def _is_numbering(word: str) -> bool:
+    """Whether this is a Roman number of up to four letters i, v, x, or numbers joined by dots as in 1.1."""
+    if len(word) <= 4 and any(word and set(word) <= set(letters) for letters in ("ivx", "IVX")):
+        return True
+    parts = word.split(".")
+    return len(parts) > 1 and all(part.isdigit() and len(part) <= 3 for part in parts)
 
 
 def _find_end(scan: _Scan, first: int) -> int:
@@ -281,6 +316,8 @@ def _judge(scan: _Scan, so_far: _SoFar, stop: _Stop) -> int:
     codes, after = scan.codes, stop.after
     if after == len(codes):
         return _END if scan.final else UNDECIDED
+    if so_far.in_row and (following := scan.next_on_line(after)) in (_PIPE, UNDECIDED):
+        return _GO_ON if following == _PIPE else UNDECIDED
     if codes[after] not in COMMAS and not HARD_STOPS.isdisjoint(stop.run):
         return _END
     if codes[after] not in SPACES:

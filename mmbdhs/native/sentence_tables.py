@@ -64,6 +64,9 @@ NON_WORD = (STOPS | INVISIBLE | COMMAS) | _codes(
 LINE_LEAD = _codes("*#>(-|+[•–·‣◦")
 LIST_OPENERS = _codes("(：，；（、")
 SPACED_LIST_OPENERS = _codes(":,;")
+# A line of at least three of these characters and spaces is a rule, the fence of a block or the head of a table.
+MARKS = _codes("-*_=~`|:+#")
+FENCES = _codes("`~")
 
 # A tag is an opening bracket, perhaps "/", a letter or "|", at most TAG_BYTES more bytes, and the closing bracket; or
 # one of WHOLE_TAGS as it is written here.
@@ -86,6 +89,8 @@ KINDS = {
     "LIST_OPENER": LIST_OPENERS,
     "SPACED_LIST_OPENER": SPACED_LIST_OPENERS,
     "TAG_OPENER": TAG_OPENERS,
+    "MARK": MARKS,
+    "FENCE": FENCES,
 }
 
 # Abbreviations after which a single dot never ends a sentence.
@@ -101,6 +106,7 @@ OFTEN_FINAL = _words(
 # Words after which a dot belongs to the number that follows; without a number it is an ordinary stop.
 NUMBERED = _words(
     "No no NO Nos nos Nr nr Art Sec sec Ch ch p Pt pt Est est Tel tel Hwy Rte Apt Bldg "
+    "ft yd yds lb lbs hr hrs min mins "
     "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"
 )
 # The answers of Algorithm 1 and what each is swapped for.

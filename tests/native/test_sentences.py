@@ -122,7 +122,8 @@ PIECES = [
     *".!?…。！？｡．।؟،‼\n\r\v\x85\u2028\u3000\xa0\"')]}*_”’»」』）】(-#>,:|[•\t\u200b\u200f\ufe0f\xad",
     *WORD_PIECES.split(),
     *TAG_PIECES.split(),
-    *("x" * 33, "No. ", "1. ", "2. "),
+    *("x" * 33, "No. ", "1. ", "2. ", "1.1", "ii", "ft"),
+    *("---", "```", "~~~py", "|-|-", "| ", "=", "+"),
     *["."] * 8,
     *[" "] * 12,
 ]
@@ -136,6 +137,8 @@ TAGS = [
     for a, b in BRACKETS
 ]
 TAG = re.compile(b"|".join([*TAGS, rb"\[/?THINK\]"]))
+# A line of marks without its spaces.
+MARKS = re.compile(r"[-*_=~`|:+#]{3,}|(```|~~~)[-*_=~`|:+#]*[^ ]*")
 ANY_BYTES = st.one_of(ANY_TEXT, st.binary(max_size=40), st.tuples(ANY_TEXT, st.binary(max_size=4)).map(b"".join))
 
 
@@ -160,8 +163,10 @@ def test_spans_tile_the_text(raw: bytes) -> None:
         assert begin <= content_begin <= content_end <= span_end and begin < span_end
         assert begin == 0 or begin == content_begin < content_end
         content = raw[content_begin:content_end]
-        gaps = TAG.sub(b"", raw[begin:content_begin]) + TAG.sub(b"", raw[content_end:span_end])
-        assert set(map(ord, gaps.decode())) <= SPACES | INVISIBLE
+        for gap in (raw[begin:content_begin], raw[content_end:span_end]):
+            for line in re.split(BREAK, TAG.sub(b"", gap)):
+                shown = "".join(char for char in line.decode() if ord(char) not in SPACES | INVISIBLE)
+                assert not shown or MARKS.fullmatch(shown)
         ends = content.decode(errors="replace")
         assert not content or not {ord(ends[0]), ord(ends[-1])} & SPACES
         assert not TAG.match(content) and not any(tag.end() == len(content) for tag in TAG.finditer(content))
