@@ -129,8 +129,7 @@ bool draw_splices(uint64_t seed, const int64_t* keys, uint32_t iteration, const 
         draw_words(seed, keys + begin, SWAP, iteration, sentences + begin, count, coins);
         draw_words(seed, keys + begin, CUT, iteration, sentences + begin, count, cuts);
         for (int64_t i = 0, row = begin; i < count; ++i, ++row) {  // without branches: coins fall either way
-            signs |=
-                choices[row] | swapped_choices[row] | sentences[row] | (int32_t(SENTENCE_LIMIT) - 1 - sentences[row]);
+            signs |= choices[row] | swapped_choices[row] | -int32_t(uint32_t(sentences[row]) >= SENTENCE_LIMIT);
             const bool swap = swappable[row] & (coins[i] >> 31);
             swapped[row] = swap;
             choice[row] = int32_t(below(cuts[i], uint32_t(swap ? swapped_choices[row] : choices[row])));

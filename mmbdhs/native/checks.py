@@ -16,6 +16,7 @@ from mmbdhs.native.reference import ADDRESS_LAYOUT
 from mmbdhs.native.sentence_tables import COUNTERPARTS
 
 CPU = torch.device("cpu")
+_LARGEST_SCALE = 1e6
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -182,9 +183,9 @@ def query_heads(q: Tensor, kv_heads: int, name: str) -> None:
 
 
 def scale(value: float | None) -> None:
-    """Check that the factor of the scores, if given, is finite."""
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"scale: needs a finite number, got {value}")
+    """Check that the factor of the scores, if given, leaves room for them in float32."""
+    if value is not None and not abs(value) <= _LARGEST_SCALE:
+        raise ValueError(f"scale: needs a number of at most {_LARGEST_SCALE:g} in size, got {value}")
 
 
 def softcap(value: float) -> None:

@@ -9,72 +9,21 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from helpers.ragged import arange32, flat, int32, random_keys
+from helpers.op_arguments import OPERANDS, arguments, assert_same, call_backend
+from helpers.ragged import arange32, int32, random_keys
 
 from mmbdhs import doctor
-from mmbdhs.native import SpliceDraws, Splices, backend, binding, checks, ops, reference
+from mmbdhs.native import backend, binding, checks, ops, reference
 
 INT64, INT32, BOOL = torch.int64, torch.int32, torch.bool
-
-
-def arguments() -> dict[str, dict]:
-    """Good arguments of every op."""
-    text, offsets = flat(["Yes, a cat. It sits. ", "No"])
-    table, sentence_offsets = ops.split_sentences(text, offsets)
-    completions, completion_offsets = flat(["a", "", "bc"])
-    address = {"seed": 2**64 - 1, "keys": random_keys(3), "iteration": 5}
-    return {
-        "sample_visible": {**address, "tokens": int32(5, 0, 129), "threshold": 0.5},
-        "random_uniform": {**address, "purpose": ops.NOISE, "sentences": arange32(3), "count": 5},
-        "split_sentences": {"text": text, "offsets": offsets},
-        "sentence_ends": {
-            "text": text,
-            "offsets": offsets,
-            "final": torch.tensor([False, True]),
-        },
-        "draw_splices": {
-            **address,
-            "sentences": arange32(3),
-            "swappable": torch.tensor([True, False, True]),
-            "choices": int32(4, 5, 6),
-            "swapped_choices": int32(3, 4, 5),
-        },
-        "join_splices": {
-            "text": text,
-            "offsets": offsets,
-            "table": table,
-            "sentence_offsets": sentence_offsets,
-            "swapped": torch.tensor([True, False, True]),
-            "kept_bytes": torch.tensor([9, 3, 3]),
-            "completions": completions,
-            "completion_offsets": completion_offsets,
-        },
-    }
 
 
 NAMES = tuple(arguments())
 
 
-# Ops that hand their arguments to the backends as a named tuple.
-OPERANDS = {"draw_splices": SpliceDraws, "join_splices": Splices}
-
-
 def call(name: str, **changes: Any) -> Any:
     """Call an op with good arguments, except for those that change."""
     return getattr(ops, name)(**{**arguments()[name], **changes})
-
-
-def call_backend(name: str, module: ModuleType) -> Any:
-    """Call the function of a backend with the same arguments as the op."""
-    function, good = getattr(module, name), arguments()[name]
-    return function(OPERANDS[name](**good)) if name in OPERANDS else function(**good)
-
-
-def assert_same(got: Any, expected: Any) -> None:
-    for value, truth in zip(
-        torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(expected), strict=True
-    ):
-        assert value.dtype == truth.dtype and torch.equal(value, truth)
 
 
 @pytest.mark.parametrize("name", NAMES)
