@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | gpu-check | clean       the first run sets up .venv, later ones reuse it
+# make demo | test | lint | fuzz | bench | gpu-check | clean      the first run sets up .venv, later ones reuse it
 #   PYTHON=python3.12   the interpreter of .venv       TORCH=2.12.0   another torch than constraints.txt pins
 #   ARGS="..."          passed on to the command           MMBDHS_CUDA=auto|on|off, MMBDHS_CUDA_ARCHS="80;90"
 
@@ -11,7 +11,7 @@ CPP := $(shell find csrc tests/helpers/emulator -type f ! -name '*.py')
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench gpu-check clean setup FORCE
+.PHONY: demo test lint format fuzz bench gpu-check clean setup FORCE
 
 demo: setup
 	@$(RUN) -m mmbdhs demo $(ARGS)
@@ -28,6 +28,10 @@ lint: setup
 format: setup
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/clang-format -i $(CPP)
+
+# Ten million calls of the native ops under the sanitizers; .ci/run makes a hundred thousand.
+fuzz: setup
+	@MMBDHS_FUZZ_CALLS=10000000 .ci/sanitize -k test_extreme_integers $(ARGS)
 
 bench: setup
 	@$(RUN) benchmarks/run.py $(ARGS)

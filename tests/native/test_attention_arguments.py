@@ -69,7 +69,8 @@ WRONG_PREFIX = [
     ("prefix_offsets", int32(), ValueError, "prefix_offsets: needs at least 1 entry, got 0"),
     ("prefix_offsets", int32(0, 4, 3), ValueError, "prefix_offsets: needs entries that do not fall, got a step of -1"),
     ("prefix_offsets", int32(0, 3, 7), ValueError, "prefix_offsets: needs numbers in 0 … 6, got 7 at row 2"),
-    ("scale", float("nan"), ValueError, "scale: needs a finite number, got nan"),
+    ("scale", float("nan"), ValueError, "scale: needs a number of at most .* in size, got nan"),
+    ("scale", 1e30, ValueError, "scale: needs a number of at most .* in size, got"),
     ("softcap", -1.0, ValueError, "softcap: needs a finite number of at least 0, got -1.0"),
 ]
 MASKED = masked_arguments()

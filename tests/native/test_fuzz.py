@@ -17,9 +17,8 @@ from torch import Tensor
 from mmbdhs.native import ops, reference
 
 CALLS, SEED = (int(os.environ.get(f"MMBDHS_FUZZ_{name}", default)) for name, default in (("CALLS", 3000), ("SEED", 0)))
-EXTREMES = sorted(
-    {sign * (2**bits + more) for bits in (0, 3, 8, 15, 16, 31, 32, 62, 63) for more in (-1, 0, 1) for sign in (-1, 1)}
-)
+POWERS = [2**bits for bits in (0, 3, 8, 15, 16, 31, 32, 62, 63)]
+EXTREMES = sorted({sign * (power + more) for power in POWERS for more in (-1, 0, 1) for sign in (-1, 1)})
 AMOUNTS = {"tokens", "count"}  # of numbers that are drawn, so large ones only take long
 LARGEST_AMOUNT = 2**16
 
