@@ -100,7 +100,8 @@ class BranchPool(Generic[B]):
         if free:
             logits = self._engine.logits(torch.stack([hidden for _, hidden in free]))
             for row, (branch, _) in enumerate(free):
-                logits[row, list(branch.begin_suppress_tokens)] = -torch.inf
+                if branch.begin_suppress_tokens:
+                    logits[row, list(branch.begin_suppress_tokens)] = -torch.inf
             uniforms = torch.stack([branch.uniforms[:1] for branch, _ in free])
             draws = uniforms[:, 0].to(logits.device, torch.float32) if uniforms.shape[1] else None
             chosen = self._engine.choose(logits, draws).tolist()

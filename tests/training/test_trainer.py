@@ -378,31 +378,3 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) 
     with pytest.raises(OSError, match="No space left on device"):
         train(model, Filling(), scene_records(12), StoredSource(), DPO, config)
     assert [path.name for path in tmp_path.iterdir() if "checkpoint" in path.name] == ["checkpoint-000001"]
-
-
-def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None:
-    records = scene_records(4)
-    records[2]["images"] = [str(tmp_path / "gone.png")]
-    run = (*fresh_miniature(), records, StoredSource(), DPO)
-    with pytest.raises(ValueError, match=r"records: row 2: images: needs a file that is there, got '.*gone.png'"):
-        train(*run, TrainConfig(tmp_path / "a"))
-    assert not (tmp_path / "a").exists()
-    assert train(*run, TrainConfig(tmp_path / "a", batch_size=1, on_error="skip")).steps == 3
-    del records[0]["rejected"]
-    with pytest.raises(
-        ValueError, match="row 0: needs the columns images, prompt, chosen, rejected, got images, prompt, chosen, key"
-    ):
-        train(*run, TrainConfig(tmp_path / "b"))
-    with pytest.raises(ValueError, match="records: needs at least one that can be used, got none"):
-        train(*fresh_miniature(), [], StoredSource(), DPO, TrainConfig(tmp_path / "b"))
-
-
-def test_records_that_cannot_be_read_are_named_during_the_run_or_skipped(tmp_path: Path) -> None:
-    records = scene_records(4)
-    (tmp_path / "broken.png").write_bytes(b"not an image")
-    records[2]["images"] = [tmp_path / "broken.png"]
-    run = (*fresh_miniature(), records, StoredSource(), DPO)
-    with pytest.raises(ValueError, match=r"records: example 'scene-2': images: needs an image that can be decoded"):
-        train(*run, TrainConfig(tmp_path / "a"))
-    train(*run, TrainConfig(tmp_path / "b", on_error="skip"))
-    assert rows(tmp_path / "b")[-1]["skipped"] == 1
