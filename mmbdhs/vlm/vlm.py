@@ -143,7 +143,12 @@ class VLM:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
         autocast = torch.autocast("cpu" if device == "meta" else device, enabled=False)
         with self.lock, self.held_in_evaluation_mode(), autocast:
-            yield
+            # The caller of a generator may have put the model back into training mode between two samples.
+            restore = self._evaluate() if self.model.training else _nothing
+            try:
+                yield
+            finally:
+                restore()
 
     @contextmanager
     def held_in_evaluation_mode(self) -> Iterator[None]:

@@ -83,6 +83,15 @@ def test_generators_that_are_closed_or_fail_restore_the_mode(dropping: Any) -> N
     assert model.training
 
 
+def test_a_caller_may_train_between_samples(dropping: Any) -> None:
+    model = dropping[0]
+    alone, found = dict(stream(*dropping)), {}
+    for index, sample in stream(*dropping):
+        found[index] = sample
+        model.train()
+    assert found == alone and all(module.training for module in model.modules())
+
+
 def test_autocast_and_gradients_are_the_callers_between_samples(dropping: Any) -> None:
     responses = iter_responses(*dropping, IMAGES[:3], PROMPTS[:3], CONFIG)
     with torch.autocast("cpu", dtype=torch.bfloat16):
