@@ -47,9 +47,11 @@ struct Text {
         return position;
     }
 
+    // Skips spaces, invisible characters, whole tags and lines of marks.
     int64_t skip_gap(int64_t position) const {
         while (true) {
             position = skip(position, [](Char, uint32_t kinds) { return (kinds & (SPACE | INVISIBLE)) != 0; });
+            if (position == end || !(kinds_of(at(position).code) & (TAG_OPENER | MARK))) return position;
             const int64_t end_of_part = std::max(tag_end(position), marks_end(position));
             if (end_of_part < 0) return position;
             position = end_of_part;
