@@ -106,8 +106,9 @@ def fit_context(vlm: VLM, prompt_length: int, responses: Sequence[Tokens], trunc
     """
     room, most = vlm.context_length - prompt_length, max(map(len, responses))
     if room < min(most, 1) or (most > room and not truncate):
+        name = "prompts" if room < min(most, 1) else "responses"
         raise ExampleError(
-            f"responses: needs at most {vlm.context_length} tokens with the prompt (the model's context; "
+            f"{name}: needs at most {vlm.context_length} tokens of prompt and response (the model's context; "
             f"truncate_responses=True cuts responses, never prompts), got {prompt_length} + {most}"
         )
     return [response[: int(min(room, len(response)))] for response in responses]

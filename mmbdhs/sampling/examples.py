@@ -150,7 +150,8 @@ class ExampleReader:
     def _captured(self, batch: dict[str, Any], prompt_length: int) -> EncodedExample:
         ids = batch["input_ids"][0]
         if len(ids) > self._vlm.context_length:
-            name = "references" if len(ids) > prompt_length else "prompts"
+            fits_alone = prompt_length < min(len(ids), self._vlm.context_length)
+            name = "references" if fits_alone else "prompts"
             raise self._too_long(name, prompt_length, len(ids) - prompt_length)
         inputs = capture_decoder_inputs(self._vlm, batch, prompt_length)
         check_decoding(self._vlm, inputs, ids, len(ids) + self._generated)

@@ -60,6 +60,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "end token in rejected": ({"rejected": "A dog.</s> A cat."}, "rejected: needs text, got the token"),
     "lone surrogate in rejected": ({"rejected": "A dog \udc00."}, "rejected: needs text that can be written"),
     "rejected beyond the context": ({"rejected": "a car " * 1500}, "responses: needs at most"),
+    "prompt beyond the context": ({"prompt": "a car " * 1500}, "prompts: "),
 }
 SEES_CHOSEN_ONLY = [name for name in BAD if "rejected" in name]
 
