@@ -87,9 +87,10 @@ class TextRule:
         vocabulary = Vocabulary.of(vlm, tokenizer)
         self._tokenizer = tokenizer
         self.end_ids = end_token_ids(vlm, tokenizer)
-        framing = {i for i, text in vocabulary.special_tokens.items() if text in chat_template}
-        framing |= {i for i in (tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None}
-        # The unknown token stands for text that has no other, and some tokenizers also pad with it.
+        fixed = (tokenizer.bos_token_id, tokenizer.pad_token_id)
+        special = vocabulary.special_tokens.items()
+        framing = {i for i, text in special if len(text) > 1 and (text in chat_template or i in fixed)}
+        # The unknown token stands for text that has no other. Some tokenizers pad with it, others with "!".
         self._forbidden = (vocabulary.vision_ids | self.end_ids | framing) - {tokenizer.unk_token_id}
 
     @cached_property
@@ -121,7 +122,7 @@ class TextRule:
 
     def without_end(self, text: str) -> str:
         """The text without end tokens at its end, which the chat template or `closing` writes."""
-        ends = tuple(self._tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+        ends = [end for end in self._tokenizer.convert_ids_to_tokens(sorted(self.end_ids)) if end]
         while found := next((end for end in ends if text.rstrip().endswith(end)), None):
             text = text.rstrip().removesuffix(found).rstrip()
         return text

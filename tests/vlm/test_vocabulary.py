@@ -100,6 +100,14 @@ def test_words_that_only_look_like_tokens_are_text() -> None:
     assert len(encode_responses(model, processor, picture(0), "Is it <b>red</b>?", texts)[1]) == 3
 
 
+def test_padding_with_a_mark_and_ends_that_are_no_tokens_forbid_no_text() -> None:
+    model, processor = copy.deepcopy(tiny_models.llava())
+    processor.tokenizer.pad_token = "!"
+    model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, 10**6]
+    ids = encode_responses(model, processor, picture(0), "Stop! What is it?", ["It says stop!", "Stop!</s>"])[1]
+    assert [processor.tokenizer.decode(one).strip() for one in ids] == ["It says stop!</s>", "Stop!</s>"]
+
+
 def test_image_tokens_and_fractions_are_no_response_tokens() -> None:
     model, processor = tiny_models.llava()
     inputs, _ = encode_responses(model, processor, picture(0), "What?", [GOOD])
