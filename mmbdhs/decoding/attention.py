@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmbdhs.decoding.attention_paths import DecodeBatch, Path
+from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path
 from mmbdhs.decoding.autotune import choose_path
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, BranchKVCache
 from mmbdhs.errors import UnsupportedModelError
@@ -23,6 +23,11 @@ class DecodeAttention:
         self._paths: dict[BranchCacheLayer, Path] = {}
         self._updated: list[tuple[BranchCacheLayer, Tensor, Tensor]] = []  # layers with their newest keys and values
         self._batches: dict[tuple[MaskRule, torch.device], DecodeBatch] = {}
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every layer that has attended so far did so by the native op."""
+        return all(path is native_path for path in self._paths.values())
 
     @contextmanager
     def over(self, batch: DecodeBatch) -> Iterator[None]:

@@ -41,6 +41,7 @@ class Branch:
     first_index: int = 0
     stored: int = 0
 
-    def stored_after(self, steps: int) -> int:
-        """How many of its own keys will be in the cache after so many more steps."""
-        return min(self.stored + steps, len(self.forced_ids) + self.limit)
+    @property
+    def most_stored(self) -> int:
+        """The most keys of its own that will be in the cache."""
+        return len(self.forced_ids) + self.limit

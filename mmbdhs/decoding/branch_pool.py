@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmbdhs.decoding.branch import Branch
-from mmbdhs.decoding.cuda_graphs import steps_for
 from mmbdhs.decoding.engine import Chooser, DecodingEngine, positions_after
+from mmbdhs.decoding.kept import Borrowed, borrow_steps, give_back
+from mmbdhs.decoding.steps import EagerSteps, GraphSteps
 from mmbdhs.errors import NonFiniteError
 from mmbdhs.vlm import VLM, DecoderInputs
 
@@ -30,15 +32,32 @@ class BranchPool(Generic[B]):
     choose: (logits [n, V], draws [n] or None for greedy) -> token ids int64 [n], -1 where the logits are not finite.
     stop: (branches) -> for each of them, after every token, whether it has ended; true after `limit` tokens at the
         latest.
+    usual_tokens: the most tokens that a branch usually adds, for which a GPU's memory is reserved.
     """
 
-    def __init__(self, vlm: VLM, max_branches: int, choose: Chooser, stop: Callable[[list[B]], list[bool]]) -> None:
-        self._max_branches, self._stop = max_branches, stop
-        self._engine = DecodingEngine(vlm, choose)
-        self._steps = steps_for(self._engine)
+    def __init__(
+        self,
+        vlm: VLM,
+        max_branches: int,
+        choose: Chooser,
+        stop: Callable[[list[B]], list[bool]],
+        usual_tokens: int = 64,
+    ) -> None:
+        self._vlm, self._max_branches, self._stop = vlm, max_branches, stop
+        self._borrow = partial(borrow_steps, vlm, choose, max_branches, usual_tokens)
+        self._borrowed: Borrowed | None = None  # while there are branches
         self._live: list[B] = []
         self._waiting: deque[B] = deque()
         self._ended: list[B] = []  # before they had a slot
+
+    @property
+    def _steps(self) -> EagerSteps | GraphSteps:
+        self._borrowed = self._borrowed or self._borrow()
+        return self._borrowed.steps
+
+    @property
+    def _engine(self) -> DecodingEngine:
+        return self._steps.engine
 
     @property
     def room(self) -> int:
@@ -54,9 +73,11 @@ class BranchPool(Generic[B]):
 
         Branches of a prompt whose hidden states are not finite end at the next step with an error; the others go on.
         """
-        self._reclaim()
+        prompts = [prompt for prompt, _ in batch]
+        self._reclaim(sum(map(len, prompts)))
+        self._steps.expect(prompts)
         started: list[tuple[B, Tensor]] = []
-        results = self._engine.prefill([prompt for prompt, _ in batch])
+        results = self._engine.prefill(prompts)
         for (prompt, branches), result in zip(batch, results, strict=True):
             if result is None:
                 for branch in branches:
@@ -76,6 +97,9 @@ class BranchPool(Generic[B]):
         self._fill_slots()
         ended = self._ended + self._advance()
         self.discard(ended)
+        if not len(self) and self._borrowed:
+            give_back(self._vlm, self._borrowed)
+            self._borrowed = None
         return ended
 
     def discard(self, branches: list[B]) -> None:
@@ -119,21 +143,15 @@ class BranchPool(Generic[B]):
             self._engine.fill_slots(first, new)
 
     def _advance(self) -> list[B]:
-        """Run some steps and append the chosen tokens; returns the branches that ended."""
+        """Run a step and append the chosen tokens; returns the branches that ended."""
         if not self._live:
             return []
-        count, rows = self._steps.per_check, self._steps.rows(len(self._live))
-        self._engine.cache.reserve(rows, max(b.stored_after(count) for b in self._live))
-        chosen = self._steps.run(rows, count)[:, : len(self._live)].tolist()
-        ended: list[B] = []
-        for tokens in chosen:
-            gone = set(ended)
-            drawn = [(b, token) for b, token in zip(self._live, tokens, strict=True) if b not in gone]
-            for branch, _ in drawn:
-                branch.stored += 1
-            # A token chosen where a forced token follows is not used, but -1 must be seen: it stands for NaN.
-            ended += self._append([(b, token) for b, token in drawn if token < 0 or b.stored >= len(b.forced_ids)])
-        return ended
+        chosen = self._steps.run(self._live).tolist()
+        for branch in self._live:
+            branch.stored += 1
+        # A token chosen where a forced token follows is not used, but -1 must be seen: it stands for NaN.
+        drawn = zip(self._live, chosen, strict=True)
+        return self._append([(b, token) for b, token in drawn if token < 0 or b.stored >= len(b.forced_ids)])
 
     def _append(self, drawn: list[tuple[B, int]]) -> list[B]:
         """Append the chosen tokens; returns the branches that ended."""
@@ -146,15 +164,13 @@ class BranchPool(Generic[B]):
         stopped = [branch for branch, done in zip(running, self._stop(running), strict=True) if done]
         return [branch for branch, _ in drawn if branch.error] + stopped
 
-    def _reclaim(self) -> None:
-        """Free the keys of prompts that no branch needs, once they are the larger part."""
+    def _reclaim(self, wanted: int) -> None:
+        """Free the keys of prompts that no branch needs, once they are the larger part, or `wanted` keys lack room."""
         cache, branches = self._engine.cache, [*self._live, *self._waiting]
         needed = sorted({branch.prompt_index for branch in branches})
-        keys = sum(cache.offsets[index + 1] - cache.offsets[index] for index in needed)
-        if 2 * keys >= cache.offsets[-1]:
+        keys, stored = sum(cache.offsets[index + 1] - cache.offsets[index] for index in needed), cache.offsets[-1]
+        if keys == stored or (2 * keys >= stored and stored + wanted <= cache.extents.prefix):
             return
-        cache.keep_prompts(needed)
         for branch in branches:
             branch.prompt_index = needed.index(branch.prompt_index)
-        for slot, branch in enumerate(self._live):
-            self._engine.slots.prompt_index[slot] = branch.prompt_index
+        self._engine.keep_prompts(needed, [branch.prompt_index for branch in self._live])

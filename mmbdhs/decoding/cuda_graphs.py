@@ -1,93 +1,107 @@
-"""Several decoding steps at a time: one by one, or replayed from a CUDA graph."""
+"""CUDA graphs: work that a GPU is given once and repeats without the host."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmbdhs.decoding.engine import DecodingEngine
-from mmbdhs.decoding.kv_cache import bucket
+from mmbdhs.vlm import VLM
 
-_LOG = logging.getLogger("mmbdhs")
-
-
-class EagerSteps:
-    """Runs steps one by one, over exactly the live branches and the stored keys."""
-
-    per_check = 1  # steps between two looks of the host at what was generated
-
-    def __init__(self, engine: DecodingEngine) -> None:
-        self._engine = engine
-
-    def rows(self, live: int) -> int:
-        """How many slots to run for `live` branches."""
-        return live
-
-    def run(self, rows: int, count: int) -> Tensor:
-        """Run `count` steps of the first `rows` slots; returns the chosen tokens, int64 [count, rows]."""
-        prefix = self._engine.cache.offsets[-1]
-        return torch.stack([self._engine.step(rows, prefix) for _ in range(count)])
+_WAITED = "called a synchronizing CUDA operation"
 
 
-class GraphSteps:
-    """Replays captured steps. Row counts are rounded up and the whole prefix store is read, so that few graphs serve
-    all. A model whose steps cannot be captured runs them eagerly."""
+@dataclass(frozen=True)
+class Graph:
+    """Captured work and its result, which every replay writes to the same place."""
 
-    per_check = 8
+    graph: torch.cuda.CUDAGraph
+    result: Tensor
 
-    def __init__(self, engine: DecodingEngine) -> None:
-        self._engine, self._eager = engine, EagerSteps(engine)
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._extents: tuple[Any, ...] = ()
-        self._memory: Any = None  # one pool for all graphs: results are read before the next replay
-        self._capturable = True
+    def replay(self) -> Tensor:
+        self.graph.replay()
+        return self.result
 
-    def rows(self, live: int) -> int:
-        return bucket(live)
 
-    def run(self, rows: int, count: int) -> Tensor:
-        if self._extents != self._engine.extents:  # the graphs read and write tensors that have been replaced
-            self._graphs.clear()
-            self._extents, self._memory = self._engine.extents, torch.cuda.graph_pool_handle()
-        with torch.cuda.device(self._engine.device):
-            if (rows, count) not in self._graphs and self._capturable:
-                self._capture(rows, count)
-            if not self._capturable:
-                return self._eager.run(rows, count)
-            graph, chosen = self._graphs[rows, count]
-            graph.replay()
-            return chosen
+class GraphRecorder:
+    """Captures work on one device. Its graphs share their memory: a result holds until another of them is replayed.
 
-    def _capture(self, rows: int, count: int) -> None:
-        prefix = self._engine.cache.extents.prefix  # all of it: what is in use changes from replay to replay
-        self._warm_up(rows, prefix)
+    Work is captured and rehearsed on the same stream, which belongs to the device by name. The stream that
+    torch.cuda.graph takes by default belongs to whichever device captured first in the process, and a graph of another
+    device's work stays empty there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the memory of the graphs captured so far, once they are gone."""
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def rehearse(self, work: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        """Do the work once, so that libraries are ready for the stream. Returns its result and whether the host waited
+        for the device meanwhile: such work cannot be captured."""
+        with torch.cuda.device(self._device), _noting_waits() as waits:
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                result = work()
+            current.wait_stream(self._stream)
+        return result, bool(waits)
+
+    def record(self, work: Callable[[], Tensor]) -> Graph:
+        """Capture the work, without doing it. Raises RuntimeError for work that cannot be captured; the current stream
+        and the memory allocator are then as they were before."""
         graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph would leave its stream current after a failure, and give all cached memory back to the
+        # driver each time. Other threads may go on using the device.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            try:
+                try:
+                    result = work()
+                finally:
+                    graph.capture_end()
+            except BaseException:
+                self._end_allocating()
+                raise
+        return Graph(graph, result)
+
+    def _end_allocating(self) -> None:
+        """Undo what a capture that fails leaves undone in torch before 2.12: new tensors went to its memory."""
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        with suppress(RuntimeError):  # it was undone
+            if end is not None:
+                end(self._device.index or 0, self._memory)
+
+
+def obstacle_to_graphs(vlm: VLM) -> str:
+    """Why a model's work cannot be captured, as far as it shows beforehand; empty if nothing speaks against it."""
+    devices = sorted({str(parameter.device) for parameter in vlm.model.parameters()})
+    if len(devices) > 1:
+        return f"its parameters are on {', '.join(devices)}"
+    if any(hasattr(module, "_hf_hook") for module in vlm.model.modules()):
+        return "hooks of Accelerate move its weights or inputs"
+    return ""
+
+
+@contextmanager
+def _noting_waits() -> Iterator[list[str]]:
+    """Gives a list, which holds at the end a message for each time that the host waited for a device."""
+    mode, waits = torch.cuda.get_sync_debug_mode(), list[str]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
-            with torch.cuda.graph(graph, pool=self._memory):
-                chosen = torch.stack([self._engine.step(rows, prefix) for _ in range(count)])
-        except RuntimeError as error:
-            self._capturable = False
-            name = self._engine.vlm.name
-            _LOG.warning("decoding runs without CUDA graphs: a step of %s cannot be captured (%s)", name, error)
-        else:
-            self._graphs[rows, count] = graph, chosen
-
-    def _warm_up(self, rows: int, prefix: int) -> None:
-        """Run a step without recording, on a side stream, so that libraries initialise and attention chooses its
-        path; then undo it."""
-        slots, stream = self._engine.slots, torch.cuda.Stream()
-        before = slots.length.clone(), slots.tokens.clone()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._engine.step(rows, prefix)
-        torch.cuda.current_stream().wait_stream(stream)
-        slots.length.copy_(before[0])
-        slots.tokens.copy_(before[1])
-
-
-def steps_for(engine: DecodingEngine) -> EagerSteps | GraphSteps:
-    """Graphs on a CUDA device, eager steps elsewhere."""
-    return GraphSteps(engine) if engine.device.type == "cuda" else EagerSteps(engine)
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            waits += [str(warning.message) for warning in caught if _WAITED in str(warning.message)]
+    for warning in caught:
+        if str(warning.message) not in waits and "prototype feature" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

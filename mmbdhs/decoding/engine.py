@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from mmbdhs.decoding.attention import DecodeAttention
 from mmbdhs.decoding.attention_paths import DecodeBatch
 from mmbdhs.decoding.branch import Branch
-from mmbdhs.decoding.kv_cache import BranchKVCache, bucket, grow
+from mmbdhs.decoding.kv_cache import BranchKVCache, bucket, grow, on_device
 from mmbdhs.vlm import VLM, DecoderInputs, logits_of, run_decoder, step_logits
 
 Chooser = Callable[[Tensor, Tensor | None], Tensor]
@@ -70,25 +71,39 @@ class Slots:
             column[rows] = new.to(column)
             setattr(self, name, column)
 
-    def move(self, sources: list[int], targets: list[int], free: int) -> None:
-        """Copy the slots `sources` to `targets`, and clear the slots from `free` on."""
+    def reserve(self, slots: int, tokens: int) -> None:
+        """Make room for `slots` branches of `tokens` tokens."""
+        for name, column in self.columns().items():
+            width = (tokens, *column.shape[2:]) if name == "tokens" else column.shape[1:]
+            setattr(self, name, grow(column, slots, *width))
+
+    def move(self, sources: Tensor, targets: Tensor, free: int) -> None:
+        """Copy the slots `sources` to `targets`, both int64 [n], and clear the slots from `free` on."""
         for column in self.columns().values():
             column[targets] = column[sources]
             column[free:] = 0
 
 
 class DecodingEngine:
-    """A model's text decoder over slots and the branch cache.
+    """A model's text decoder over slots and the branch cache. The model may keep it, so it does not keep the model.
 
     choose: (logits [n, V], draws float32 [n] or None for greedy) -> token ids int64 [n], -1 where not finite.
     """
 
     def __init__(self, vlm: VLM, choose: Chooser) -> None:
-        self.vlm, self.choose = vlm, choose
+        self._vlm, self.choose = ref(vlm), choose
         self.device = vlm.device
         self.slots, self.cache = Slots.empty(self.device), BranchKVCache(self.device)
         self.attention = DecodeAttention(vlm, self.cache)
         self._positions_2d = True
+
+    @property
+    def vlm(self) -> VLM:
+        """The model. Raises ReferenceError if it has been deleted."""
+        vlm = self._vlm()
+        if vlm is None:
+            raise ReferenceError("model: has been deleted while it was in use")
+        return vlm
 
     @property
     def extents(self) -> tuple[Any, ...]:
@@ -138,9 +153,24 @@ class DecodingEngine:
 
     def move(self, sources: list[int], targets: list[int], free: int) -> None:
         """Move branches from the slots `sources` to `targets`, and free the slots from `free` on."""
-        self.slots.move(sources, targets, free)
+        numbers = on_device([*sources, *targets], self.device)
+        index = numbers[: len(sources)], numbers[len(sources) :]
+        self.slots.move(*index, free)
         if sources:
-            self.cache.move(sources, targets)
+            self.cache.move(*index)
+
+    def keep_prompts(self, numbers: list[int], prompt_index: list[int]) -> None:
+        """Forget every prompt but `numbers` (ascending), which are renumbered from 0.
+
+        prompt_index: the new number of the prompt of each slot in use.
+        """
+        self.cache.keep_prompts(numbers)
+        self.slots.prompt_index[: len(prompt_index)] = on_device(prompt_index, self.device, torch.int32)
+
+    def clear(self) -> None:
+        """Forget all branches and prompts. The stores keep their sizes."""
+        self.move([], [], free=0)
+        self.keep_prompts([], [])
 
     def step(self, rows: int, prefix: int) -> Tensor:
         """Run one token of each of the first `rows` slots, and choose the token that follows unless it is forced.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmbdhs.decoding.branch import Branch
 from mmbdhs.decoding.engine import DecodingEngine, positions_after
+from mmbdhs.decoding.kv_cache import Extents
 from mmbdhs.vlm import (
     VLM,
     DecoderInputs,
@@ -59,7 +60,7 @@ def _decoded_logits(vlm: VLM, text: DecoderInputs, ids: Tensor, tokens: int) -> 
     (result,) = engine.prefill([prompt])
     if result is None or prefix == len(ids):
         return engine.logits(text.embeds[-1:] * torch.nan if result is None else result[1][-1:])[0]
-    engine.cache.reserve(1, len(ids))
+    engine.cache.reserve(Extents(1, len(ids), prefix))
     engine.cache.seen_tokens = tokens
     first_index, *start = positions_after(prompt)[-1]
     engine.fill_slots(0, [Branch(prefix, 1, ids[prefix:].tolist(), start=start, first_index=first_index)])

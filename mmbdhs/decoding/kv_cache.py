@@ -10,6 +10,7 @@ Attention reads either part through a view, or the whole sequence under a mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ def bucket(count: int) -> int:
     """The least 2^n or 3 · 2^n that is at least `count`: few values, each at most half above the one before."""
     power = 1 << (count - 1).bit_length() if count else 0
     return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
+
+
+def on_device(numbers: list[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """The numbers on the device. The host does not wait for a GPU."""
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def grow(store: Tensor, *shape: int) -> Tensor:
@@ -98,6 +104,7 @@ class BranchKVCache(Cache):
     offsets: the prefix of prompt i is at offsets[i] … offsets[i + 1] of the prefix stores.
     prefix_offsets: the same on the device, int32 [≥ prompts + 1], padded with its last entry.
     prefix_index: int64 [prefix], the indices that the prefixes' tokens have in their whole sequences.
+    plan: (bytes of one token in all stores) -> what to reserve with the first prompt; None to grow as needed.
     seen_tokens: the answer to a model that asks how many tokens came before. One number cannot be true of all
         branches; `check_decoding` makes sure that it does not matter.
     """
@@ -110,6 +117,7 @@ class BranchKVCache(Cache):
         self.offsets = [0]
         self.prefix_offsets = torch.zeros(2, dtype=torch.int32, device=device)
         self.prefix_index = torch.zeros(0, dtype=torch.int64, device=device)
+        self.plan: Callable[[int], Extents] | None = None
         self.seen_tokens = 1
         self.pending: tuple[BranchCacheLayer, Tensor, Tensor] | None = None
 
@@ -133,8 +141,11 @@ class BranchKVCache(Cache):
         """
         if not self.layers:
             self.layers = [BranchCacheLayer(keys[None], values[None]) for keys, values in layers]
+            if self.plan is not None:
+                self.resize(self.plan(self.token_bytes))
+                self.plan = None  # it refers to what refers to this cache
         begin, end = self.offsets[-1], self.offsets[-1] + len(indices)
-        self._reserve(self.extents._replace(prefix=end))
+        self.reserve(self.extents._replace(prefix=end))
         self.prefix_index[begin:end] = indices
         for layer, new in zip(self.layers, layers, strict=True):
             for store, tensor in zip(layer.stores, new, strict=True):
@@ -142,39 +153,48 @@ class BranchKVCache(Cache):
         self._set_offsets([*self.offsets, end])
         return len(self.offsets) - 2
 
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of one token in all stores."""
+        stores = [store.sequence for layer in self.layers for store in layer.stores]
+        return sum(store.shape[0] * store.shape[2] * store.element_size() for store in stores)
+
     def keep_prompts(self, numbers: list[int]) -> None:
         """Forget every prompt but `numbers` (ascending), which are renumbered from 0."""
         spans = [(self.offsets[number], self.offsets[number + 1]) for number in numbers]
-        index = torch.tensor([key for span in spans for key in range(*span)], dtype=torch.int64)
-        self.prefix_index[: len(index)] = self.prefix_index[index.to(self.prefix_index.device)]
+        index = on_device([key for span in spans for key in range(*span)], self.prefix_index.device)
+        self.prefix_index[: len(index)] = self.prefix_index[index]
         for layer in self.layers:
             for store in layer.stores:
                 store.prefix[:, : len(index)] = store.prefix.index_select(1, index.to(store.prefix.device))
         self._set_offsets(list(accumulate((end - begin for begin, end in spans), initial=0)))
 
-    def reserve(self, slots: int, suffix: int) -> None:
-        """Make room for `suffix` keys in each of `slots` slots."""
-        self._reserve(Extents(slots, max(suffix, _SUFFIX), self.extents.prefix))
-
-    def move(self, sources: list[int], targets: list[int]) -> None:
-        """Copy the suffixes of the slots `sources` to the slots `targets`."""
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy the suffixes of the slots `sources` to the slots `targets`, both int64 [n]."""
         for layer in self.layers:
             for store in layer.stores:
-                store.suffix[targets] = store.suffix[sources]
+                device = store.suffix.device
+                store.suffix[targets.to(device)] = store.suffix[sources.to(device)]
 
-    def _reserve(self, needed: Extents) -> None:
-        grown = Extents(*(max(have, bucket(need)) for have, need in zip(self.extents, needed, strict=True)))
-        if grown == self.extents:
+    def reserve(self, needed: Extents) -> None:
+        """Make room for `needed` and, so that this is rare, for up to half as much again."""
+        suffix = max(needed.suffix, _SUFFIX) if needed.suffix else 0
+        needed = needed._replace(suffix=suffix)
+        self.resize(Extents(*(max(have, bucket(need)) for have, need in zip(self.extents, needed, strict=True))))
+
+    def resize(self, extents: Extents) -> None:
+        """Grow every store to `extents`, none of which is less than before."""
+        if extents == self.extents:
             return
-        self.extents = grown
-        self.prefix_index = grow(self.prefix_index, grown.prefix)
+        self.extents = extents
+        self.prefix_index = grow(self.prefix_index, extents.prefix)
         for layer in self.layers:
             for store in layer.stores:
-                store.resize(grown)
+                store.resize(extents)
 
     def _set_offsets(self, offsets: list[int]) -> None:
         self.offsets = offsets
         if len(offsets) > len(self.prefix_offsets):
             self.prefix_offsets = self.prefix_offsets.new_zeros(bucket(len(offsets)))
         padded = offsets + offsets[-1:] * (len(self.prefix_offsets) - len(offsets))
-        self.prefix_offsets.copy_(torch.tensor(padded, dtype=torch.int32))
+        self.prefix_offsets.copy_(on_device(padded, self.prefix_offsets.device, torch.int32))

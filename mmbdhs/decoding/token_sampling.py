@@ -28,6 +28,7 @@ class TokenChooser:
     """
 
     def __init__(self, suppressed: list[int], temperature: float, top_k: int, top_p: float) -> None:
+        self._settings = tuple(suppressed), temperature, top_k, top_p
         self._suppressed = torch.tensor(suppressed, dtype=torch.int64)
         self._warpers: list[LogitsProcessor] = []
         if temperature not in (0.0, 1.0):
@@ -36,6 +37,13 @@ class TokenChooser:
             self._warpers.append(TopKLogitsWarper(top_k))
         if top_p < 1.0:
             self._warpers.append(TopPLogitsWarper(top_p))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other chooses alike."""
+        return isinstance(other, TokenChooser) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash(self._settings)
 
     def __call__(self, logits: Tensor, draws: Tensor | None) -> Tensor:
         """The chosen token ids, int64 [n], -1 where the logits are not finite.

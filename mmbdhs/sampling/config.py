@@ -40,6 +40,11 @@ class SamplingConfig:
         integer("seed", self.seed, 0, 2**64 - 1)
         integer("max_branches", self.max_branches, 1, 2**31)
 
+    @property
+    def usual_tokens(self) -> int:
+        """The most tokens that a continuation usually adds."""
+        return self.max_new_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class BDHSConfig(SamplingConfig):
@@ -70,3 +75,7 @@ class BDHSConfig(SamplingConfig):
         integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
         integer("max_sentence_tokens", self.max_sentence_tokens, 1, _MOST_TOKENS)
         one_of("guided", self.guided, (True, False))
+
+    @property
+    def usual_tokens(self) -> int:
+        return self.max_sentence_tokens if self.guided else self.max_new_tokens

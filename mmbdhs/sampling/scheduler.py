@@ -25,7 +25,9 @@ class Scheduler(Generic[J]):
         tokenizer = tokenizer_of(processor)
         choose = token_chooser(vlm, tokenizer, config.temperature, config.top_k, config.top_p)
         stops = ResponseStops(tokenizer, end_token_ids(vlm, tokenizer))
-        self._pool: BranchPool[ResponseBranch] = BranchPool(vlm, config.max_branches, choose, stops)
+        self._pool: BranchPool[ResponseBranch] = BranchPool(
+            vlm, config.max_branches, choose, stops, config.usual_tokens
+        )
         self._max_branches = config.max_branches
         self._jobs: dict[ResponseBranch, J] = {}  # of every branch in the pool
         self._running: dict[J, int] = {}  # how many branches of a job are in the pool

@@ -33,6 +33,7 @@ class VLM:
         -1 before the first check.
     decoded_tokens: the same for decoding a token after a prompt.
     vocabularies: what the ids of each tokenizer mean to the model.
+    kept_steps: what decoding keeps on a GPU for its next call; None without any.
     lock: held while the model runs with the library's hooks, which serve one thread at a time.
 
     `VLM.of(model)` returns the same object for the same model, so every check runs once. The model owns that object,
@@ -48,11 +49,12 @@ class VLM:
         self.forget_checks()
 
     def forget_checks(self) -> None:
-        """Forget what the checks found, after a change of the model's modules."""
+        """Forget what the checks found and what decoding keeps, after a change of the model's modules."""
         self.custom_head = False
         self.custom_step = False
         self.exact_tokens = -1
         self.decoded_tokens = -1
+        self.kept_steps: Any = None
 
     @classmethod
     def of(cls, model: nn.Module) -> VLM:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmbdhs.decoding.kv_cache import BranchKVCache, bucket
+from mmbdhs.decoding.kv_cache import BranchKVCache, Extents, bucket
 
 HEADS, SIZE, LAYERS = 2, 4, 3
 
@@ -42,20 +42,20 @@ def test_prompts_survive_growth_and_compaction(plan: list[tuple[int, bool]]) -> 
         if compact:
             stores.keep_prompts(list(range(len(held)))[::2])
             held = held[::2]
-        stores.reserve(number // 2, 3 * number)
+        stores.reserve(Extents(number // 2, 3 * number, stores.extents.prefix))
         check(stores, held)
 
 
 def test_suffixes_survive_growth_and_moves() -> None:
     stores = BranchKVCache(torch.device("cpu"))
     stores.add_prompt(indices(1, 5), prompt(1, 5))
-    stores.reserve(3, 2)
+    stores.reserve(Extents(3, 2, 5))
     new = torch.arange(3.0)[:, None, None, None].expand(-1, HEADS, 1, SIZE) + 1
     layer = stores.layers[1]
     layer.write(torch.arange(3), torch.tensor([0, 1, 1]), new, -new)
-    stores.reserve(5, 40)
+    stores.reserve(Extents(5, 40, 5))
     stores.add_prompt(indices(2, 50), prompt(2, 50))
-    stores.move([2], [0])
+    stores.move(torch.tensor([2]), torch.tensor([0]))
     written = layer.key_store.suffix[:, 0, :2, 0]
     assert written[:3].tolist() == [[0.0, 3.0], [0.0, 2.0], [0.0, 3.0]] and not written[3:].any()
     assert torch.equal(layer.value_store.suffix, -layer.key_store.suffix)
