@@ -9,12 +9,15 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
+from mmbdhs.decoding.cuda_graphs import GraphRecorder
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, checks
 from mmbdhs.vlm import LayerCall, MaskRule
@@ -22,10 +25,22 @@ from mmbdhs.vlm import LayerCall, MaskRule
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
-# The timed step takes milliseconds even at 7B. It is small in SDPA's favour, whose cost grows with other branches.
-_PROMPTS, _BRANCHES_PER_PROMPT, _PREFIX, _SUFFIX = 2, 4, 64, 16
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # rounds stop at the time limit, but between these bounds
+_CALLS = 16  # in the CUDA graph that is timed, so that what is timed is the kernels
 
+
+class _Load(NamedTuple):
+    """The step that is timed: prompts, branches of each, and tokens of a prompt and of a branch."""
+
+    prompts: int
+    branches: int
+    prefix: int
+    suffix: int
+
+
+# On a CPU it takes milliseconds even at 7B, and is small in SDPA's favour, whose cost grows with other branches. A GPU
+# takes the step of a full pool in less than a millisecond.
+_LOADS = {"cpu": _Load(2, 4, 64, 16), "cuda": _Load(13, 5, 160, 32)}
 
 _Step = tuple[BranchCacheLayer, LayerCall, DecodeBatch]
 
@@ -94,15 +109,18 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
         return wanted, f"{_VARIABLE}={wanted}"
     if obstacle or backend.live().name == "reference":
         return "sdpa", obstacle or "no compiled op is live"
-    seconds = _measure(shape)
+    try:
+        seconds = _measure(shape)
+    except RuntimeError as error:
+        return "sdpa", f"the op fails for this shape ({error})"
     times = ", ".join(f"{name} {1e3 * spent:.3f} ms" for name, spent in seconds.items())
     return min(seconds, key=seconds.__getitem__), times
 
 
 def _obstacle(shape: _Shape) -> str:
     """The reason why the op cannot take this shape; empty if it can."""
-    if shape.device.type not in ("cpu", "cuda"):
-        return f"the op has no kernels for {shape.device.type}"
+    if obstacle := backend.kernel_obstacle(shape.device):
+        return obstacle
     if shape.key_size != shape.value_size or len(set(shape.dtypes)) > 1:
         return "the op needs queries, keys and values of one head size and dtype"
     try:
@@ -116,19 +134,32 @@ def _obstacle(shape: _Shape) -> str:
 def _measure(shape: _Shape) -> dict[str, float]:
     """The least seconds of each path's calls on random tensors. The paths take turns, so that noise affects both."""
     step = _random_step(shape)
-    for path in _PATHS.values():  # warm up
-        _seconds(path, shape, step)
+    runs = {name: _timed_run(path, shape, step) for name, path in _PATHS.items()}
     rounds: list[list[float]] = []
     while len(rounds) < _LEAST_ROUNDS or (len(rounds) < _MOST_ROUNDS and sum(map(sum, rounds)) < _SECONDS):
-        rounds.append([_seconds(path, shape, step) for path in _PATHS.values()])
-    return {name: min(times) for name, times in zip(_PATHS, zip(*rounds, strict=True), strict=True)}
+        rounds.append([_seconds(run, shape.device) for run in runs.values()])
+    return {name: min(times) for name, times in zip(runs, zip(*rounds, strict=True), strict=True)}
 
 
-def _seconds(path: Path, shape: _Shape, step: _Step) -> float:
+def _timed_run(path: Path, shape: _Shape, step: _Step) -> Callable[[], object]:
+    """What is timed, warmed up: a call, or on a GPU the replay of several, as captured steps replay them."""
+    if shape.device.type != "cuda":
+        path(*step)
+        return lambda: path(*step)
+
+    def calls() -> Tensor:
+        return torch.stack([path(*step) for _ in range(_CALLS)])
+
+    recorder = GraphRecorder(shape.device)
+    recorder.rehearse(calls)
+    return recorder.record(calls).replay
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
-    path(*step)
-    if shape.device.type == "cuda":
-        torch.cuda.synchronize(shape.device)
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begin
 
 
@@ -138,21 +169,22 @@ def _random_step(shape: _Shape) -> _Step:
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=chance, dtype=shape.dtypes[0], device=shape.device)
 
-    slots = torch.arange(_PROMPTS * _BRANCHES_PER_PROMPT, device=shape.device)
+    load = _LOADS[shape.device.type]
+    slots = torch.arange(load.prompts * load.branches, device=shape.device)
     query = draw(len(slots), shape.query_heads, 1, shape.key_size)
     key, value = (draw(len(slots), shape.kv_heads, 1, shape.key_size) for _ in range(2))
     layer = BranchCacheLayer(key, value)
-    extents = Extents(len(slots), _SUFFIX, _PROMPTS * _PREFIX)
+    extents = Extents(len(slots), load.suffix, load.prompts * load.prefix)
     for store in layer.stores:
         store.resize(extents)
         store.sequence.normal_(generator=chance)
     batch = DecodeBatch(
-        suffix_positions=torch.full_like(slots, _SUFFIX - 1),
-        prefix_count=torch.full_like(slots, _PREFIX, dtype=torch.int32),
-        prompt_index=(slots // _BRANCHES_PER_PROMPT).int(),
-        prefix_offsets=torch.arange(0, extents.prefix + 1, _PREFIX, dtype=torch.int32, device=shape.device),
+        suffix_positions=torch.full_like(slots, load.suffix - 1),
+        prefix_count=torch.full_like(slots, load.prefix, dtype=torch.int32),
+        prompt_index=(slots // load.branches).int(),
+        prefix_offsets=torch.arange(0, extents.prefix + 1, load.prefix, dtype=torch.int32, device=shape.device),
         extents=extents,
         first_index=slots,
-        prefix_index=slots,
+        prefix_index=torch.arange(extents.prefix, device=shape.device),
     )
     return layer, LayerCall(nn.Identity(), query, key, value, None, 1.0, 0.0), batch

@@ -9,8 +9,11 @@ import os
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
+
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_BACKEND"
+LEAST_CAPABILITY = (8, 0)  # of a CUDA device; the kernels multiply by mma.m16n8k16
 _MODULES = {"native": "mmbdhs.native.binding", "reference": "mmbdhs.native.reference"}
 
 
@@ -34,6 +37,25 @@ def extension() -> tuple[ModuleType | None, str]:
         return importlib.import_module("mmbdhs.native._extension"), "the compiled extension was found"
     except ImportError as error:
         return None, f"the compiled extension cannot be imported ({error})"
+
+
+@functools.cache
+def kernel_obstacle(device: torch.device) -> str:
+    """Why a compiled extension has no kernels for a device; empty if it has."""
+    if device.type == "cpu":
+        return ""
+    binary, reason = extension()
+    if binary is None:
+        return reason
+    if device.type != "cuda":
+        return f"the extension was built without {device.type}"
+    if not hasattr(binary, "masked_attention_cuda"):
+        return "the extension was built without CUDA"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        needed, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        return f"the CUDA kernels need compute capability {needed}, {device} has {found}"
+    return ""
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.native import _extension, reference  # type: ignore[attr-defined]
+from mmbdhs.native.backend import kernel_obstacle
 from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices, score_factor
 from mmbdhs.native.sentence_rule import COLUMNS
 
@@ -43,7 +44,7 @@ def sample_visible(
 def _sample_visible_on_device(
     seed: int, keys: Tensor, iteration: int, tokens: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor] | None:
-    if not (keys.is_cuda and hasattr(_extension, "count_visible_cuda")):
+    if kernel_obstacle(keys.device):
         drawn = sample_visible(seed, keys.cpu(), iteration, tokens.cpu(), threshold)
         return None if drawn is None else (drawn[0].to(keys.device), drawn[1].to(keys.device))
     if (tokens < 0).any():
@@ -128,9 +129,8 @@ def _plain_elsewhere(
 
     @functools.wraps(op)
     def run(operands: Operands) -> tuple[Tensor, Tensor]:
-        q = operands.q
-        if not q.is_cpu and not (q.is_cuda and hasattr(_extension, f"{op.__name__}_cuda")):
-            _announce_plain_attention("CUDA" if q.is_cuda else q.device.type)
+        if not operands.q.is_cpu and (obstacle := kernel_obstacle(operands.q.device)):
+            _announce_plain_attention(obstacle)
             return getattr(reference, op.__name__)(operands)
         return op(operands)
 
@@ -138,8 +138,8 @@ def _plain_elsewhere(
 
 
 @functools.cache
-def _announce_plain_attention(device: str) -> None:
-    _LOG.warning("the extension was built without %s: attention there runs in plain PyTorch, slowly", device)
+def _announce_plain_attention(obstacle: str) -> None:
+    _LOG.warning("%s: attention there runs in plain PyTorch, slowly", obstacle)
 
 
 def lengths_fit(operands: SharedPrefix) -> bool:

@@ -291,6 +291,24 @@ def test_the_plain_definition_is_not_timed(fresh: pytest.MonkeyPatch) -> None:
     assert choose() is sdpa_path
 
 
+def test_a_device_without_kernels_takes_sdpa(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.setattr(backend, "kernel_obstacle", lambda device: "the CUDA kernels need compute capability 8.0")
+    with caplog.at_level(logging.INFO, "mmbdhs"):
+        assert choose() is sdpa_path
+    assert "sdpa path" in caplog.records[-1].getMessage() and "capability 8.0" in caplog.records[-1].getMessage()
+
+
+def test_an_op_that_fails_is_not_taken(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("shared_prefix_attention: CUDA launch failed: no kernel image")
+
+    fresh.setattr(backend, "live", lambda: backend.Backend("native", "a test"))
+    fresh.setitem(autotune._PATHS, "native", fails)
+    with caplog.at_level(logging.INFO, "mmbdhs"):
+        assert choose() is sdpa_path
+    assert "no kernel image" in caplog.records[-1].getMessage()
+
+
 def test_the_override(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("MMBDHS_ATTENTION", "native")
     assert autotune.override() == "native" and choose() is native_path

@@ -13,7 +13,7 @@ from helpers.attention_truth import random_shared_prefix
 from helpers.ragged import int32, random_keys
 from torch.overrides import TorchFunctionMode
 
-from mmbdhs.native import Masked, SharedPrefix, binding, reference
+from mmbdhs.native import Masked, SharedPrefix, backend, binding, reference
 
 STREAM, WORKSPACE = 0x5EA, 96
 
@@ -58,6 +58,7 @@ def allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocations]:
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(binding, "kernel_obstacle", lambda device: "")
     with Allocations() as mode:
         yield mode
 
@@ -119,19 +120,35 @@ def test_attention(
     assert {name for name, value in fields.items() if value != seen["cpu"][0][name]} == {"out", "lse"}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(OnCuda, "CUDA"), (OnMps, "mps")])
+@pytest.mark.parametrize(
+    ("kind", "built", "capability", "obstacle"),
+    [
+        (OnCuda, False, (9, 0), "the extension was built without CUDA"),
+        (OnCuda, True, (7, 5), "the CUDA kernels need compute capability 8.0, cuda:1 has 7.5"),
+        (OnMps, True, (9, 0), "the extension was built without mps"),
+    ],
+)
 def test_reference_runs_elsewhere(
-    kind: type[torch.Tensor], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[torch.Tensor],
+    built: bool,
+    capability: tuple[int, int],
+    obstacle: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On devices that the extension has no kernels for the reference backend runs, with one warning."""
-    monkeypatch.setattr(binding, "_extension", object())
+    extension = SimpleNamespace(**({"masked_attention_cuda": None} if built else {}))
+    monkeypatch.setattr(backend, "extension", lambda: (extension, ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(reference, "masked_attention", lambda operands: type(operands.q))
-    binding._announce_plain_attention.cache_clear()
+    for cached in (backend.kernel_obstacle, binding._announce_plain_attention):
+        cached.cache_clear()
     operands = Masked(**MASKED)._replace(q=Q.as_subclass(kind))
     with caplog.at_level(logging.WARNING, logger="mmbdhs"):
         assert [binding.masked_attention(operands) for _ in range(2)] == [kind, kind]
     assert [record.message for record in caplog.records] == [
-        f"the extension was built without {name}: attention there runs in plain PyTorch, slowly"
+        f"{obstacle}: attention there runs in plain PyTorch, slowly"
     ]
     counts = PREFIX["prefix_count"].as_subclass(OnMps)
     assert not binding.lengths_fit(SharedPrefix(**{**PREFIX, "prefix_count": counts}))
+    backend.kernel_obstacle.cache_clear()
