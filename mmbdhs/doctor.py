@@ -11,6 +11,11 @@ from types import ModuleType
 
 from mmbdhs.native import backend
 
+_REMEDY = (
+    "Install a wheel for Linux, which brings kernels for sm_80 and newer, or build them where nvcc is installed: "
+    "MMBDHS_CUDA=on pip install --no-binary mmbdhs --force-reinstall --no-deps mmbdhs"
+)
+
 
 def report() -> dict[str, str]:
     """What an issue about an installation should quote: live path, versions, compilers. Never raises for a
@@ -55,5 +60,9 @@ def _torch_cuda() -> dict[str, str]:
         torch = importlib.import_module("torch")
     except ImportError as error:
         return {"torch cuda": f"torch cannot be imported ({error})"}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
-    return {"torch cuda": f"{torch.version.cuda or 'CPU build'}, {device}"}
+    built = torch.version.cuda or "CPU build"
+    if not torch.cuda.is_available():
+        return {"torch cuda": f"{built}, no device"}
+    obstacle = backend.kernel_obstacle(torch.device("cuda", torch.cuda.current_device()))
+    kernels = f"none: {obstacle}. PyTorch's SDPA takes their place. {_REMEDY}" if obstacle else "for this device"
+    return {"torch cuda": f"{built}, {torch.cuda.get_device_name()}", "cuda kernels": kernels}

@@ -13,7 +13,6 @@ import torch
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_BACKEND"
-LEAST_CAPABILITY = (8, 0)  # of a CUDA device; the kernels multiply by mma.m16n8k16
 _MODULES = {"native": "mmbdhs.native.binding", "reference": "mmbdhs.native.reference"}
 
 
@@ -51,11 +50,17 @@ def kernel_obstacle(device: torch.device) -> str:
         return f"the extension was built without {device.type}"
     if not hasattr(binary, "masked_attention_cuda"):
         return "the extension was built without CUDA"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
-        needed, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
-        return f"the CUDA kernels need compute capability {needed}, {device} has {found}"
+    capability, archs = torch.cuda.get_device_capability(device), binary.build_info()["cuda_archs"].split()
+    if not runs_on(capability, archs):
+        return f"the extension was built for sm_{', sm_'.join(archs)}, {device} is sm_{'{}{}'.format(*capability)}"
     return ""
+
+
+def runs_on(capability: tuple[int, int], archs: list[str]) -> bool:
+    """Whether a device runs kernels built for `archs`, such as "80" and "90": machine code runs on later minor versions
+    of the same major one, and the last one's PTX on everything later."""
+    built = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
+    return capability >= built[-1] or any(major == capability[0] and minor <= capability[1] for major, minor in built)
 
 
 @functools.cache

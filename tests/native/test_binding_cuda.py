@@ -124,7 +124,7 @@ def test_attention(
     ("kind", "built", "capability", "obstacle"),
     [
         (OnCuda, False, (9, 0), "the extension was built without CUDA"),
-        (OnCuda, True, (7, 5), "the CUDA kernels need compute capability 8.0, cuda:1 has 7.5"),
+        (OnCuda, True, (7, 5), "the extension was built for sm_80, sm_90, cuda:1 is sm_75"),
         (OnMps, True, (9, 0), "the extension was built without mps"),
     ],
 )
@@ -137,7 +137,9 @@ def test_reference_runs_elsewhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On devices that the extension has no kernels for the reference backend runs, with one warning."""
-    extension = SimpleNamespace(**({"masked_attention_cuda": None} if built else {}))
+    extension = SimpleNamespace(build_info=lambda: {"cuda_archs": "80 90"})
+    if built:
+        extension.masked_attention_cuda = None
     monkeypatch.setattr(backend, "extension", lambda: (extension, ""))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(reference, "masked_attention", lambda operands: type(operands.q))
@@ -152,3 +154,20 @@ def test_reference_runs_elsewhere(
     counts = PREFIX["prefix_count"].as_subclass(OnMps)
     assert not binding.lengths_fit(SharedPrefix(**{**PREFIX, "prefix_count": counts}))
     backend.kernel_obstacle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "runs"),
+    [
+        ((8, 0), ["80", "90"], True),
+        ((8, 9), ["80", "90"], True),  # the machine code of sm_80
+        ((9, 0), ["80", "90"], True),
+        ((12, 0), ["80", "90"], True),  # the PTX of sm_90
+        ((7, 5), ["80", "90"], False),
+        ((8, 0), ["90"], False),
+        ((8, 0), ["86", "90"], False),
+        ((10, 0), ["100"], True),
+    ],
+)
+def test_kernels_run_on(capability: tuple[int, int], archs: list[str], runs: bool) -> None:
+    assert backend.runs_on(capability, archs) == runs

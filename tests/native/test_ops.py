@@ -244,3 +244,16 @@ def test_doctor_report() -> None:
     assert facts["extension"].endswith(binding._extension.__file__.split("/")[-1])
     assert facts["backend"].startswith(backend.live().name)
     assert {"compiler", "cuda build", "cuda archs", "torch", "transformers", "python"} <= set(facts)
+
+
+def test_doctor_says_what_to_do_about_missing_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(backend, "kernel_obstacle", lambda device: "the extension was built without CUDA")
+    facts = doctor.report()
+    assert facts["torch cuda"].endswith("NVIDIA H100")
+    assert facts["cuda kernels"].startswith("none: the extension was built without CUDA. PyTorch's SDPA")
+    assert "MMBDHS_CUDA=on pip install" in facts["cuda kernels"]
+    monkeypatch.setattr(backend, "kernel_obstacle", lambda device: "")
+    assert doctor.report()["cuda kernels"] == "for this device"
