@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 from table import Options
 
-BENCHMARKS = ("attention", "prefill", "mask", "splice", "decode", "sampling", "logps", "preference_step", "alignment")
+BENCHMARKS = (
+    *("attention", "prefill", "mask", "splice", "decode", "decode_step"),
+    *("sampling", "logps", "preference_step", "alignment"),
+)
 
 
 def main() -> None:
