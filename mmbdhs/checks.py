@@ -177,7 +177,7 @@ def equal_lengths(**lists: Sequence[Any]) -> None:
     """Raise ValueError for lists of unequal length, and TypeError for anything but lists."""
     for name, values in lists.items():
         if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
-            raise TypeError(f"{name}: needs a list, got {_kind(values)}")
+            raise TypeError(f"{name}: needs a list, got {kind_of(values)}")
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{', '.join(lengths)}: need lists of equal length, got {lengths}")
@@ -187,16 +187,16 @@ def each_of(**columns: Iterable[Any]) -> None:
     """Raise TypeError for columns that are no iterables of examples, but a single text, image or dict."""
     for name, values in columns.items():
         if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
-            raise TypeError(f"{name}: needs an iterable with an entry for each example, got {_kind(values)}")
+            raise TypeError(f"{name}: needs an iterable with an entry for each example, got {kind_of(values)}")
 
 
-def instance(name: str, value: Any, kind: type, advice: str = "") -> None:
+def instance(name: str, value: Any, kind: type) -> None:
     """Raise TypeError for a value of another type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: needs a {kind.__name__}, got {_kind(value)}{advice}")
+        raise TypeError(f"{name}: needs a {kind.__name__}, got {kind_of(value)}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """The value for error messages: a short text itself, anything else by its type."""
     return repr(value) if isinstance(value, str) and len(value) < 40 else type(value).__name__
 

@@ -37,7 +37,10 @@ def report() -> dict[str, str]:
         }
     overrides = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MMBDHS_"))
     facts["overrides"] = ", ".join(overrides) or "none"
-    facts |= {name: _version(name) for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")}
+    facts |= {
+        name: installed_version(name) or "not installed"
+        for name in ("mmbdhs", "torch", "transformers", "sentence-transformers", "numpy")
+    }
     return facts | _torch_cuda() | {"python": sys.version.split()[0], "platform": platform.platform()}
 
 
@@ -48,11 +51,12 @@ def _instruction_set(binary: ModuleType) -> str:
         return f"none ({error})"
 
 
-def _version(distribution: str) -> str:
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution; None for one that is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _torch_cuda() -> dict[str, str]:

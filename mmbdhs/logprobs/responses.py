@@ -87,11 +87,10 @@ def _token_ids(vlm: VLM, response: Sequence[int] | Tensor) -> Tensor:
     if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
         raise ValueError(f"responses: needs token ids, got numbers of {ids.dtype}")
     if len(ids) and ids.device.type == "cpu":
-        embeddings: Any = vlm.model.get_input_embeddings()
-        rows = embeddings.weight.shape[0]
         low, high = ids.aminmax()
-        if low < 0 or high >= rows:
-            raise ValueError(f"responses: needs token ids in 0 … {rows - 1}, got {int(low)} … {int(high)}")
+        if low < 0 or high >= vlm.embedding_count:
+            last = vlm.embedding_count - 1
+            raise ValueError(f"responses: needs token ids in 0 … {last}, got {int(low)} … {int(high)}")
         if bool((ids == vlm.image_token_id).any()):
             raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
     return ids.to(torch.int64)

@@ -154,7 +154,9 @@ class Sampler:
                 limit=limit,
                 forced_ids=cut.forced_ids,
                 # Where nothing at all is kept, the model could end the response before it has said anything.
-                begin_suppress_tokens=() if cut.keeps_content or len(cuts) > 1 else self._reader.rule.blank_ids,
+                begin_suppress_tokens=()
+                if cut.keeps_content or len(cuts) > 1
+                else self._reader.rule.vocabulary.blank_ids,
                 uniforms=draws,
                 context_ids=(*encoded.prompt_tail, *cut.last_ids(CONTEXT_TOKENS)),
                 cut=cut,

@@ -104,7 +104,6 @@ class Reference:
     """
 
     def __init__(self, processor: Processor, turn: Turn, text: str) -> None:
-        self.text = text
         self._flat, self._offsets = ragged([text])
         self._table, self._sentence_offsets = ops.split_sentences(self._flat, self._offsets)
         places = _places(text, self._table)

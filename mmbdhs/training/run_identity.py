@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmbdhs.doctor import installed_version
 from mmbdhs.training.config import TrainConfig
 
 _PACKAGES = ("mmbdhs", "torch", "transformers", "accelerate", "peft")
@@ -47,7 +47,7 @@ def run_identity(
         "data": data_fingerprint(records),
         "model": model_fingerprint(model),
         "reference": None if reference is None else model_fingerprint(reference),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}},
     }
 
 
@@ -117,17 +117,6 @@ def _parameter_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:
             picked = torch.linspace(0, len(flat) - 1, min(16, len(flat)), dtype=torch.float64).long()
             values = flat[picked.to(flat.device)].double().tolist()
         yield name, tuple(parameter.shape), str(parameter.dtype), values
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import Subset
 
+from mmbdhs.checks import instance
 from mmbdhs.data import is_null, key_address, usable_rows
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
@@ -123,8 +124,7 @@ def _check_parts(records: Any, source: Any, objective: Any, config: Any) -> None
     if "policy_chosen_logps" in inspect.signature(objective).parameters:
         name = getattr(objective, "__name__", "loss")
         raise TypeError(f"objective: needs an object such as pairwise({name}), got the loss {name} itself")
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config: needs a TrainConfig, got {type(config).__name__}")
+    instance("config", config, TrainConfig)
 
 
 def _learner(

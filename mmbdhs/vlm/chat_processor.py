@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from mmbdhs.checks import kind_of
 from mmbdhs.data import Messages, message_text
 from mmbdhs.errors import ExampleError
 from mmbdhs.vlm.vocabulary import TextRule, require_unicode
@@ -245,8 +246,9 @@ def tokenizer_of(processor: Processor) -> Any:
     does not report character offsets."""
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
-        kind = repr(processor) if isinstance(processor, str) else type(processor).__name__
-        raise TypeError(f"processor: needs a processor with a tokenizer (AutoProcessor.from_pretrained), got {kind}")
+        raise TypeError(
+            f"processor: needs a processor with a tokenizer (AutoProcessor.from_pretrained), got {kind_of(processor)}"
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "processor: needs a .tokenizer that reports character offsets (a fast tokenizer), "

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from mmbdhs.checks import kind_of
 from mmbdhs.errors import UnsupportedModelError
 
 
@@ -37,8 +38,7 @@ def unwrap(model: Any) -> PreTrainedModel:
 def _require_module(model: Any) -> None:
     if not isinstance(model, nn.Module):
         swapped = ". Are model and processor swapped?" if hasattr(model, "tokenizer") else ""
-        kind = repr(model) if isinstance(model, str) else type(model).__name__
-        raise TypeError(f"model: needs a loaded model of transformers, got {kind}{swapped}")
+        raise TypeError(f"model: needs a loaded model of transformers, got {kind_of(model)}{swapped}")
 
 
 def require_whole_parameters(model: PreTrainedModel) -> None:

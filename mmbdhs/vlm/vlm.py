@@ -107,6 +107,13 @@ class VLM:
         return getattr(self.decoder.config, "max_position_embeddings", None) or float("inf")
 
     @property
+    def embedding_count(self) -> int:
+        """How many token ids the model has embeddings for."""
+        embeddings: Any = self.model.get_input_embeddings()
+        count: int = embeddings.weight.shape[0]
+        return count
+
+    @property
     def device(self) -> torch.device:
         """The device on which the model takes token ids; offloaded weights are elsewhere until they run."""
         embeddings: Any = self.model.get_input_embeddings()

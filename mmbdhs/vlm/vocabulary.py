@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from mmbdhs.errors import ExampleError
 
@@ -28,12 +29,14 @@ class Vocabulary:
     unused_ids: rows of the output head for which the tokenizer has no token.
     special_tokens: the texts of the special tokens by id.
     size: how many tokens the tokenizer has, and rows the model's embeddings.
+    tokenizer: whose ids these are, without keeping it.
     """
 
     vision_ids: frozenset[int]
     unused_ids: frozenset[int]
     special_tokens: dict[int, str]
     size: tuple[int, int]
+    tokenizer: ref[Any] = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, vlm: VLM, tokenizer: Any) -> Vocabulary:
@@ -41,7 +44,7 @@ class Vocabulary:
 
         Raises ValueError for a tokenizer with ids that the model has no embeddings for.
         """
-        size = (len(tokenizer), _rows(vlm.model.get_input_embeddings()))
+        size = (len(tokenizer), vlm.embedding_count)
         known: Vocabulary | None = vlm.vocabularies.get(tokenizer)
         if known is None or known.size != size:
             known = vlm.vocabularies[tokenizer] = cls._made(vlm, tokenizer, size)
@@ -56,18 +59,22 @@ class Vocabulary:
                 f"{len(beyond)} token(s) beyond: {', '.join(beyond[:3])}. Call model.resize_token_embeddings, or pass "
                 "the model's own processor"
             )
-        rows = _rows(vlm.model.get_output_embeddings())
+        head: Any = vlm.model.get_output_embeddings()
+        rows: int = head.weight.shape[0]
         special = {number: t.content for number, t in tokenizer.added_tokens_decoder.items() if t.special}
         configured = vlm.model.config.to_dict().items()
         vision = {value for name, value in configured if _VISION_ID_ATTRIBUTE.search(name) and isinstance(value, int)}
         vision |= {number for number, text in special.items() if _VISION_TOKEN.search(text)}
         unused = frozenset(range(rows)) - texts.keys()
-        return cls(frozenset(i for i in vision if 0 <= i < rows), unused, special, size)
+        return cls(frozenset(i for i in vision if 0 <= i < rows), unused, special, size, ref(tokenizer))
 
-
-def _rows(embeddings: Any) -> int:
-    count: int = embeddings.weight.shape[0]
-    return count
+    @cached_property
+    def blank_ids(self) -> tuple[int, ...]:
+        """The ids that add nothing to a text but white space: ends and other special tokens among them."""
+        tokenizer: Any = self.tokenizer()
+        ids = sorted(tokenizer.get_vocab().values())
+        texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
+        return tuple(i for i, text in zip(ids, texts, strict=True) if not text.strip())
 
 
 def end_token_ids(vlm: VLM, tokenizer: Any) -> set[int]:
@@ -84,7 +91,7 @@ class TextRule:
     """
 
     def __init__(self, vlm: VLM, tokenizer: Any, chat_template: str) -> None:
-        vocabulary = Vocabulary.of(vlm, tokenizer)
+        self.vocabulary = vocabulary = Vocabulary.of(vlm, tokenizer)
         self._tokenizer = tokenizer
         self.end_ids = end_token_ids(vlm, tokenizer)
         fixed = (tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -92,13 +99,6 @@ class TextRule:
         framing = {i for i, text in special if len(text) > 1 and (text in chat_template or i in fixed)}
         # The unknown token stands for text that has no other. Some tokenizers pad with it, others with "!".
         self._forbidden = (vocabulary.vision_ids | self.end_ids | framing) - {tokenizer.unk_token_id}
-
-    @cached_property
-    def blank_ids(self) -> tuple[int, ...]:
-        """The ids that add nothing to a text but white space: ends and other special tokens among them."""
-        ids = sorted(self._tokenizer.get_vocab().values())
-        texts = self._tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
-        return tuple(i for i, text in zip(ids, texts, strict=True) if not text.strip())
 
     def require_text(self, name: str, text: str) -> None:
         """Raise ExampleError for text that spells such a token, or that cannot be written as UTF-8."""

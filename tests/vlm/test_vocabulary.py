@@ -18,7 +18,7 @@ from mmbdhs import BDHSConfig, BDHSFailure, bdhs_sample, povid_sample, sample_re
 from mmbdhs.decoding import vision_token_ids
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import encode_record, encode_responses, response_logps
-from mmbdhs.vlm import VLM, end_token_ids, text_rule, vocabulary
+from mmbdhs.vlm import VLM, Vocabulary, end_token_ids, vocabulary
 
 # The published template of llava-hf/llava-1.5-7b-hf: an assistant turn ends with a space, and with no end of sequence.
 LLAVA_15_TEMPLATE = (
@@ -205,7 +205,7 @@ def test_templates_that_write_an_end_are_left_alone(family: str) -> None:
 def test_blank_ids_add_no_text(family: str) -> None:
     model, processor = getattr(tiny_models, family)()
     words = processor.tokenizer
-    blank = set(text_rule(VLM.of(model), processor).blank_ids)
+    blank = set(Vocabulary.of(VLM.of(model), processor.tokenizer).blank_ids)
     assert end_token_ids(VLM.of(model), words) | {VLM.of(model).image_token_id} <= blank
     assert blank.issuperset(words("\n", add_special_tokens=False)["input_ids"])
     assert blank.isdisjoint(words("A red car.", add_special_tokens=False)["input_ids"])
