@@ -5,6 +5,7 @@ Streams and graphs are pretended (helpers/fake_cuda.py); the `gpu` tests of test
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import weakref
@@ -16,10 +17,11 @@ import torch
 from helpers import tiny_models
 from helpers.fake_cuda import FakeCuda
 from helpers.preference_records import fresh_miniature, scene_records
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mmbdhs import BDHSConfig, bdhs_sample, iter_bdhs_samples
-from mmbdhs.decoding import Branch, BranchPool, TokenChooser, release
+from mmbdhs.decoding import Branch, BranchPool, TokenChooser, release, steps
 from mmbdhs.decoding.cuda_graphs import GraphRecorder, obstacle_to_graphs
 from mmbdhs.decoding.engine import DecodingEngine
 from mmbdhs.decoding.kv_cache import Extents
@@ -145,10 +147,25 @@ def test_steps_are_kept_as_long_as_they_are_right(
     expected = sample(*miniature)
     FakeCuda(monkeypatch)
     sample(*miniature)
-    steps = VLM.of(model).kept_steps.steps
+    before = VLM.of(model).kept_steps.steps
     change(model)
     assert sample(*miniature) == expected
-    assert (VLM.of(model).kept_steps.steps is steps) == (change is change_nothing)
+    assert (VLM.of(model).kept_steps.steps is before) == (change is change_nothing)
+
+
+def test_an_adapter_is_switched_off_in_the_next_call(
+    miniature: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = miniature
+    lora = get_peft_model(model, LoraConfig(target_modules=["down_proj"], init_lora_weights=False, lora_alpha=64))
+    with lora.disable_adapter():
+        without = sample(lora, processor)
+    adapted = sample(lora, processor)
+    FakeCuda(monkeypatch)
+    assert sample(lora, processor) == adapted != without
+    with lora.disable_adapter():
+        assert sample(lora, processor) == without
+    assert sample(lora, processor) == adapted
 
 
 def test_kept_steps_are_freed_with_the_model_or_earlier(
@@ -157,17 +174,17 @@ def test_kept_steps_are_freed_with_the_model_or_earlier(
     FakeCuda(monkeypatch)
     model, processor = miniature
     sample(model, processor)
-    steps = weakref.ref(VLM.of(model).kept_steps.steps)
+    kept = weakref.ref(VLM.of(model).kept_steps.steps)
     release(model)
-    assert steps() is None
+    assert kept() is None
     model, processor = fresh_miniature()
     sample(model, processor)
-    steps = weakref.ref(VLM.of(model).kept_steps.steps)
+    kept = weakref.ref(VLM.of(model).kept_steps.steps)
     gc.collect()
     gc.disable()
     try:
         del model
-        assert steps() is None
+        assert kept() is None
     finally:
         gc.enable()
 
@@ -252,6 +269,25 @@ def test_after_a_failed_capture_all_is_as_before(
     assert len(cuda.captures) == len(ended) == 1 and cuda.streams == before and not cuda.replays
     (warning,) = warnings_of(caplog)
     assert "not permitted when stream is capturing" in warning
+
+
+@pytest.mark.gpu
+def test_a_device_recovers_from_a_failed_capture(miniature: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rehearsal is made blind, so the capture itself meets the host's wait for the device."""
+    model, processor = miniature
+    model = copy.deepcopy(model).cuda()
+    monkeypatch.setattr(steps, "_USES_BEFORE_CAPTURE", 1)
+    expected = sample(model, processor)
+    assert VLM.of(model).kept_steps.steps._graphs
+    model.get_decoder().layers[1].mlp = Waiting(model.get_decoder().layers[1].mlp)
+    monkeypatch.setattr(GraphRecorder, "rehearse", lambda self, work: (work(), False))
+    stream = torch.cuda.current_stream()
+    for _ in range(2):
+        assert sample(model, processor) == expected
+        assert torch.cuda.current_stream() == stream
+        torch.cuda.empty_cache()
+        assert torch.rand(1, device="cuda").isfinite()
+    assert not VLM.of(model).kept_steps.steps._graphs
 
 
 def test_models_that_are_spread_or_offloaded_are_not_captured(miniature: tuple[Any, Any]) -> None:
