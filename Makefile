@@ -38,7 +38,7 @@ bench: setup
 
 # For a machine that is used as it is found, without .venv: $(PYTHON) has torch and the build requirements.
 gpu-check:
-	@$(PYTHON) benchmarks/gpu_check.py
+	@$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mmbdhs/native/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis

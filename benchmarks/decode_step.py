@@ -2,18 +2,16 @@
 
 "usual" is what sampling runs: 13 prompts of 160 visible tokens with five branches each. The others are corners: few and
 many branches of one prompt, grouped heads, a prompt of 32,768 tokens. "capture" is what the one step costs more that is
-captured after it has run; "kernels" how many the device runs in a step. A row keeps the most expensive kernels of a
-step, what was said about paths and reserved memory, and the peak of allocated memory.
+captured after it has run; "kernels" how many the device runs in a step; "gib" the most memory that was allocated. A row
+keeps the most expensive kernels of a step.
 
 On a CPU steps run eagerly, and the model is small: for a look at what the numbers mean.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,9 +61,7 @@ def main(options: Options) -> None:
             torch.manual_seed(0)
             sized = replace(size, kv_heads=case.kv_heads) if size is SEVEN_BILLION else size
             model = llava.model(sized, vocabulary=32000, image_token=31999, device=options.device)
-            with _messages() as said:
-                row = measure(model, case, on_gpu)
-            table.add(**row, said=said)
+            table.add(**measure(model, case, on_gpu))
             del model
 
 
@@ -112,19 +108,3 @@ def _profile(step: Callable[[], None]) -> dict[str, Any]:
     events.sort(key=lambda event: -event.self_device_time_total)
     top = [[event.key[:80], round(event.self_device_time_total, 1), event.count] for event in events[:12]]
     return {"kernels": sum(event.count for event in events), "profile": top}
-
-
-@contextmanager
-def _messages() -> Iterator[list[str]]:
-    """What the library says while the context lasts."""
-    said: list[str] = []
-    logger, handler = logging.getLogger("mmbdhs"), logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    level, before = logger.level, logger.handlers[:]
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield said
-    finally:
-        logger.setLevel(level)
-        logger.handlers = before

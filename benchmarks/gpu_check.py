@@ -6,17 +6,21 @@ and no network. A stage that fails or runs out of time is recorded, and the next
 
 from __future__ import annotations
 
-import functools
+import argparse
 import importlib.util
 import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,22 +29,27 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "triton", "numpy", "pybind11", "pytest", "hypothesis")
-# Seconds for each stage, together less than nine minutes.
-BUILD = 90
-TESTS = {"tests": ("gpu and not slow", 70), "sanitizer": ("gpu and slow", 70)}  # pytest's -m
-BENCHMARKS = {
-    "mask": 10,
-    "attention": 80,
-    "prefill": 30,
-    "decode": 60,
-    "sampling": 70,
-    "logps": 25,
-    "preference_step": 30,
-}
 KEPT_OUTPUT = 4000  # characters of a failing stage's output
+SECONDS = 570  # for all stages; those for which no time is left can be named in another call
+LEAST = 10  # seconds: with less a stage is not begun
+
+Environment = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What to run, and the seconds after which it is stopped."""
+
+    run: Callable[[Environment, float], dict[str, Any]]
+    limit: float
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Build, test and measure on the CUDA device at hand.")
+    parser.add_argument("names", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)}; all of them by default")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(STAGES)):
+        parser.error(f"unknown stage {unknown[0]!r}: needs one of {', '.join(STAGES)}")
     import torch
 
     if not torch.cuda.is_available():
@@ -55,15 +64,31 @@ def main() -> int:
         "MMBDHS_CUDA": "on",
         "MMBDHS_CUDA_ARCHS": "".join(map(str, torch.cuda.get_device_capability())),
     }
-    stages = {"build": build}
-    stages |= {name: functools.partial(gpu_tests, *selection) for name, selection in TESTS.items()}
-    stages |= {name: functools.partial(benchmark, name) for name in BENCHMARKS}
-    for name, run in stages.items():
-        report["stages"][name] = run(environment)
-        print(f"gpu-check: {name}: {report['stages'][name]['outcome']}", flush=True)
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    print(f"gpu-check: wrote {path}")
+    chosen = [name for name in STAGES if not names or name in names or name == "build"]
+    run_stages(chosen, environment, report["stages"], lambda: save(report, path))
     return int(any(stage["outcome"] != "passed" for stage in report["stages"].values()))
+
+
+def run_stages(
+    names: list[str], environment: Environment, records: dict[str, dict[str, Any]], done: Callable[[], None]
+) -> None:
+    """Run the stages one after another, within the time for all. Calls `done` after each."""
+    end = time.monotonic() + SECONDS
+    for name in names:
+        left = end - time.monotonic()
+        if left < LEAST:
+            records[name] = {"outcome": f"not run: no time left, name it in a call of its own ({name})"}
+        else:
+            records[name] = STAGES[name].run(environment, min(STAGES[name].limit, left))
+        print(f"gpu-check: {name}: {records[name]['outcome']}", flush=True)
+        done()
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Write the report, and a copy of it to the folder that $OUT names."""
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if folder := os.environ.get("OUT"):
+        shutil.copy(path, folder)
 
 
 def describe(torch: Any) -> dict[str, Any]:
@@ -99,19 +124,19 @@ def first_line(command: list[str], word: str = "") -> str | None:
     return next((line.strip() for line in lines if word in line), None)
 
 
-def build(environment: dict[str, str]) -> dict[str, Any]:
+def build(environment: Environment, limit: float) -> dict[str, Any]:
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--build-temp=build/gpu-check"]
-    return timed(command, BUILD, environment)
+    return timed(command, limit, environment)
 
 
-def gpu_tests(marks: str, limit: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Counts of outcomes of the tests so marked, and the text of what failed."""
+def gpu_tests(environment: Environment, limit: float) -> dict[str, Any]:
+    """Counts of outcomes of the tests that need a device, and the text of what failed."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
-        return {"outcome": f"not run: {' and '.join(missing)} not installed", "seconds": 0.0}
+        return {"outcome": f"not run: {' and '.join(missing)} not installed"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", marks, f"--junitxml={file}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", f"--junitxml={file}"]
         record = timed(command, limit, environment)
         if file.exists():
             record |= outcomes(ElementTree.parse(file).getroot())
@@ -129,18 +154,19 @@ def outcomes(root: ElementTree.Element) -> dict[str, Any]:
     return {"counts": counts, "failed": failed}
 
 
-def benchmark(name: str, environment: dict[str, str]) -> dict[str, Any]:
+def benchmark(name: str, environment: Environment, limit: float) -> dict[str, Any]:
     """The rows measured until the benchmark ended or its time was up."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
-        command = [sys.executable, "benchmarks/run.py", name, "--device", "cuda", "--rows", str(file)]
-        record = timed(command, BENCHMARKS[name], environment)
+        command = [sys.executable, "benchmarks/run.py", *name.split(), "--device", "cuda", "--rows", str(file)]
+        record = timed(command, limit, environment)
         lines = file.read_text().splitlines() if file.exists() else []
     return record | {"rows": [json.loads(line) for line in lines]}
 
 
-def timed(command: list[str], limit: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Run in the repository's root. Records the outcome, the seconds, and the end of a failure's output."""
+def timed(command: list[str], limit: float, environment: Environment) -> dict[str, Any]:
+    """Run in the repository's root. Records the outcome, the seconds, what the library said, and the end of a failure's
+    output."""
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         # A process group and a file: what a killed compiler left running would hold a pipe open.
@@ -152,11 +178,28 @@ def timed(command: list[str], limit: float, environment: dict[str, str]) -> dict
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            outcome = f"timed out after {limit} s"
+            outcome = f"timed out after {limit:.0f} s"
         log.seek(0)
         output = log.read()
-    record = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
+    record: dict[str, Any] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
+    if said := list(dict.fromkeys(line for line in output.splitlines() if line.startswith("mmbdhs: "))):
+        record["said"] = said
     return record if outcome == "passed" else record | {"output": output[-KEPT_OUTPUT:]}
+
+
+# What a first contact needs comes first, and what a kernel may fail at comes before what takes long.
+STAGES = {
+    "build": Stage(build, 100),
+    "tests": Stage(gpu_tests, 110),
+    "decode_step": Stage(partial(benchmark, "decode_step"), 100),
+    "sampling": Stage(partial(benchmark, "sampling --shape 7b"), 150),
+    "attention": Stage(partial(benchmark, "attention"), 80),
+    "decode": Stage(partial(benchmark, "decode"), 60),
+    "mask": Stage(partial(benchmark, "mask"), 25),
+    "prefill": Stage(partial(benchmark, "prefill"), 30),
+    "logps": Stage(partial(benchmark, "logps"), 30),
+    "preference_step": Stage(partial(benchmark, "preference_step"), 40),
+}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, torch finds none")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("mmbdhs").setLevel(logging.INFO)  # which paths are live, and what is reserved and captured
     options = Options(arguments.quick, torch.device(device), arguments.rows)
     for name in arguments.names or BENCHMARKS:
         importlib.import_module(name).main(options)
