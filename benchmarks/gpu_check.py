@@ -137,6 +137,7 @@ def gpu_tests(environment: Environment, limit: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", f"--junitxml={file}"]
+        command.append("--continue-on-collection-errors")  # files whose libraries this machine lacks
         record = timed(command, limit, environment)
         if file.exists():
             record |= outcomes(ElementTree.parse(file).getroot())
