@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.vlm import VLM
@@ -40,8 +42,7 @@ def make_trainable(model: Any, config: TrainConfig) -> nn.Module:
         raise ValueError("model: needs parameters that require gradients, got none")
     count = sum(parameter.numel() for parameter in trained)
     _LOG.info("training %s parameters in %s", f"{count:,}", ", ".join(trained_modules(model)))
-    if any(parameter.dtype != torch.float32 for parameter in trained):
-        _LOG.warning("some trained parameters are not float32: steps smaller than their rounding are lost")
+    _train_in_float32(model)
     _set_train_mode(model)
     return model
 
@@ -108,6 +109,43 @@ def _unfreeze(model: Any, config: TrainConfig) -> None:
         _LOG.warning("no projector is trained: %s has no module named like %s", name, PROJECTOR.pattern)
     for module in (VLM.of(model).decoder, model.get_output_embeddings(), *projectors.values()):
         module.requires_grad_(True)
+
+
+def _train_in_float32(model: nn.Module) -> None:
+    """Turn trained parameters of 16 bits into float32: steps of 2e-6 would be lost to their rounding.
+
+    A projector, which is between parts that stay as they are, goes on in the old precision, under autocast. The text
+    decoder takes what it is given, and runs as `mixed_precision` says.
+    """
+    base = VLM.of(model).model
+    takes_all = set(VLM.of(base).decoder.modules()) | {base.get_output_embeddings()}
+    for module in _wholly_trained(model):
+        dtypes = {parameter.dtype for parameter in module.parameters()} & {torch.bfloat16, torch.float16}
+        if dtypes and module not in takes_all:
+            module.forward = partial(_under_autocast, module.forward, dtypes.pop())
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
+    if any(parameter.dtype != torch.float32 for parameter in trained_parameters(model).values()):
+        _LOG.warning("some trained parameters are not float32: steps smaller than their rounding are lost")
+
+
+def _wholly_trained(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules all of whose parameters are trained."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        parameters = list(module.parameters())
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        is_container = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        if parameters and not inside and not is_container and all(p.requires_grad for p in parameters):
+            found[name] = module
+    return list(found.values())
+
+
+def _under_autocast(forward: Callable[..., Any], dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+    tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    device = next((tensor.device.type for tensor in tensors), "cpu")
+    with torch.autocast(device, dtype):
+        return forward(*args, **kwargs)
 
 
 def _required_projectors(model: nn.Module) -> dict[str, nn.Module]:
