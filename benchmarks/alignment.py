@@ -84,6 +84,7 @@ class Run:
         return TrainConfig(
             output,
             epochs=self.scale.epochs,
+            lora_rank=0,
             batch_size=16,
             micro_batch_size=16,
             learning_rate=3e-4,

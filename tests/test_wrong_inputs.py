@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.plain import picture
-from helpers.preference_records import fresh_miniature, scene_records
+from helpers.preference_records import fresh_miniature, full_run, scene_records
 
 from mmbdhs import (
     BDHSConfig,
@@ -78,7 +78,7 @@ def trained(**changes: Any) -> Any:
         "records": scene_records(1),
         "source": StoredSource(),
         "objective": pairwise(dpo_loss),
-        "config": TrainConfig("/nowhere/at/all"),
+        "config": full_run("/nowhere/at/all"),
     }
     return train(**arguments | changes)
 

@@ -29,13 +29,15 @@ def _setting(default: Any, help: str) -> Any:
 class TrainConfig:
     """Settings of `train`. `mmbdhs train --help` prints what they mean; the texts are the `help` of the fields.
 
+    Epochs, batch size, learning rate and adapters are by default among those of the paper's grids (arXiv 2407.02477).
+
     Raises ValueError for a value out of range and TypeError for an output that is no path, naming the field.
     """
 
     _argument_group_name: ClassVar[str] = "settings of the run (TrainConfig)"
 
     output: str | Path = field(metadata={"help": "folder for checkpoints, log.jsonl and the final model"})
-    epochs: int = _setting(1, "number of passes over all examples")
+    epochs: int = _setting(3, "number of passes over all examples")
     max_steps: int | None = _setting(None, "largest number of optimiser steps; None: as many as the epochs take")
     batch_size: int = _setting(16, "examples per optimiser step, over all processes")
     micro_batch_size: int = _setting(4, "examples per forward pass on one process")
@@ -50,7 +52,9 @@ class TrainConfig:
     warmup_ratio: float = _setting(0.03, "share of all optimiser steps in which the rates rise linearly from 0")
     max_grad_norm: float = _setting(1.0, "norm that the gradient is clipped to")
     mixed_precision: str = _setting(
-        "no", "autocast of the forward passes: no, bf16 or fp16; the weights keep the dtype they are loaded in"
+        "no",
+        "autocast of the forward passes: no, bf16 or fp16; trained weights are float32, others keep the dtype they are "
+        "loaded in",
     )
     shard: bool = _setting(
         False, "shard parameters, gradients and optimiser state over all processes (FSDP2); not with fp16"
@@ -59,9 +63,10 @@ class TrainConfig:
         False, "recompute the decoder layers in the backward pass instead of storing their activations"
     )
     lora_rank: int = _setting(
-        0,
+        128,
         "rank of LoRA adapters on the text decoder's linear layers; 0: train the whole text decoder, the output head "
-        "and the projector, if the model has a module named like one (the log says what is trained)",
+        "and the projector, if the model has a module named like one (the log says what is trained). A model with "
+        "adapters of its own is trained as it is",
     )
     lora_alpha: float | None = _setting(None, "LoRA's alpha; None: twice the rank")
     lora_dropout: float = _setting(0.0, "probability of dropout before the adapters")

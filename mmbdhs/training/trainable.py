@@ -29,8 +29,10 @@ def make_trainable(model: Any, config: TrainConfig) -> nn.Module:
     model that has some, and for a projector's learning rate where no projector is found.
     """
     if hasattr(model, "peft_config"):
-        if config.lora_rank:
-            raise ValueError(f"lora_rank: needs 0 for a model with adapters of its own, got {config.lora_rank}")
+        if config.lora_rank not in (0, TrainConfig.lora_rank):
+            raise ValueError(
+                f"lora_rank: needs 0 or the default for a model with adapters of its own, got {config.lora_rank}"
+            )
     elif config.lora_rank:
         model = _with_adapters(model, config)
     else:

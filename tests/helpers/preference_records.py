@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmbdhs import miniature
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption
 from mmbdhs.miniature.world import make_scene, render
+from mmbdhs.training import TrainConfig
 
 
 @cache
@@ -37,6 +39,11 @@ def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Ma
         return torch.stack([(one[name] - other[name]).double().norm() for name in one]).norm()
 
     return float(distance(found, expected) / distance(expected, start))
+
+
+def full_run(output: Path | str, **settings: Any) -> TrainConfig:
+    """The settings of one epoch in which the whole text decoder is trained."""
+    return TrainConfig(output, **{"lora_rank": 0, "epochs": 1} | settings)
 
 
 def scene_records(count: int) -> list[dict[str, Any]]:

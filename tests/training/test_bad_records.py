@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.preference_records import fresh_miniature, scene_records
+from helpers.preference_records import fresh_miniature, full_run, scene_records
 from PIL import Image
 
 from mmbdhs import BDHSConfig
 from mmbdhs.losses import dpo_loss
-from mmbdhs.training import TrainConfig, train
+from mmbdhs.training import train
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import OnlineBDHSSource, StoredSource
 
@@ -83,11 +83,11 @@ def test_stored_pairs(problem: str, miniature: Any, tmp_path: Path) -> None:
     records = scene_records(3)
     records[1] |= columns | {"key": "the bad one"}
     run = (*miniature, records, StoredSource(), DPO)
-    assert train(*run, TrainConfig(tmp_path / "skip", batch_size=3, on_error="skip")).steps == 1
+    assert train(*run, full_run(tmp_path / "skip", batch_size=3, on_error="skip")).steps == 1
     row = log_row(tmp_path / "skip")
     assert (row["skipped"], row["undecided"]) == (1, 0)
     with pytest.raises(ValueError, match=rf"^records: example 'the bad one': {message}"):
-        train(*run, TrainConfig(tmp_path / "raise", batch_size=3))
+        train(*run, full_run(tmp_path / "raise", batch_size=3))
 
 
 @pytest.mark.parametrize("problem", [name for name in BAD if name not in SEES_CHOSEN_ONLY])
@@ -97,16 +97,16 @@ def test_sampled_pairs(problem: str, miniature: Any, tmp_path: Path) -> None:
     records[1] |= columns | {"key": "the bad one"}
     source = OnlineBDHSSource(BDHSConfig(max_iterations=1, max_sentence_tokens=4), lambda a, b: [0.0] * len(a))
     run = (*miniature, records, source, DPO)
-    train(*run, TrainConfig(tmp_path / "skip", batch_size=3, on_error="skip"))
+    train(*run, full_run(tmp_path / "skip", batch_size=3, on_error="skip"))
     assert log_row(tmp_path / "skip")["skipped"] == 1
     with pytest.raises(ValueError, match=rf"^records: example 'the bad one': {message}"):
-        train(*run, TrainConfig(tmp_path / "raise", batch_size=3))
+        train(*run, full_run(tmp_path / "raise", batch_size=3))
 
 
 def test_long_responses_are_cut_if_that_is_asked_for(tmp_path: Path) -> None:
     records = scene_records(2)
     records[1]["rejected"] = "a car " * 1500
-    config = TrainConfig(tmp_path, batch_size=2, truncate_responses=True)
+    config = full_run(tmp_path, batch_size=2, truncate_responses=True)
     train(*fresh_miniature(), records, StoredSource(), DPO, config)
     assert log_row(tmp_path)["skipped"] == 0
 
@@ -123,7 +123,7 @@ def test_records_without_a_key_share_no_draws(tmp_path: Path) -> None:
     records = [
         record | {"key": key} for record, key in zip(scene_records(4), [None, float("nan"), "a", 7], strict=True)
     ]
-    train(*fresh_miniature(), records, Source(), DPO, TrainConfig(tmp_path, batch_size=4))
+    train(*fresh_miniature(), records, Source(), DPO, full_run(tmp_path, batch_size=4))
     assert sorted(seen) == ["0#0", "1#0", "7#0", "a#0"]
 
 
@@ -133,7 +133,7 @@ def test_a_fault_of_the_library_ends_the_run(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr("mmbdhs.training.learner.encode_chat", fail)
     with pytest.raises(ValueError, match=r"^a fault$"):
-        train(*fresh_miniature(), scene_records(2), StoredSource(), DPO, TrainConfig(tmp_path, on_error="skip"))
+        train(*fresh_miniature(), scene_records(2), StoredSource(), DPO, full_run(tmp_path, on_error="skip"))
 
 
 def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None:
@@ -141,16 +141,16 @@ def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None
     records[2]["images"] = [str(tmp_path / "gone.png")]
     run = (*fresh_miniature(), records, StoredSource(), DPO)
     with pytest.raises(ValueError, match=r"records: row 2: images: needs a file that is there, got '.*gone.png'"):
-        train(*run, TrainConfig(tmp_path / "a"))
+        train(*run, full_run(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
-    assert train(*run, TrainConfig(tmp_path / "a", batch_size=1, on_error="skip")).steps == 3
+    assert train(*run, full_run(tmp_path / "a", batch_size=1, on_error="skip")).steps == 3
     del records[0]["rejected"]
     with pytest.raises(
         ValueError, match="row 0: needs the columns images, prompt, chosen, rejected, got images, prompt, chosen, key"
     ):
-        train(*run, TrainConfig(tmp_path / "b"))
+        train(*run, full_run(tmp_path / "b"))
     with pytest.raises(ValueError, match="records: needs at least one that can be used, got none"):
-        train(*fresh_miniature(), [], StoredSource(), DPO, TrainConfig(tmp_path / "b"))
+        train(*fresh_miniature(), [], StoredSource(), DPO, full_run(tmp_path / "b"))
 
 
 def test_records_that_cannot_be_read_are_named_during_the_run_or_skipped(tmp_path: Path) -> None:
@@ -159,6 +159,6 @@ def test_records_that_cannot_be_read_are_named_during_the_run_or_skipped(tmp_pat
     records[2]["images"] = [tmp_path / "broken.png"]
     run = (*fresh_miniature(), records, StoredSource(), DPO)
     with pytest.raises(ValueError, match=r"records: example 'scene-2': images: needs an image that can be decoded"):
-        train(*run, TrainConfig(tmp_path / "a"))
-    train(*run, TrainConfig(tmp_path / "b", on_error="skip"))
+        train(*run, full_run(tmp_path / "a"))
+    train(*run, full_run(tmp_path / "b", on_error="skip"))
     assert log_row(tmp_path / "b")["skipped"] == 1

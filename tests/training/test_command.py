@@ -41,6 +41,7 @@ def arguments(tmp_path: Path) -> list[str]:
     (tmp_path / "config.json").write_text(json.dumps(config))
     given = {"--model": miniature.path(), "--data": tmp_path / "pairs.jsonl", "--config": tmp_path / "config.json"}
     words = [str(word) for option in given.items() for word in option]
+    words += ["--lora-rank", "0", "--epochs", "1"]
     return ["train", *words, "--loss", "ipo", "beta=0.5", "per_token=true", "--learning-rate", "1e-3"]
 
 

@@ -60,3 +60,11 @@ def test_after_the_warm_up_rates_are_those_of_transformers(schedule: str) -> Non
     found = [rate_factor(step, steps, config) for step in range(steps)]
     assert found[warm:] == pytest.approx(expected[warm:])
     assert found[:warm] == [0.25, 0.5, 0.75, 1.0]  # unlike in transformers, the first step has a rate above 0
+
+
+def test_the_defaults_are_the_papers() -> None:
+    """The appendix on training of arXiv 2407.02477: LoRA of rank 128 and scaling 256, and from its grids three epochs
+    of batches of 16 at 1e-6."""
+    config = TrainConfig("x")
+    assert (config.lora_rank, config.lora_alpha or 2 * config.lora_rank) == (128, 256)
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 16, 1e-6)

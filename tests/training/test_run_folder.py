@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.preference_records import fresh_miniature, scene_records
+from helpers.preference_records import fresh_miniature, full_run, scene_records
 
-from mmbdhs import BDHSConfig, TrainConfig
+from mmbdhs import BDHSConfig
 from mmbdhs.losses import dpo_loss, ipo_loss
 from mmbdhs.training import OnlineBDHSSource, StoredSource, pairwise, train
 from mmbdhs.training import checkpoints as files
@@ -29,7 +29,7 @@ def run(folder: Path, **changes: Any) -> Any:
     parts = {"records": scene_records(4), "source": StoredSource(), "objective": DPO, "model": fresh_miniature()}
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
     settings = {"batch_size": 2, "save_steps": 1, "log_steps": 1, "learning_rate": 1e-4} | changes
-    config = TrainConfig(folder, **settings)
+    config = full_run(folder, **settings)
     return train(*parts["model"], parts["records"], parts["source"], parts["objective"], config)
 
 
@@ -248,7 +248,7 @@ class Client:
 
 def test_a_record_holds_no_secrets_and_no_objects() -> None:
     source = OnlineBDHSSource(BDHSConfig(seed=3), similarity="some/model")
-    config = TrainConfig("x", lora_rank=4)
+    config = full_run("x", lora_rank=4)
     found = run_identity(*fresh_miniature()[:1], None, scene_records(2), source, DPO, config)
     assert found == json.loads(json.dumps(found))
     assert found["source"]["config"]["seed"] == 3 and found["source"]["similarity"] == "some/model"

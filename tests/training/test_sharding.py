@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.preference_records import apart, fresh_miniature, scene_records
+from helpers.preference_records import apart, fresh_miniature, full_run, scene_records
 from safetensors.torch import load_file
 
-from mmbdhs import BDHSConfig, TrainConfig, miniature, train
+from mmbdhs import BDHSConfig, miniature, train
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import Candidates, OnlineBDHSSource, TrainingExample
@@ -41,7 +41,7 @@ def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> l
 
 
 def train_full(output: Path, **settings: Any) -> Any:
-    config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    config = full_run(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
     return train(*fresh_miniature(), scene_records(9), uneven, DPO, config)
 
 
@@ -50,7 +50,7 @@ def train_adapters(output: Path, **settings: Any) -> Any:
         return {"size": sum(parameter.numel() for parameter in VLM.of(model).model.parameters())}
 
     source = OnlineBDHSSource(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
-    config = TrainConfig(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)
+    config = full_run(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)
     objective = pairwise(dpo_loss, weights=(0.5, 0.5), beta=0.1)
     return train(*fresh_miniature(), scene_records(5), source, objective, config, evaluate=weights)
 

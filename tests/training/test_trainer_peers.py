@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.preference_records import apart, fresh_miniature, scene_records
+from helpers.preference_records import apart, fresh_miniature, full_run, scene_records
 
 from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.records import preference_record, read_records
 from mmbdhs.losses import dpo_loss
-from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import StoredSource
 from mmbdhs.training.trainer import train
@@ -69,7 +68,7 @@ def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_p
     processor.chat_template = processor.tokenizer.bos_token + processor.chat_template
     peer, start = fresh_miniature()[0], fresh_miniature()[0].state_dict()
     settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
-    config = TrainConfig(tmp_path / "ours", epochs=STEPS, **settings)
+    config = full_run(tmp_path / "ours", epochs=STEPS, **settings)
     train(model, processor, read_records(pairs), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
     peer.model.vision_tower.requires_grad_(False)
     theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
