@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from alignment_world import same_claims, truthful
-from torch import Tensor
 
 from mmbdhs import BDHSConfig, bdhs_sample
-from mmbdhs.logprobs import ResponseLogps
-from mmbdhs.losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, slic_loss
+from mmbdhs.losses import dpo_loss, ipo_loss, slic_loss
 from mmbdhs.training import (
     DistortedSource,
     LikelihoodAnnotator,
@@ -40,22 +39,11 @@ class Start(NamedTuple):
 Rejected = Callable[[Start, Records], list[str]]
 Source = Callable[[Start], PairSource]
 
-ANCHOR = 0.5  # weight of the chosen response's negative log-likelihood per token
+# The likelihood of the chosen response keeps captions from growing poorer.
+anchored = partial(pairwise, sft_weight=0.5)
 
 
-@dataclass(frozen=True)
-class Anchored:
-    """A pairwise loss and the likelihood of the chosen response, which keeps captions from growing poorer."""
-
-    pairs: Objective
-
-    def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
-        found = self.pairs(policy, reference)
-        likelihood = sft_loss(policy.sums[:, 0], chosen_lengths=policy.lengths[:, 0])
-        return found._replace(losses=found.losses + ANCHOR * likelihood)
-
-
-DPO = Anchored(pairwise(dpo_loss, beta=0.3))
+DPO = anchored(dpo_loss, beta=0.3)
 PAPER = BDHSConfig(max_sentence_tokens=16, max_new_tokens=64)
 
 
@@ -113,8 +101,8 @@ METHODS = {
     "DPO, BDHS": Method(bdhs()),
     "DPO, online BDHS": Method(source=online_bdhs(with_stored=False)),
     "DPO, averaged": Method(other_captions, online_bdhs(with_stored=True)),
-    "IPO, BDHS": Method(bdhs(), objective=Anchored(pairwise(ipo_loss, per_token=True, beta=0.9))),
-    "SLiC, BDHS": Method(bdhs(), objective=Anchored(pairwise(slic_loss, beta=0.2))),
+    "IPO, BDHS": Method(bdhs(), objective=anchored(ipo_loss, per_token=True, beta=0.9)),
+    "SLiC, BDHS": Method(bdhs(), objective=anchored(slic_loss, beta=0.2)),
     "Online-DPO, oracle": Method(source=online_pairs(oracle=True)),
     "Online-DPO, itself": Method(source=online_pairs(oracle=False)),
     "Mixed-DPO, oracle": Method(bdhs(), mixed(oracle=True)),

@@ -5,7 +5,7 @@ an example, an *objective* that makes a loss of their log-probabilities, and for
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
 step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
 processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
-describes, `annotators` holds the judges, and `command` is `mmbdhs train`.
+describes, `pair_faults` finds pairs that teach nothing, `annotators` holds judges, and `command` is `mmbdhs train`.
 """
 
 from mmbdhs.training.annotators import (

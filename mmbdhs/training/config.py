@@ -81,6 +81,12 @@ class TrainConfig:
     append_eos: bool = _setting(
         True, "end each response with a token that ends generation where the chat template writes none"
     )
+    drop_identical: bool = _setting(
+        True, "leave out examples whose other responses say what the chosen one says; the log counts them"
+    )
+    drop_garbled: bool = _setting(
+        False, "leave out examples with a response that is no language; the log counts them in any case"
+    )
     resume: bool = _setting(False, "continue from the newest complete checkpoint in output, if there is one")
     on_error: str = _setting("raise", "what to do with an example that cannot be read: raise or skip")
 
@@ -102,7 +108,7 @@ class TrainConfig:
         one_of("schedule", self.schedule, tuple(SCHEDULES))
         one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         one_of("on_error", self.on_error, ("raise", "skip"))
-        for name in ("shard", "gradient_checkpointing", "truncate_responses", "append_eos", "resume"):
+        for name in (one.name for one in fields(self) if isinstance(one.default, bool)):
             one_of(name, getattr(self, name), (True, False))
         if self.shard and self.mixed_precision == "fp16":
             raise ValueError("mixed_precision: needs 'no' or 'bf16' with shard, got 'fp16'")

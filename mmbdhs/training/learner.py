@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from mmbdhs.data import ChatPrompt
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, response_logps
+from mmbdhs.losses import sft_loss
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.training.log import left_out_sums, metric_sums
+from mmbdhs.training.log import counts, metric_sums
 from mmbdhs.training.objectives import Objective, needs_reference
+from mmbdhs.training.pair_faults import PAIR_FAULTS, pair_faults
 from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import DistributedModel
 from mmbdhs.vlm import VLM, Processor
 
 _LOG = logging.getLogger("mmbdhs")
+
+Decided = tuple[TrainingExample, Candidates | ExampleError]
 
 
 class NonFiniteLossError(Exception):
@@ -71,17 +75,18 @@ class Learner:
     dummy_example: EncodedExample | None = None
 
     def accumulate_gradients(self, step: int, examples: Sequence[TrainingExample]) -> Tensor:
-        """Run the examples forward and backward, and return their sums in the layout of `StepMetrics`, float64 [9].
+        """Run the examples forward and backward, and return their sums in the layout of `StepMetrics`, float64.
 
         Raises NonFiniteLossError with the examples' keys, and ValueError for an example that cannot be read unless
         config.on_error is "skip".
         """
         found = list(zip(examples, self._candidates(examples), strict=True))
         decided = [(example, one) for example, one in found if one is not None]
-        encoded = [ready for example, one in decided if (ready := self._encode(example, one))]
+        useful, sums = self._useful(decided)
+        encoded = [ready for example, one in useful if (ready := self._encode(example, one))]
         groups = _group_by_shape(encoded)
         dummy_passes = self.policy.common_pass_count(len(groups)) - len(groups)
-        sums = left_out_sums(undecided=len(examples) - len(decided), skipped=len(decided) - len(encoded))
+        sums += counts(undecided=len(examples) - len(decided), skipped=len(useful) - len(encoded))
         sums += sum(self._accumulate_group(step, group) for group in groups)
         if self.dummy_example is not None:
             for _ in range(dummy_passes):
@@ -93,6 +98,14 @@ class Learner:
         gathered = nullcontext() if is_offline else self.policy.full_parameters()
         with gathered, torch.no_grad(), VLM.of(model).evaluation_mode():
             return self.source(model, self.processor, examples) if examples else []
+
+    def _useful(self, decided: list[Decided]) -> tuple[list[Decided], Tensor]:
+        """What is left of the examples without the pairs that teach nothing, as far as the settings drop them, and the
+        counts of these pairs."""
+        faults = [() if isinstance(one, ExampleError) else pair_faults(one.responses) for _, one in decided]
+        dropped = {name for name in PAIR_FAULTS if getattr(self.config, f"drop_{name}")}
+        kept = [pair for pair, names in zip(decided, faults, strict=True) if dropped.isdisjoint(names)]
+        return kept, sum((counts(**dict.fromkeys(names, 1)) for names in faults), start=counts())
 
     def _encode(self, example: TrainingExample, found: Candidates | ExampleError) -> EncodedExample | None:
         try:
@@ -125,7 +138,8 @@ class Learner:
         _require_finite(f"loss in step {step}", result.losses, examples)
         self.backward(result.losses.sum())
         tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
-        return metric_sums(result, tokens)
+        nll_losses = sft_loss(policy.sums[:, 0].detach(), chosen_lengths=policy.lengths[:, 0])
+        return metric_sums(result, nll_losses, tokens)
 
     def _policy_and_reference(self, examples: list[EncodedExample]) -> tuple[ResponseLogps, Tensor | None]:
         """The policy's log-probabilities, and the reference's sums [B, N] in nats if the objective needs them."""

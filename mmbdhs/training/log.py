@@ -23,43 +23,55 @@ class StepMetrics(NamedTuple):
     """Sums over the examples of one or more optimiser steps.
 
     examples: number of examples with a loss.
-    loss, margin, accuracy, chosen_reward, rejected_reward: sums over these examples; NaN where an objective has no
-        rewards.
+    loss, nll_loss, margin, accuracy, chosen_reward, rejected_reward: sums over these examples; NaN where an objective
+        has no rewards. nll_loss is the negative log-likelihood per token of the chosen response.
     tokens: prompt and response tokens of the policy's forward passes.
     undecided: number of examples for which the source had nothing to learn from.
     skipped: number of examples that could not be read.
+    identical: number of examples in which the other responses say what the chosen one says.
+    garbled: number of examples with a response that is no language (see `pair_faults`).
     """
 
-    examples: float
-    loss: float
-    margin: float
-    accuracy: float
-    chosen_reward: float
-    rejected_reward: float
-    tokens: float
+    examples: float = 0.0
+    loss: float = 0.0
+    nll_loss: float = 0.0
+    margin: float = 0.0
+    accuracy: float = 0.0
+    chosen_reward: float = 0.0
+    rejected_reward: float = 0.0
+    tokens: float = 0.0
     undecided: float = 0.0
     skipped: float = 0.0
+    identical: float = 0.0
+    garbled: float = 0.0
 
     def averages(self, seconds: float) -> dict[str, float]:
-        """Means per example, tokens per second, and the counts of examples that were left out."""
-        names = ("loss", "margin", "accuracy", "chosen_reward", "rejected_reward")
-        means = {name: getattr(self, name) / self.examples for name in names} if self.examples else {}
-        rates = {"tokens_per_second": self.tokens / seconds}
-        return means | rates | {"undecided": int(self.undecided), "skipped": int(self.skipped)}
+        """Means per example, tokens per second, and the counts of examples that were left out or are of no use."""
+        means = {name: getattr(self, name) / self.examples for name in _MEANS} if self.examples else {}
+        counts = {name: int(getattr(self, name)) for name in _COUNTS}
+        return means | {"tokens_per_second": self.tokens / seconds} | counts
 
 
-def metric_sums(result: PreferenceLoss, tokens: int) -> Tensor:
-    """The fields of `StepMetrics` for B examples with a loss, as a float64 tensor [9] on the CPU that can be added."""
+_MEANS = ("loss", "nll_loss", "margin", "accuracy", "chosen_reward", "rejected_reward")
+_COUNTS = ("undecided", "skipped", "identical", "garbled")
+
+
+def metric_sums(result: PreferenceLoss, nll_losses: Tensor, tokens: int) -> Tensor:
+    """The fields of `StepMetrics` for B examples with a loss, as a float64 tensor on the CPU that can be added.
+
+    nll_losses: [B], the negative log-likelihood per token of the chosen responses.
+    """
     losses, chosen, rejected = result
     margins = chosen - rejected
     accuracy = torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype))
-    sums = torch.stack([losses.detach(), margins, accuracy, chosen, rejected]).cpu().double().sum(dim=1)
-    return torch.cat([sums.new_tensor([len(losses)]), sums, sums.new_tensor([tokens, 0, 0])])
+    columns = torch.stack([losses.detach(), nll_losses.detach(), margins, accuracy, chosen, rejected])
+    sums = dict(zip(_MEANS, columns.cpu().double().sum(dim=1).tolist(), strict=True))
+    return counts(examples=len(losses), tokens=tokens, **sums)
 
 
-def left_out_sums(undecided: int, skipped: int) -> Tensor:
-    """The fields of `StepMetrics` for examples without a loss, as a float64 tensor [9] on the CPU."""
-    return torch.tensor([*[0.0] * 7, undecided, skipped], dtype=torch.float64)
+def counts(**numbers: float) -> Tensor:
+    """Some fields of `StepMetrics`, the others 0, as a float64 tensor on the CPU that can be added."""
+    return torch.tensor(StepMetrics(**numbers), dtype=torch.float64)
 
 
 class TrainLog:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from mmbdhs.checks import at_least_zero
 from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, averaged_loss, sft_loss
 
@@ -44,6 +45,7 @@ class _Pairwise:
     weights: tuple[float, ...] | None
     lengths: tuple[str, ...]
     needs_reference: bool
+    sft_weight: float
     settings: dict[str, Any]
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
@@ -51,7 +53,11 @@ class _Pairwise:
         if not rejected:
             raise ValueError("objective: needs two responses or more of each example, the source gives one")
         weights = self.weights or [1 / len(rejected) for _ in rejected]
-        return averaged_loss([self._compare(column, policy, reference) for column in rejected], weights=weights)
+        result = averaged_loss([self._compare(column, policy, reference) for column in rejected], weights=weights)
+        if not self.sft_weight:
+            return result
+        likelihood = sft_loss(policy.sums[:, 0], chosen_lengths=policy.lengths[:, 0])
+        return result._replace(losses=result.losses + self.sft_weight * likelihood)
 
     def _compare(self, rejected: int, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
         """The loss of response 0 against response `rejected`."""
@@ -66,6 +72,7 @@ def pairwise(
     weights: Sequence[float] | None = None,
     *,
     per_token: bool = False,
+    sft_weight: float = 0.0,
     **settings: Any,
 ) -> Objective:
     """A pairwise loss of `mmbdhs.losses`, averaged over pairs of the chosen and each other response (Eq. 5).
@@ -74,10 +81,13 @@ def pairwise(
     weights: of the pairs, with sum 1; None for equal weights.
     per_token: whether to pass lengths to a loss for which they are optional, which makes IPO length-normalised. A loss
         that requires lengths always gets them.
+    sft_weight: of the negative log-likelihood per token of the chosen response, which is added to the loss as in RPO
+        (arXiv 2404.19733); TRL's rpo_alpha.
     settings: further arguments of the loss.
 
     Raises TypeError for settings that the loss does not take, and ValueError for per_token where it takes no lengths.
     """
+    at_least_zero(sft_weight=sft_weight)
     signature = inspect.signature(loss)
     signature.bind_partial(**settings)
     taken = {name: signature.parameters[name] for name in _LENGTHS if name in signature.parameters}
@@ -85,7 +95,7 @@ def pairwise(
         raise ValueError(f"per_token: needs a loss that takes lengths, got {loss.__name__}")
     lengths = tuple(name for name, parameter in taken.items() if per_token or parameter.default is parameter.empty)
     needs_reference = "reference_chosen_logps" in signature.parameters
-    return _Pairwise(loss, None if weights is None else tuple(weights), lengths, needs_reference, settings)
+    return _Pairwise(loss, None if weights is None else tuple(weights), lengths, needs_reference, sft_weight, settings)
 
 
 @dataclass(frozen=True)

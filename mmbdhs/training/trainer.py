@@ -36,7 +36,7 @@ from mmbdhs.data import is_null, key_address, usable_rows
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
-from mmbdhs.training.log import StepMetrics, TrainLog, left_out_sums
+from mmbdhs.training.log import StepMetrics, TrainLog, counts
 from mmbdhs.training.objectives import Objective, needs_reference
 from mmbdhs.training.pair_sources import PairSource, TrainingExample, needed_columns
 from mmbdhs.training.run_folder import run_folder
@@ -264,7 +264,7 @@ class _Run:
         torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {rank}"))
         batch, size = self._batch(), self.config.micro_batch_size
         share, longest_share = batch[rank::processes], math.ceil(len(batch) / processes)
-        sums = left_out_sums(0, 0)
+        sums = counts()
         for begin in range(0, longest_share, size):
             sums += self.learner.accumulate_gradients(self.step, share[begin : begin + size])
         metrics, stopped = self._reduce(sums, received)

@@ -47,6 +47,15 @@ def test_supervised_is_the_mean_per_token_without_rewards() -> None:
     assert not needs_reference(supervised())
 
 
+def test_the_likelihood_of_the_chosen_response_is_added() -> None:
+    """Its tokens have log p = −1 on average, so half of 1 is added; TRL adds rpo_alpha times the same mean."""
+    plain, anchored = (pairwise(dpo_loss, beta=0.5, sft_weight=weight)(POLICY, REFERENCE) for weight in (0.0, 0.5))
+    assert (anchored.losses - plain.losses).tolist() == pytest.approx([0.5])
+    assert anchored[1:] == plain[1:]
+    with pytest.raises(ValueError, match="sft_weight: needs a finite number of at least 0, got -1"):
+        pairwise(dpo_loss, sft_weight=-1)
+
+
 def test_any_callable_is_an_objective_and_gets_a_reference() -> None:
     assert needs_reference(lambda policy, reference: dpo_loss(*policy.sums.T[:2], *reference.T[:2]))
 
