@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
-from mmbdhs.native import SharedPrefix, backend, softmax_attention
+from mmbdhs.native import SharedPrefix, backend, sdpa_attention
 from mmbdhs.vlm import CAUSAL, LayerCall, MaskRule
 
 
@@ -111,14 +110,7 @@ def sdpa_path(layer: BranchCacheLayer, call: LayerCall, batch: DecodeBatch) -> T
     key, value = call.key, call.value
     layer.write(batch.slots, batch.suffix_positions, key.nan_to_num(0.0, 0.0, 0.0), value.nan_to_num(0.0, 0.0, 0.0))
     keys, values = (store.sequence[:, : batch.mask.shape[1]] for store in layer.stores)
-    query = call.query[:, :, 0].transpose(0, 1)
-    if call.softcap:  # SDPA has no soft-cap
-        out, _ = softmax_attention(query, keys, values, batch.mask, call.scale, call.softcap)
-    else:
-        grouped, mask = len(query) != len(keys), batch.mask[None, None]
-        (out,) = functional.scaled_dot_product_attention(
-            query[None], keys[None], values[None], attn_mask=mask, scale=call.scale, enable_gqa=grouped
-        )
+    out = sdpa_attention(call.query[:, :, 0].transpose(0, 1), keys, values, batch.mask, call.scale, call.softcap)
     # A hidden key has weight 0, and 0 · NaN is NaN: so only finite numbers are stored, and a row whose newest key or
     # value is not finite becomes NaN here, by itself.
     spoiled = 0 * (key.sum((1, 2, 3), dtype=torch.float32) + value.sum((1, 2, 3), dtype=torch.float32))

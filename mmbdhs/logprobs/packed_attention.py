@@ -7,9 +7,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mmbdhs.native import softmax_attention
+from mmbdhs.native import sdpa_attention
 from mmbdhs.vlm import DecoderInputs, LayerCall, MaskRule, rule_of
 
 
@@ -55,38 +54,29 @@ class PackedAttention:
             for begin, end in pairwise((first, *ends)):
                 if begin == end:
                     continue
-                mask = self._mask(rule, row, slice(begin, end), call)
+                mask = self._mask(rule, row, slice(begin, end), call.query.device)
                 q, k, v = call.query[row, :, begin - first : end - first], call.key[row], call.value[row]
-                parts.append(_attention(q, k[:, :end], v[:, :end], mask, call.scale, call.softcap).transpose(0, 1))
+                out = sdpa_attention(q, k[:, :end], v[:, :end], mask, call.scale, call.softcap)
+                parts.append(out.transpose(0, 1))
             padding = call.query.shape[2] - (ends[-1] - first)
             parts.append(parts[-1].new_zeros(padding, *parts[-1].shape[1:]))
         return torch.cat(parts).unflatten(0, (len(bounds), -1))
 
-    def _mask(self, rule: MaskRule, number: int, queries: slice, call: LayerCall) -> Tensor | None:
+    def _mask(self, rule: MaskRule, number: int, queries: slice, device: torch.device) -> Tensor | None:
         """Which keys the queries of a row see: bool [queries, keys up to their end]; None for a causal prompt."""
         row, owner = self._rows[number], self._owners[number]
         prompt = row.prompt_length
-        if rule.causal and queries == slice(0, prompt) and not call.softcap:
+        if rule.causal and queries == slice(0, prompt):
             return None
         case = rule, number, queries.start
         if case not in self._masks:
             query, key = row.indices[queries, None], row.indices[None, : queries.stop]
             same = (owner[None, : queries.stop] == 0) | (owner[None, : queries.stop] == owner[queries, None])
             self._masks[case] = rule.for_row(number, query, key) & same & (key < (query + 1).clamp(min=prompt))
-        return self._masks[case].to(call.query.device)
+        return self._masks[case].to(device)
 
 
 def _owners(row: DecoderInputs, lengths: list[int]) -> Tensor:
     """Which part of the row a token belongs to, int64 [n]: 0 for the prompt, i for response i."""
     counts = torch.tensor([row.prompt_length, *lengths], device=row.indices.device)
     return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """q [Hq, n, D] over k, v [Hkv, m, D] -> [Hq, n, D]; causal where there is no mask."""
-    if softcap and mask is not None:  # SDPA has no soft-cap; such calls always come with a mask
-        return softmax_attention(q, k, v, mask, scale, softcap)[0]
-    (out,) = functional.scaled_dot_product_attention(
-        q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=len(q) != len(k)
-    )
-    return out

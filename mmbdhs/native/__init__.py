@@ -13,7 +13,7 @@ sequences with hidden keys. To read it, start with
 from mmbdhs.native import attention, backend, checks, ops
 from mmbdhs.native.attention import masked_attention, shared_prefix_attention
 from mmbdhs.native.operands import Masked, SharedPrefix, SpliceDraws, Splices
-from mmbdhs.native.plain_attention import softmax_attention
+from mmbdhs.native.plain_attention import sdpa_attention, softmax_attention
 from mmbdhs.native.reference import ADDRESS_LAYOUT
 from mmbdhs.native.sentence_tables import BREAKS, COUNTERPARTS, STOPS
 
@@ -31,6 +31,7 @@ __all__ = [
     "checks",
     "masked_attention",
     "ops",
+    "sdpa_attention",
     "shared_prefix_attention",
     "softmax_attention",
 ]
