@@ -27,6 +27,7 @@ CACHED_LOGITS = 1 << 20
 CHUNK_LOGITS = 1 << 24
 # Bounds of a chunk of the vocabulary: sums over more rows of the weight might overflow float16.
 LEAST_ENTRIES, MOST_ENTRIES = 512, 1 << 14
+_MM_HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.mm.overloads()
 
 
 def chunked_logps(
@@ -199,8 +200,9 @@ def _label_columns(labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
 
 # Products with `out` ignore autocast, under which backward may run.
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
+    sums = _sums(left, out)
+    if out.dtype == left.dtype or sums:
+        torch.mm(left, right, out=out, **sums)
     else:
         out.copy_(torch.mm(left, right))
 
@@ -208,8 +210,15 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 def _add_product(left: Tensor, right: Tensor, out: Tensor) -> None:
     if out.dtype == left.dtype:
         out.addmm_(left, right)
-    else:
-        out.add_(torch.mm(left, right))
+    else:  # addmm with out_dtype takes no float32 addend in PyTorch 2.8
+        out.add_(torch.mm(left, right, **_sums(left, out)))
+
+
+def _sums(left: Tensor, out: Tensor) -> dict[str, Any]:
+    """The argument by which 16-bit products keep their float32 sums. PyTorch has it on CUDA alone, from 2.8 on."""
+    halves = left.dtype in (torch.float16, torch.bfloat16)
+    kept = left.is_cuda and halves and out.dtype == torch.float32 and _MM_HAS_OUT_DTYPE
+    return {"out_dtype": torch.float32} if kept else {}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

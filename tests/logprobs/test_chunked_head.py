@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
+from mmbdhs.logprobs.chunked_head import _add_product, _product, chunked_logps, logps_through
 
 WIDTH = 24
 
@@ -301,6 +302,53 @@ def test_memory_is_two_chunks_and_the_gradients(dtype: torch.dtype) -> None:
     with Allocations() as full:
         plain(hidden, weight, labels)
     assert full.largest == tokens * vocabulary * 4  # so that this would be seen
+
+
+class Products(TorchDispatchMode):
+    """The matrix products that run, by name, with the dtypes of their factors and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "mm" in func.name():
+            self.seen.append((func.name(), args[1].dtype, result.dtype))
+        return result
+
+
+def products(device: str, dtype: torch.dtype) -> list[tuple[str, torch.dtype, torch.dtype]]:
+    """Those of both ways to multiply into a float32 tensor, on tensors without data."""
+    with FakeTensorMode(), Products() as mode:
+        left, right = (torch.empty(shape, dtype=dtype, device=device) for shape in ((7, 5), (5, 3)))
+        out = torch.empty(7, 3, device=device)
+        _product(left, right, out=out)
+        _add_product(left, right, out=out)
+    return mode.seen
+
+
+@pytest.mark.skipif("dtype_out" not in torch.ops.aten.mm.overloads(), reason="PyTorch before 2.8 rounds such sums")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_halves_are_not_rounded_on_cuda(dtype: torch.dtype) -> None:
+    wide = torch.float32
+    assert products("cuda", dtype) == [("aten::mm.dtype_out", dtype, wide), ("aten::mm.dtype", dtype, wide)]
+    assert products("cpu", dtype) == [("aten::mm", dtype, dtype)] * 2
+    assert (
+        products("cuda", wide) == products("cpu", wide) == [("aten::mm.out", wide, wide), ("aten::addmm_", wide, wide)]
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_on_cuda_against_float64(dtype: torch.dtype) -> None:
+    """Values lose nothing beyond the rounding of the operands, gradients are rounded once more."""
+    given = [x.cuda() for x in case(129, 1134, dtype)]
+    truth = with_gradients(plain, in_double(given))
+    values, *gradients = with_gradients(chunked_logps, given, chunk_vocabulary=500)
+    assert distance(values, truth[0]) < 1e-5
+    for got, wanted in zip(gradients, truth[1:], strict=True):
+        assert distance(got, wanted) < 1e-2
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 129, 200, None])
