@@ -59,30 +59,19 @@ def response_logps(
     """
     vlm = VLM.of(model)
     with vlm.lock:
-        return _response_logps(vlm, prompts, responses, temperature, truncate_responses, masks)
-
-
-def _response_logps(
-    vlm: VLM,
-    prompts: Sequence[Mapping[str, Any]],
-    responses: Responses,
-    temperature: float,
-    truncate_responses: bool,
-    masks: Masks | None,
-) -> ResponseLogps:
-    vlm.require_whole_parameters()
-    ids = checked_responses(vlm, prompts, responses, temperature, truncate_responses)
-    rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
-    lengths = [[len(text) for text in texts] for texts in ids]
-    attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
-    arguments = decoder_arguments(rows)
-    with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
-        hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
-    _check_windows(vlm, attention.windowed)
-    index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
-    before = torch.cat([hidden[row, tokens] for row, tokens in enumerate(index)])
-    labels = torch.cat([text for texts in ids for text in texts])
-    return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids, masks)
+        vlm.require_whole_parameters()
+        ids = checked_responses(vlm, prompts, responses, temperature, truncate_responses)
+        rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
+        lengths = [[len(text) for text in texts] for texts in ids]
+        attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
+        arguments = decoder_arguments(rows)
+        with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
+            hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
+        _check_windows(vlm, attention.windowed)
+        index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
+        before = torch.cat([hidden[row, tokens] for row, tokens in enumerate(index)])
+        labels = torch.cat([text for texts in ids for text in texts])
+        return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids, masks)
 
 
 def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:
