@@ -6,8 +6,9 @@ positions and masks that the model prepared for its text decoder. Nothing here k
 Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `vocabulary` (what token
 ids mean to it), `chat_processor` (images, prompt and response become token ids), `decoder_inputs` (the model prepares
 its decoder's inputs and is stopped there), `mask_rules` and `attention_interface` (the mask trick: masks as functions
-of token indices), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
-(logits), `exactness` (leaving tokens out is compared with masking them).
+of token indices), `path_choice` (what a choice between paths of attention needs), `prompt_attention` (prompts run
+through the decoder without their hidden tokens), `output_head` (logits), `exactness` (leaving tokens out is compared
+with masking them).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -44,6 +45,7 @@ from mmbdhs.vlm.exactness import (
 )
 from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, RuleMask, rule_of
 from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, step_logits
+from mmbdhs.vlm.path_choice import LayerShape, fastest_path, least_seconds, path_override
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import check_layers
 from mmbdhs.vlm.vlm import VLM
@@ -55,6 +57,7 @@ __all__ = [
     "VLM",
     "DecoderInputs",
     "LayerCall",
+    "LayerShape",
     "MaskRule",
     "Processor",
     "RuleMask",
@@ -75,10 +78,13 @@ __all__ = [
     "encode_turn",
     "end_token_ids",
     "excerpt_inputs",
+    "fastest_path",
     "first_tokens",
+    "least_seconds",
     "linear_head",
     "logits_of",
     "not_every_layer",
+    "path_override",
     "render_turn",
     "render_turns",
     "replaced_forward",
