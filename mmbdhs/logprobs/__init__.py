@@ -4,8 +4,9 @@
 those of separate rows, which `separate_logps` computes.
 
 Read in this order: `preferences` (records become token ids), `packed` (the packed row), `packed_attention` (which keys
-a response sees), `last_layer` (the last layer runs for the responses alone), `token_logps` and `chunked_head` (from
-hidden states to log-probabilities), `padded` (the plain way), `responses` (what both take and return).
+a response sees; `flex_attention` says it to FlexAttention, and `autotune` chooses between that and SDPA), `last_layer`
+(the last layer runs for the responses alone), `token_logps` and `chunked_head` (from hidden states to
+log-probabilities), `padded` (the plain way), `responses` (what both take and return).
 """
 
 from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through

@@ -1,13 +1,20 @@
 """Attention of rows with one prompt and many responses: the prompt over itself, every response over the prompt and
-itself. No mask is larger than the part of a row that needs one."""
+itself.
+
+Where FlexAttention is faster, it takes all rows at once. SDPA takes them part by part, and no mask is larger than the
+part of a row that needs one.
+"""
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from mmbdhs.logprobs.autotune import Path, attend
+from mmbdhs.logprobs.flex_attention import FlexAttention
 from mmbdhs.native import sdpa_attention
 from mmbdhs.vlm import DecoderInputs, LayerCall, MaskRule, rule_of
 
@@ -34,21 +41,30 @@ class PackedAttention:
         return begins[:, None] + torch.arange(count)
 
     def attend(self, call: LayerCall) -> Tensor:
-        self.windowed.append(False)
-        return self._attend(call, [(0, row.prompt_length, len(row)) for row in self._rows])
+        return self._attend(call, [(0, row.prompt_length, len(row)) for row in self._rows], False)
 
     def attend_windows(self, call: LayerCall) -> Tensor:
         """The same for queries [B, Hq, K, D] of the windows alone -> [B, K, Hq, D]."""
-        self.windowed.append(True)
         begins = self.windows(call.key.shape[2])[:, 0].tolist()
-        return self._attend(call, [(begin, len(row)) for begin, row in zip(begins, self._rows, strict=True)])
+        return self._attend(call, [(begin, len(row)) for begin, row in zip(begins, self._rows, strict=True)], True)
 
-    def _attend(self, call: LayerCall, bounds: list[tuple[int, ...]]) -> Tensor:
-        """Attention part by part: each part of a row sees no key after its own end, and has a mask of its own.
-
-        bounds: for each row the index of its first query, and where its parts end.
-        """
+    def _attend(self, call: LayerCall, bounds: list[tuple[int, ...]], windowed: bool) -> Tensor:
+        """bounds: for each row the index of its first query, and where its parts end."""
+        self.windowed.append(windowed)
         rule = rule_of(call.mask, None if self._eager else call.layer)
+        begins = torch.tensor([first for first, *_ in bounds])
+        paths: dict[str, Path] = {
+            "flex": lambda call: self._flex.attend(call, rule, begins),
+            "sdpa": lambda call: self._part_by_part(call, rule, bounds),
+        }
+        return attend(call, rule, windowed, paths)
+
+    @cached_property
+    def _flex(self) -> FlexAttention:
+        return FlexAttention(self._rows, self._owners)
+
+    def _part_by_part(self, call: LayerCall, rule: MaskRule, bounds: list[tuple[int, ...]]) -> Tensor:
+        """Attention by SDPA: each part of a row sees no key after its own end, and has a mask of its own."""
         parts = []
         for row, (first, *ends) in enumerate(bounds):
             for begin, end in pairwise((first, *ends)):

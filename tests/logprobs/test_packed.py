@@ -71,6 +71,12 @@ def test_packed_equals_separate_in_other_families(family: str) -> None:
     assert_same(response_logps(model, prompts, responses), separate_logps(model, prompts, responses), model)
 
 
+@pytest.mark.parametrize("family", ["llava", "gemma3", "paligemma2", "llama4"])
+def test_flex_attention_equals_separate(family: str, flex_twin: None) -> None:
+    model, prompts, responses = case(family, [[7, 0, 3], [2, 5, 1]])
+    assert_same(response_logps(model, prompts, responses), separate_logps(model, prompts, responses), model)
+
+
 def test_the_image_is_encoded_once_and_the_prompt_runs_once() -> None:
     model, prompts, responses = case("llava", [[5, 6, 7]])
     response_logps(model, prompts, responses)  # probes the model
@@ -118,8 +124,13 @@ def test_decoders_without_a_list_of_layers_are_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("flex", [False, True])
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_checkpointed_layers_attend_the_same_when_they_run_again(family: str, reentrant: bool) -> None:
+def test_checkpointed_layers_attend_the_same_when_they_run_again(
+    family: str, flex: bool, reentrant: bool, request: pytest.FixtureRequest
+) -> None:
+    if flex:
+        request.getfixturevalue("flex_twin")
     model, prompts, responses = case(family, [[4, 7], [3, 2]])
     plain = separate_logps(model, prompts, responses)
     checkpointed = copy.deepcopy(model).train()
