@@ -5,17 +5,20 @@ first preferred to each of the others. "plain" is a right-padded batch of B·N r
 responses alone; responses of one length make its rows free of padding and masks, its best case. "trl" is the loss of
 TRL's DPOTrainer, where it is installed; it knows pairs only. Gradient checkpointing, which it would turn on by itself,
 is off for all. "stored" is ours with the reference's log-probabilities known, which TRL refuses for images. Losses and
-gradients of all sides are asserted equal. On a GPU the 7B shape with LoRA follows, if PEFT is there.
+gradients of all sides are asserted equal. On a GPU "sdpa" is ours without FlexAttention, and the 7B shape with LoRA
+follows, if PEFT is there.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import llava
 import numpy as np
@@ -36,7 +39,7 @@ RESPONSE_TOKENS = 80
 BETA = 0.1
 COLUMNS = {
     **{"shape": "<45", "prompts": ">1", "responses": ">1", "threads": ">1"},
-    **{name: ">7.0f" for name in ("ours", "stored", "plain", "trl")},
+    **{name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl")},
     **{name: ">5.2f" for name in ("over_plain", "over_trl", "stored_over_trl")},
     **{"ours_mib": ">5.0f", "plain_mib": ">5.0f", "trl_mib": ">5.0f", "memory": ">4.2f"},
 }
@@ -75,6 +78,8 @@ def measure(size: Size, prompts: int, responses: int, options: Options) -> dict[
     batch = Batch.draw(processor, prompts, responses)
     losses = {name: side(policy, reference, batch) for name, side in (("plain", plain), ("ours", ours))}
     losses["stored"] = stored(policy, reference, batch)
+    if options.device.type == "cuda":
+        losses["sdpa"] = by_sdpa(losses["ours"])
     if responses == 2 and find_spec("trl"):
         losses["trl"] = trl(policy, reference, batch)
     sides = {name: Step(policy, loss) for name, loss in losses.items()}
@@ -159,6 +164,14 @@ def ours(policy: Any, reference: Any, batch: Batch) -> Loss:
         return preference(response_logps(policy, prompts, batch.responses).sums, known)
 
     return loss
+
+
+def by_sdpa(loss: Loss) -> Loss:
+    def under_override() -> Tensor:
+        with patch.dict(os.environ, MMBDHS_PACKED_ATTENTION="sdpa"):
+            return loss()
+
+    return under_override
 
 
 def stored(policy: Any, reference: Any, batch: Batch) -> Loss:
