@@ -30,7 +30,7 @@ Path = Callable[[LayerCall], Tensor]
 class _Kind:
     """Calls that run on one path.
 
-    learns: whether gradients are needed.
+    learns: whether gradients may be needed.
     capped: whether scores have a soft-cap.
     windowed: whether the queries are a part of the rows.
     """
@@ -74,6 +74,7 @@ def attend(call: LayerCall, rule: MaskRule, windowed: bool, paths: Mapping[str, 
 
 def _kind(call: LayerCall, rule: MaskRule, windowed: bool) -> _Kind:
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.key, call.value))
+    learns |= call.query.device.type == "cuda"  # one path for policy and reference, so that both round alike
     return _Kind(LayerShape.of(call, rule), learns, bool(call.softcap), windowed)
 
 
@@ -91,7 +92,7 @@ def _decide(kind: _Kind, wanted: str | None, call: LayerCall, paths: Mapping[str
     if obstacle or kind.shape.device.type == "cpu":
         return "sdpa", obstacle or "the default on a CPU"
     _LOG.info("FlexAttention is compiled, to be compared with SDPA (%s)", kind)
-    trials = {name: partial(_trial, path, call) for name, path in paths.items()}
+    trials = {name: partial(_trial, path, call, kind.learns) for name, path in paths.items()}
     try:
         found = trials["flex"]()
         seconds = least_seconds(trials, kind.shape.device)
@@ -118,17 +119,14 @@ def _obstacle(kind: _Kind) -> str:
     return ""
 
 
-def _trial(path: Path, call: LayerCall) -> list[Tensor]:
-    """What a path computes, and gradients where the call needs them, without a trace in the caller's graph."""
-    grad = torch.is_grad_enabled()
-    query, key, value = (
-        x.detach().requires_grad_(grad and x.requires_grad) for x in (call.query, call.key, call.value)
-    )
+def _trial(path: Path, call: LayerCall, learns: bool) -> list[Tensor]:
+    """What a path computes, with gradients if it is to learn, without a trace in the caller's graph."""
+    operands = [x.detach().requires_grad_(learns) for x in (call.query, call.key, call.value)]
+    query, key, value = operands
     # A checkpoint around the layer would count what is saved here.
-    with saved_tensors_hooks(lambda x: x, lambda x: x):
+    with torch.set_grad_enabled(learns), saved_tensors_hooks(lambda x: x, lambda x: x):
         out = path(call._replace(query=query, key=key, value=value))
-        learned = [x for x in (query, key, value) if x.requires_grad]
-        return [out.detach(), *(torch.autograd.grad(out, learned, torch.ones_like(out)) if learned else ())]
+        return [out.detach(), *(torch.autograd.grad(out, operands, torch.ones_like(out)) if learns else ())]
 
 
 def _agree(found: list[Tensor], expected: list[Tensor]) -> bool:
