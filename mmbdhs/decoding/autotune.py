@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,12 +18,11 @@ from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa
 from mmbdhs.decoding.cuda_graphs import GraphRecorder
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, checks
-from mmbdhs.vlm import LayerCall, MaskRule
+from mmbdhs.vlm import LayerCall, LayerShape, MaskRule, fastest_path, least_seconds, path_override
 
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
-_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.01, 3, 20  # rounds stop at the time limit, but between these bounds
 _CALLS = 16  # in the CUDA graph that is timed, so that what is timed is the kernels
 
 
@@ -45,32 +42,9 @@ _LOADS = {"cpu": _Load(2, 4, 64, 16), "cuda": _Load(13, 5, 160, 32)}
 _Step = tuple[BranchCacheLayer, LayerCall, DecodeBatch]
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The shape of one layer's attention, and what else its speed depends on."""
-
-    query_heads: int
-    kv_heads: int
-    key_size: int
-    value_size: int
-    dtypes: tuple[torch.dtype, ...]
-    device: torch.device
-    threads: int
-    causal: bool
-
-    def __str__(self) -> str:
-        heads = f"{self.query_heads}/{self.kv_heads} heads of size {self.key_size}"
-        dtypes = "/".join(dict.fromkeys(map(str, self.dtypes)))
-        rule = "causal" if self.causal else "windowed"
-        return f"{rule}, {heads}, {dtypes}, {self.device}, {self.threads} thread(s)"
-
-
 def override() -> str | None:
     """The path that MMBDHS_ATTENTION asks for; None where it is not set. Raises ValueError for an unknown path."""
-    wanted = os.environ.get(_VARIABLE)
-    if wanted and wanted not in _PATHS:
-        raise ValueError(f"{_VARIABLE} must be 'native' or 'sdpa', got {wanted!r}")
-    return wanted or None
+    return path_override(_VARIABLE, _PATHS)
 
 
 def choose_path(call: LayerCall, rule: MaskRule) -> Path:
@@ -78,28 +52,18 @@ def choose_path(call: LayerCall, rule: MaskRule) -> Path:
 
     Raises ValueError if the override asks for the native path and the op does not take this shape.
     """
-    query, key, value = call.query, call.key, call.value
-    shape = _Shape(
-        query.shape[1],
-        key.shape[1],
-        key.shape[-1],
-        value.shape[-1],
-        (query.dtype, key.dtype, value.dtype),
-        query.device,
-        torch.get_num_threads(),
-        rule.causal,
-    )
+    shape = LayerShape.of(call, rule)
     return _PATHS[_chosen(shape, override())]
 
 
 @functools.cache
-def _chosen(shape: _Shape, wanted: str | None) -> str:
+def _chosen(shape: LayerShape, wanted: str | None) -> str:
     name, reason = _decide(shape, wanted)
     _LOG.info("decoding attention runs on the %s path (%s): %s", name, shape, reason)
     return name
 
 
-def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
+def _decide(shape: LayerShape, wanted: str | None) -> tuple[str, str]:
     if not shape.causal:
         return "sdpa", "the only path for layers that do not see all that came before"
     obstacle = _obstacle(shape)
@@ -113,11 +77,10 @@ def _decide(shape: _Shape, wanted: str | None) -> tuple[str, str]:
         seconds = _measure(shape)
     except RuntimeError as error:
         return "sdpa", f"the op fails for this shape ({error})"
-    times = ", ".join(f"{name} {1e3 * spent:.3f} ms" for name, spent in seconds.items())
-    return min(seconds, key=seconds.__getitem__), times
+    return fastest_path(seconds)
 
 
-def _obstacle(shape: _Shape) -> str:
+def _obstacle(shape: LayerShape) -> str:
     """The reason why the op cannot take this shape; empty if it can."""
     if obstacle := backend.kernel_obstacle(shape.device):
         return obstacle
@@ -131,21 +94,16 @@ def _obstacle(shape: _Shape) -> str:
 
 
 @torch.no_grad()
-def _measure(shape: _Shape) -> dict[str, float]:
-    """The least seconds of each path's calls on random tensors. The paths take turns, so that noise affects both."""
+def _measure(shape: LayerShape) -> dict[str, float]:
+    """The least seconds of each path's calls on random tensors."""
     step = _random_step(shape)
-    runs = {name: _timed_run(path, shape, step) for name, path in _PATHS.items()}
-    rounds: list[list[float]] = []
-    while len(rounds) < _LEAST_ROUNDS or (len(rounds) < _MOST_ROUNDS and sum(map(sum, rounds)) < _SECONDS):
-        rounds.append([_seconds(run, shape.device) for run in runs.values()])
-    return {name: min(times) for name, times in zip(runs, zip(*rounds, strict=True), strict=True)}
+    return least_seconds({name: _timed_run(path, shape, step) for name, path in _PATHS.items()}, shape.device)
 
 
-def _timed_run(path: Path, shape: _Shape, step: _Step) -> Callable[[], object]:
-    """What is timed, warmed up: a call, or on a GPU the replay of several, as captured steps replay them."""
+def _timed_run(path: Path, shape: LayerShape, step: _Step) -> Callable[[], object]:
+    """What is timed: a call, or on a GPU the replay of several, as captured steps replay them."""
     if shape.device.type != "cuda":
-        path(*step)
-        return lambda: path(*step)
+        return partial(path, *step)
 
     def calls() -> Tensor:
         return torch.stack([path(*step) for _ in range(_CALLS)])
@@ -155,15 +113,7 @@ def _timed_run(path: Path, shape: _Shape, step: _Step) -> Callable[[], object]:
     return recorder.record(calls).replay
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def _random_step(shape: _Shape) -> _Step:
+def _random_step(shape: LayerShape) -> _Step:
     chance = torch.Generator(shape.device).manual_seed(0)  # leaves the caller's generator alone
 
     def draw(*size: int) -> Tensor:

@@ -23,7 +23,7 @@ from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa
 from mmbdhs.decoding.autotune import choose_path
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, BranchKVCache, Extents
 from mmbdhs.native import backend
-from mmbdhs.vlm import VLM
+from mmbdhs.vlm import VLM, LayerShape
 from mmbdhs.vlm.attention_interface import LayerCall
 from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, rule_mask
 from mmbdhs.vlm.text_decoder import find_text_decoder
@@ -320,13 +320,13 @@ def test_the_override(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_measuring_times_both_paths() -> None:
-    shape = autotune._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
+    shape = LayerShape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
     times = autotune._measure(shape)
     assert list(times) == ["native", "sdpa"] and all(seconds > 0 for seconds in times.values())
 
 
 def test_measuring_leaves_the_callers_draws_alone() -> None:
-    shape = autotune._Shape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
+    shape = LayerShape(4, 2, 32, 32, (torch.float32,) * 3, torch.device("cpu"), 1, True)
     before = torch.get_rng_state()
     autotune._measure(shape)
     assert torch.equal(torch.get_rng_state(), before)
