@@ -10,7 +10,7 @@ log-probabilities), `padded` (the plain way), `responses` (what both take and re
 """
 
 from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
-from mmbdhs.logprobs.packed import response_logps
+from mmbdhs.logprobs.packed import predicted_ids, response_logps
 from mmbdhs.logprobs.padded import separate_logps
 from mmbdhs.logprobs.preferences import (
     EncodedResponses,
@@ -31,6 +31,7 @@ __all__ = [
     "encode_responses",
     "fit_context",
     "logps_through",
+    "predicted_ids",
     "reference_logps",
     "response_logps",
     "separate_logps",

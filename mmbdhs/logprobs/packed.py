@@ -20,7 +20,14 @@ from torch.utils._pytree import tree_map
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.logprobs.last_layer import LastLayer, last_layer
 from mmbdhs.logprobs.packed_attention import PackedAttention
-from mmbdhs.logprobs.responses import Masks, ResponseLogps, Responses, as_response_logps, checked_responses
+from mmbdhs.logprobs.responses import (
+    Masks,
+    ResponseLogps,
+    Responses,
+    as_response_logps,
+    checked_responses,
+    checked_targets,
+)
 from mmbdhs.logprobs.token_logps import token_logps
 from mmbdhs.vlm import (
     VLM,
@@ -30,6 +37,7 @@ from mmbdhs.vlm import (
     capture_decoder_inputs,
     check_exactness,
     decoder_arguments,
+    logits_of,
     not_every_layer,
     text_inputs,
 )
@@ -43,6 +51,7 @@ def response_logps(
     temperature: float = 1.0,
     truncate_responses: bool = False,
     masks: Masks | None = None,
+    targets: Sequence[Sequence[int] | Tensor] | None = None,
 ) -> ResponseLogps:
     """Log-probabilities of N responses to each of B image prompts, with gradients. Each prompt runs once.
 
@@ -53,6 +62,9 @@ def response_logps(
     truncate_responses: whether to cut responses at the end of the model's context; otherwise longer ones are an error.
     masks: for each response which of its tokens count; None for all. The others are read but not scored, as turns of
         the user between the assistant's.
+    targets: for each prompt as many token ids as its first response has. Their log-probabilities, each after the tokens
+        of the first response before it, are one more column at the end; its tokens count where those of the first
+        response do. None for no such column. This is how POVID scores what a model predicts (arXiv 2402.11411).
 
     Raises ValueError for lists that do not fit and for responses beyond the context, UnsupportedModelError for a model
     whose rows cannot be shared; `separate_logps` takes those.
@@ -61,17 +73,44 @@ def response_logps(
     with vlm.lock:
         vlm.require_whole_parameters()
         ids = checked_responses(vlm, prompts, responses, temperature, truncate_responses)
-        rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
-        lengths = [[len(text) for text in texts] for texts in ids]
-        attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
-        arguments = decoder_arguments(rows)
-        with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
-            hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
-        _check_windows(vlm, attention.windowed)
-        index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
-        before = torch.cat([hidden[row, tokens] for row, tokens in enumerate(index)])
+        before = _states_before(vlm, prompts, ids)
+        if targets is not None:
+            ids = [[*texts, target] for texts, target in zip(ids, checked_targets(vlm, ids, targets), strict=True)]
+            before = [torch.cat([states, states[: len(texts[0])]]) for states, texts in zip(before, ids, strict=True)]
+            masks = None if masks is None else [[*rows, rows[0]] for rows in masks]
         labels = torch.cat([text for texts in ids for text in texts])
-        return as_response_logps(token_logps(vlm, before, labels.to(before.device), temperature), ids, masks)
+        tokens = token_logps(vlm, torch.cat(before), labels.to(before[0].device), temperature)
+        return as_response_logps(tokens, ids, masks)
+
+
+@torch.no_grad()
+def predicted_ids(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Sequence[Sequence[int] | Tensor]
+) -> list[Tensor]:
+    """The most probable token in the place of each token of a response, given the tokens before it: int64 [R] each.
+
+    model: as `response_logps` takes it, in training or evaluation mode.
+    prompts: for each response the processor's output (batch size 1), generation prompt included.
+    responses: one list of token ids for each prompt.
+    """
+    vlm = VLM.of(model)
+    with vlm.lock:
+        vlm.require_whole_parameters()
+        ids = checked_responses(vlm, prompts, [[response] for response in responses], 1.0, False)
+        return [logits_of(vlm, states).argmax(dim=-1) for states in _states_before(vlm, prompts, ids)]
+
+
+def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[list[Tensor]]) -> list[Tensor]:
+    """For each prompt the hidden states from which the tokens of its responses are predicted, [ΣR, hidden]."""
+    rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
+    lengths = [[len(text) for text in texts] for texts in ids]
+    attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
+    arguments = decoder_arguments(rows)
+    with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
+        hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
+    _check_windows(vlm, attention.windowed)
+    index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
+    return [hidden[row, tokens] for row, tokens in enumerate(index)]
 
 
 def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:

@@ -57,12 +57,26 @@ def checked_responses(
     for number, (inputs, texts) in enumerate(zip(prompts, responses, strict=True)):
         _check_prompt(vlm, inputs, number)
         prompt = inputs["input_ids"]
-        tensors = [_token_ids(vlm, text).to(prompt.device) for text in texts]
+        tensors = [_text_ids(vlm, text).to(prompt.device) for text in texts]
         try:
             checked.append(fit_context(vlm, prompt.shape[1], tensors, truncate))
         except ExampleError as error:
             raise ExampleError(f"{error} for prompt {number}") from error
     return checked
+
+
+def checked_targets(vlm: VLM, ids: list[list[Tensor]], targets: Sequence[Sequence[int] | Tensor]) -> list[Tensor]:
+    """For each prompt token ids in the places of its first response, int64 [R], cut as that was. Raises ValueError for
+    lists that do not fit."""
+    firsts = [texts[0] for texts in ids]
+    if len(targets) != len(firsts) or any(len(t) < len(first) for t, first in zip(targets, firsts, strict=True)):
+        raise ValueError(
+            f"targets: needs for each prompt the ids of as many tokens as its first response has, "
+            f"{[len(first) for first in firsts]}, got {[len(target) for target in targets]}"
+        )
+    return [
+        _token_ids(vlm, t, "targets")[: len(first)].to(first.device) for t, first in zip(targets, firsts, strict=True)
+    ]
 
 
 def _check_prompt(vlm: VLM, inputs: Mapping[str, Any], number: int) -> None:
@@ -80,19 +94,25 @@ def _check_prompt(vlm: VLM, inputs: Mapping[str, Any], number: int) -> None:
         raise ValueError(f"prompts: needs finite numbers, got NaN or infinity in {bad[0]!r} of prompt {number}")
 
 
-def _token_ids(vlm: VLM, response: Sequence[int] | Tensor) -> Tensor:
-    """A response as int64 [R]. Raises ValueError for anything but the ids of tokens of text. Ids on a device are not
-    read, because the host would wait for it."""
-    ids = torch.as_tensor(response)
+def _text_ids(vlm: VLM, response: Sequence[int] | Tensor) -> Tensor:
+    """`_token_ids` for a response, which is text: the model would look for another image."""
+    ids = _token_ids(vlm, response, "responses")
+    if len(ids) and ids.device.type == "cpu" and bool((ids == vlm.image_token_id).any()):
+        raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
+    return ids
+
+
+def _token_ids(vlm: VLM, tokens: Sequence[int] | Tensor, name: str) -> Tensor:
+    """Token ids as int64 [R]. Raises ValueError for anything else. Ids on a device are not read, because the host would
+    wait for it."""
+    ids = torch.as_tensor(tokens)
     if len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool):
-        raise ValueError(f"responses: needs token ids, got numbers of {ids.dtype}")
+        raise ValueError(f"{name}: needs token ids, got numbers of {ids.dtype}")
     if len(ids) and ids.device.type == "cpu":
         low, high = ids.aminmax()
         if low < 0 or high >= vlm.embedding_count:
             last = vlm.embedding_count - 1
-            raise ValueError(f"responses: needs token ids in 0 … {last}, got {int(low)} … {int(high)}")
-        if bool((ids == vlm.image_token_id).any()):
-            raise ValueError(f"responses: needs tokens of text, got the image token {vlm.image_token_id} in a response")
+            raise ValueError(f"{name}: needs token ids in 0 … {last}, got {int(low)} … {int(high)}")
     return ids.to(torch.int64)
 
 

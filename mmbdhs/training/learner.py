@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmbdhs.data import ChatPrompt
 from mmbdhs.errors import ExampleError
-from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, response_logps
+from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
 from mmbdhs.losses import sft_loss
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
@@ -28,6 +28,8 @@ from mmbdhs.vlm import VLM, Processor
 
 _LOG = logging.getLogger("mmbdhs")
 
+T = TypeVar("T")
+Run = Callable[[Callable[[nn.Module], Any]], Any]
 Decided = tuple[TrainingExample, Candidates | ExampleError]
 
 
@@ -43,6 +45,7 @@ class EncodedExample(NamedTuple):
     ids: token ids of each response.
     masks: which of them count.
     reference_logps: the log-probability of each response under the reference in nats, if it is stored.
+    distorted: the model inputs of distorted images and prompt; None if there are none.
     """
 
     key: int | str
@@ -50,6 +53,7 @@ class EncodedExample(NamedTuple):
     ids: list[list[int]]
     masks: list[list[bool]]
     reference_logps: tuple[float, ...] | None
+    distorted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,23 @@ class Learner:
         useful, sums = self._useful(decided)
         encoded = [ready for example, one in useful if (ready := self._encode(example, one))]
         groups = _group_by_shape(encoded)
-        dummy_passes = self.policy.common_pass_count(len(groups)) - len(groups)
         sums += counts(undecided=len(examples) - len(decided), skipped=len(useful) - len(encoded))
-        sums += sum(self._accumulate_group(step, group) for group in groups)
-        if self.dummy_example is not None:
-            for _ in range(dummy_passes):
-                self.backward(0 * self._policy_and_reference([self.dummy_example])[0].sums.sum())
+        # A distorted group takes more passes, so sharded processes first run one kind of group, then the other.
+        for is_distorted in (False, True):
+            alike = [group for group in groups if (group[0].distorted is not None) == is_distorted]
+            dummy_passes = self.policy.common_pass_count(len(alike)) - len(alike)
+            sums += sum((self._accumulate_group(step, group) for group in alike), start=counts())
+            self._run_dummies(dummy_passes, is_distorted)
         return sums
+
+    def _run_dummies(self, count: int, is_distorted: bool) -> None:
+        if self.dummy_example is None:
+            return
+        example = self.dummy_example
+        if is_distorted:
+            example = example._replace(distorted=example.inputs)
+        for _ in range(count):
+            self.backward(0 * self._policy_and_reference([example])[0].sums.sum())
 
     def _candidates(self, examples: Sequence[TrainingExample]) -> list[Found]:
         model, is_offline = self.policy.model, getattr(self.source, "offline", False)
@@ -128,7 +142,11 @@ class Learner:
         ids = fit_context(*room, one.ids, config.truncate_responses)
         masks = fit_context(*room, one.masks, config.truncate_responses)
         stored = candidates.reference_logps if self.stored_reference else None
-        return EncodedExample(example.key, one.inputs, ids, masks, stored)
+        distorted = None
+        if candidates.distorted is not None:
+            noisy = candidates.distorted, asked[1], candidates.responses[:1]
+            distorted = encode_chat(model, self.processor, *noisy, append_eos=config.append_eos).inputs
+        return EncodedExample(example.key, one.inputs, ids, masks, stored, distorted)
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:
         """Run examples with equally many responses."""
@@ -144,13 +162,27 @@ class Learner:
     def _policy_and_reference(self, examples: list[EncodedExample]) -> tuple[ResponseLogps, Tensor | None]:
         """The policy's log-probabilities, and the reference's sums [B, N] in nats if the objective needs them."""
         reference = self._reference_sums(examples) if needs_reference(self.objective) else None
-        policy = self.policy.run(partial(self._logps, examples))
+        policy = self._scored(examples, self.policy.run)
         return policy, None if reference is None else reference.to(policy.sums)
 
-    def _logps(self, examples: list[EncodedExample], model: nn.Module) -> ResponseLogps:
+    def _scored(self, examples: list[EncodedExample], run: Run) -> ResponseLogps:
+        """Log-probabilities under the model that `run` passes on: of the responses, and of its own predictions over
+        distorted images."""
+        is_distorted = examples[0].distorted is not None
+        targets = run(partial(self._predicted, examples)) if is_distorted else None
+        return run(partial(self._logps, examples, targets))
+
+    @torch.no_grad()
+    def _predicted(self, examples: list[EncodedExample], model: nn.Module) -> list[Tensor]:
+        """The model's predictions over the distorted images in the places of the chosen responses."""
+        prompts, chosen = [one.distorted or {} for one in examples], [one.ids[0] for one in examples]
+        with VLM.of(model).held_in_evaluation_mode(), self.autocast():
+            return predicted_ids(model, prompts, chosen)
+
+    def _logps(self, examples: list[EncodedExample], targets: list[Tensor] | None, model: nn.Module) -> ResponseLogps:
         prompts, ids, masks = zip(*((one.inputs, one.ids, one.masks) for one in examples), strict=True)
         with self.autocast():
-            return response_logps(model, prompts, ids, masks=masks)
+            return response_logps(model, prompts, ids, masks=masks, targets=targets)
 
     @torch.no_grad()
     def _reference_sums(self, examples: list[EncodedExample]) -> Tensor:
@@ -159,12 +191,15 @@ class Learner:
         if examples[0].reference_logps is not None:
             return torch.tensor([one.reference_logps for one in examples])
         if self.reference is not None:
-            return self.reference.run(partial(self._logps, examples)).sums
-        return self.policy.run(partial(self._without_adapters, examples)).sums
+            return self._scored(examples, self.reference.run).sums
+        return self._scored(examples, self._run_without_adapters).sums
 
-    def _without_adapters(self, examples: list[EncodedExample], model: Any) -> ResponseLogps:
-        with VLM.of(model).evaluation_mode(), model.disable_adapter():
-            return self._logps(examples, model)
+    def _run_without_adapters(self, function: Callable[[nn.Module], T]) -> T:
+        def run(model: Any) -> T:
+            with VLM.of(model).evaluation_mode(), model.disable_adapter():
+                return function(model)
+
+        return self.policy.run(run)
 
 
 def make_dummy_example(
@@ -196,8 +231,9 @@ def _require_finite(what: str, values: Tensor, examples: list[EncodedExample]) -
 
 
 def _group_by_shape(examples: list[EncodedExample]) -> list[list[EncodedExample]]:
-    """Groups whose examples have equally many responses, and all or none have stored reference log-probabilities."""
+    """Groups whose examples have equally many responses, and all or none of which have stored reference
+    log-probabilities or distorted images."""
     groups = defaultdict(list)
     for one in examples:
-        groups[len(one.ids), one.reference_logps is None].append(one)
+        groups[len(one.ids), one.reference_logps is None, one.distorted is None].append(one)
     return list(groups.values())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import nn
@@ -20,7 +19,7 @@ from mmbdhs.sampling import (
     Similarity,
     SimilarityModel,
     bdhs_sample,
-    povid_sample,
+    noisy_images,
     resolve_similarity,
     sample_responses,
 )
@@ -56,10 +55,13 @@ class Candidates(NamedTuple):
 
     responses: the chosen response, then the others; text, or messages of several turns.
     reference_logps: the log-probability of each response under the reference model in nats; None if unknown.
+    distorted: images in place of the example's. What a model predicts over them after each part of the chosen response
+        is one more candidate, scored with the example's own images where it was predicted. None for no such candidate.
     """
 
     responses: tuple[str | Messages, ...]
     reference_logps: tuple[float, ...] | None = None
+    distorted: list[Any] | None = None
 
 
 Found = Candidates | ExampleError | None
@@ -114,33 +116,8 @@ class SupervisedSource:
         return [_stored(example, self.columns) for example in examples]
 
 
-class _SampledSource(ABC):
-    """A source that samples one response from the current policy, in addition to the stored ones."""
-
-    with_stored: bool
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("chosen", "rejected") if self.with_stored else ("chosen",)
-
-    @abstractmethod
-    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        """A function (images, prompts, chosen responses, keys=, on_error=) that samples a response for each prompt."""
-
-    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
-        found = [_stored(example, self.columns) for example in examples]
-        usable = [number for number, one in enumerate(found) if isinstance(one, Candidates)]
-        stored = [cast("Candidates", found[number]) for number in usable]
-        asked, chosen = [examples[number] for number in usable], [one.responses[0] for one in stored]
-        keys = [example.address for example in asked]
-        samples = self._sampler(model, processor)(*_asked(asked), chosen, keys=keys, on_error="skip") if asked else []
-        for number, one, sample in zip(usable, stored, samples, strict=True):
-            found[number] = _sampled(one, sample)
-        return found
-
-
 @dataclass(frozen=True)
-class OnlineBDHSSource(_SampledSource):
+class OnlineBDHSSource:
     """Online-BDHS: the chosen response against one that the current policy completes with restricted image access.
 
     config: settings of `bdhs_sample`.
@@ -159,13 +136,28 @@ class OnlineBDHSSource(_SampledSource):
     def _similarity(self) -> Similarity:
         return resolve_similarity(self.similarity)
 
-    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        return partial(bdhs_sample, model, processor, config=self.config, similarity=self._similarity)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("chosen", "rejected") if self.with_stored else ("chosen",)
+
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        found = [_stored(example, self.columns) for example in examples]
+        usable = [number for number, one in enumerate(found) if isinstance(one, Candidates)]
+        stored = [cast("Candidates", found[number]) for number in usable]
+        asked, chosen = [examples[number] for number in usable], [one.responses[0] for one in stored]
+        columns = *_asked(asked), cast("list[str]", chosen), self.config, self._similarity
+        keys = [example.address for example in asked]
+        samples = bdhs_sample(model, processor, *columns, keys=keys, on_error="skip") if asked else []
+        for number, one, sample in zip(usable, stored, samples, strict=True):
+            found[number] = _sampled(one, sample)
+        return found
 
 
 @dataclass(frozen=True)
-class DistortedSource(_SampledSource):
-    """The distortion of section 3.3, as in POVID: teacher-forced answers of the current policy to a noisy image.
+class DistortedSource:
+    """The distortion of section 3.3, as POVID's published loss has it: against the chosen response stands, token by
+    token, what the model predicts over a noisy image after the chosen tokens before. Policy and reference score their
+    own predictions, over the clean image and in the places where they were made; equal tokens cancel.
 
     noise_steps: diffusion steps of noise on the image, with other noise in every epoch.
     seed: seed of the noise.
@@ -175,12 +167,29 @@ class DistortedSource(_SampledSource):
     noise_steps: int = 500
     seed: int = 0
     with_stored: bool = True
+    offline: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         BDHSConfig(noise_steps=self.noise_steps, seed=self.seed)  # raises for numbers out of range
 
-    def _sampler(self, model: nn.Module, processor: Processor) -> Callable[..., list[Any]]:
-        return partial(povid_sample, model, processor, noise_steps=self.noise_steps, seed=self.seed)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("chosen", "rejected") if self.with_stored else ("chosen",)
+
+    def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
+        return [self._distorted(example) for example in examples]
+
+    def _distorted(self, example: TrainingExample) -> Found:
+        stored = _stored(example, self.columns)
+        if not isinstance(stored, Candidates):
+            return stored
+        try:
+            images = load_images(example.record["images"])
+        except ExampleError as error:
+            return error
+        return stored._replace(
+            distorted=noisy_images(images, self.noise_steps, self.seed, key_address(example.address), iteration=1)
+        )
 
 
 @dataclass(frozen=True)

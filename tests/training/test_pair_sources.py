@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from helpers.preference_records import fresh_miniature, scene_records
 
-from mmbdhs import BDHSConfig, bdhs_sample, povid_sample
+from mmbdhs import BDHSConfig, bdhs_sample
+from mmbdhs.data import key_address
 from mmbdhs.errors import ExampleError
+from mmbdhs.sampling import noisy_images
 from mmbdhs.training.annotators import Comparison
 from mmbdhs.training.pair_sources import (
     Candidates,
@@ -72,12 +74,15 @@ def test_an_error_takes_the_place_of_an_example_that_cannot_be_used(source: Pair
     assert str(first).startswith(need)
 
 
-def test_distorted_is_povids_answer_to_a_noisy_image(miniature: tuple[Any, Any]) -> None:
-    keys = [example.address for example in EXAMPLES]
-    samples = povid_sample(*miniature, IMAGES, PROMPTS, CHOSEN, 400, 3, keys)
+def test_distorted_images_are_those_of_eq_9_and_differ_by_epoch(miniature: tuple[Any, Any]) -> None:
     found = DistortedSource(400, 3)(*miniature, EXAMPLES)
-    expected = zip(CHOSEN, REJECTED, [sample.rejected for sample in samples], strict=True)
-    assert found == [Candidates(texts) for texts in expected]
+    later = DistortedSource(400, 3)(*miniature, [replace(example, epoch=7) for example in EXAMPLES])
+    for example, one, other in zip(EXAMPLES, found, later, strict=True):
+        expected = noisy_images(example.record["images"], 400, 3, key_address(example.address), 1)
+        assert [image.tobytes() for image in one.distorted] == [image.tobytes() for image in expected]
+        assert other.distorted[0].tobytes() != one.distorted[0].tobytes()
+        assert one.responses == (example.record["chosen"], example.record["rejected"])
+    assert [len(one.responses) for one in DistortedSource(with_stored=False)(*miniature, EXAMPLES)] == [1] * len(found)
 
 
 def test_online_pairs_are_ranked_by_the_annotator(miniature: tuple[Any, Any]) -> None:

@@ -1,0 +1,164 @@
+"""POVID's published loss against a plain loop written from its rule: whole forwards, one example after another.
+
+The arg-max tokens of a forward over the noisy image are scored where they were predicted, with the clean image and the
+chosen tokens before them; policy and reference each score their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.preference_records import fresh_miniature, scene_records
+from torch import Tensor
+
+from mmbdhs.data import key_address
+from mmbdhs.logprobs import encode_chat, encode_record, predicted_ids, response_logps
+from mmbdhs.losses import averaged_loss, dpo_loss
+from mmbdhs.sampling import noisy_images
+from mmbdhs.training import DistortedSource, MixedSource, StoredSource, TrainConfig, TrainingExample, pairwise
+from mmbdhs.training.learner import Learner
+from mmbdhs.training.sharding import ReplicatedModel
+
+peft = pytest.importorskip("peft")
+
+BETA, STEPS, SEED = 0.1, 500, 3
+EXAMPLES = [TrainingExample(record, record["key"], epoch=2) for record in scene_records(3)]
+
+
+def perturbed(model: Any, seed: int) -> Any:
+    """A model that predicts other tokens than the one it was."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.get_decoder().parameters():
+            parameter += 0.2 * parameter.std(unbiased=False) * torch.randn_like(parameter)
+    return model
+
+
+def log_probabilities(model: Any, inputs: dict[str, Any], ids: list[int]) -> Tensor:
+    """log p of every token in the place of each token of a response, [R, V], by one forward of the whole model."""
+    tokens = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+    pixels = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **pixels).logits
+    return logits[0, inputs["input_ids"].shape[1] - 1 : -1].float().log_softmax(-1)
+
+
+def rule(policy: Any, reference: Any, processor: Any, example: TrainingExample, with_stored: bool) -> Tensor:
+    record = example.record
+    inputs, (chosen, rejected) = encode_record(policy, processor, record)
+    images = noisy_images(record["images"], STEPS, SEED, key_address(example.address), 1)
+    noisy = encode_chat(policy, processor, images, record["prompt"], [record["chosen"]]).inputs
+    places = torch.arange(len(chosen))
+
+    def scores(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            predicted = log_probabilities(model, noisy, chosen).argmax(-1)
+        assert (predicted != torch.tensor(chosen)).any()
+        clean = log_probabilities(model, inputs, chosen)
+        others = log_probabilities(model, inputs, rejected)[torch.arange(len(rejected)), torch.tensor(rejected)]
+        return clean[places, torch.tensor(chosen)].sum(), others.sum(), clean[places, predicted].sum()
+
+    ours = [score[None] for score in scores(policy)]
+    with torch.no_grad():
+        theirs = [score[None] for score in scores(reference)]
+    distorted = dpo_loss(ours[0], ours[2], theirs[0], theirs[2], beta=BETA)
+    if not with_stored:
+        return distorted.losses
+    stored = dpo_loss(ours[0], ours[1], theirs[0], theirs[1], beta=BETA)
+    return averaged_loss([stored, distorted], weights=(0.25, 0.75)).losses  # Eq. 5
+
+
+def learner(policy: Any, processor: Any, reference: Any, with_stored: bool, tmp_path: Path) -> Learner:
+    weights = (0.25, 0.75) if with_stored else None
+    return Learner(
+        policy=ReplicatedModel(policy),
+        processor=processor,
+        source=DistortedSource(STEPS, SEED, with_stored),
+        objective=pairwise(dpo_loss, weights=weights, beta=BETA),
+        reference=None if reference is None else ReplicatedModel(reference),
+        config=TrainConfig(tmp_path),
+        autocast=nullcontext,
+        backward=lambda loss: loss.backward(),
+    )
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys() and found
+    scale = max(float(value.abs().max()) for value in expected.values())
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-5 * max(scale, 1.0), name
+
+
+@pytest.mark.parametrize("with_stored", [False, True])
+def test_loss_and_gradients_are_those_of_the_rule(with_stored: bool, tmp_path: Path) -> None:
+    model, processor = fresh_miniature()
+    policy, reference = perturbed(model, 1).train(), perturbed(fresh_miniature()[0], 2).eval()
+    plain = copy.deepcopy(policy).eval()
+    losses = [rule(plain, reference, processor, example, with_stored) for example in EXAMPLES]
+    torch.cat(losses).sum().backward()
+    sums = learner(policy, processor, reference, with_stored, tmp_path).accumulate_gradients(0, EXAMPLES)
+    assert float(sums[1]) == pytest.approx(float(torch.cat(losses).sum()), rel=1e-5)
+    assert_equal_gradients(gradients(policy), gradients(plain))
+
+
+def test_the_reference_of_adapters_is_the_model_without_them(tmp_path: Path) -> None:
+    model, processor = fresh_miniature()
+    reference = perturbed(model, 1)
+    config = peft.LoraConfig(target_modules=["down_proj", "q_proj"], init_lora_weights=False, lora_alpha=32)
+    policy = peft.get_peft_model(copy.deepcopy(reference), config)
+    plain = copy.deepcopy(policy)
+    losses = [rule(plain, reference, processor, example, with_stored=False) for example in EXAMPLES]
+    torch.cat(losses).sum().backward()
+    sums = learner(policy.train(), processor, None, False, tmp_path).accumulate_gradients(0, EXAMPLES)
+    assert float(sums[1]) == pytest.approx(float(torch.cat(losses).sum()), rel=1e-5)
+    assert_equal_gradients(gradients(policy), gradients(plain))
+
+
+def test_stored_log_probabilities_are_no_hindrance(tmp_path: Path) -> None:
+    """They know nothing of the predictions, so the reference is computed."""
+    model, processor = fresh_miniature()
+    reference = perturbed(fresh_miniature()[0], 2).eval()
+    records = [replace(one, record={**one.record, "reference_logps": [-1.0, -2.0]}) for one in EXAMPLES]
+    found = [
+        learner(model, processor, reference, True, tmp_path).accumulate_gradients(0, examples)[1]
+        for examples in (EXAMPLES, records)
+    ]
+    assert torch.equal(*found)
+
+
+def test_predictions_that_agree_cancel() -> None:
+    """Over the clean image, with the reference's predictions for both, every margin of an untrained policy is 0; and
+    targets equal to the chosen response are scored as it is."""
+    model, processor = fresh_miniature()
+    inputs, (chosen, rejected) = encode_record(model, processor, EXAMPLES[0].record)
+    with torch.no_grad():
+        (predicted,) = predicted_ids(model, [inputs], [chosen])
+        assert torch.equal(predicted, log_probabilities(model, inputs, chosen).argmax(-1))
+        found = response_logps(model, [inputs], [[chosen, rejected]], targets=[chosen])
+        plain = response_logps(model, [inputs], [[chosen, rejected]])
+        masked = response_logps(
+            model, [inputs], [[chosen]], targets=[chosen], masks=[[[False, *[True] * (len(chosen) - 1)]]]
+        )
+    assert torch.equal(found.tokens[:, 2], found.tokens[:, 0]) and torch.equal(found.tokens[:, :2], plain.tokens)
+    assert torch.equal(masked.mask[:, 0], masked.mask[:, 1]) and not masked.mask[0, 1, 0]
+    with pytest.raises(ValueError, match=r"targets: needs for each prompt the ids of as many tokens"):
+        response_logps(model, [inputs], [[chosen]], targets=[chosen[:-1]])
+    with pytest.raises(ValueError, match="targets: needs token ids in 0"):
+        response_logps(model, [inputs], [[chosen]], targets=[[-1] * len(chosen)])
+
+
+def test_a_mixture_takes_both_kinds_of_examples(tmp_path: Path) -> None:
+    model, processor = fresh_miniature()
+    source = MixedSource(DistortedSource(STEPS, SEED, with_stored=True), StoredSource(), p=0.5, seed=1)
+    both = replace(learner(model, processor, copy.deepcopy(model), False, tmp_path), source=source)
+    kinds = {one.distorted is None for one in source(model, processor, EXAMPLES)}
+    assert kinds == {True, False} and both.accumulate_gradients(0, EXAMPLES)[0] == len(EXAMPLES)
