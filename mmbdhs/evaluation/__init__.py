@@ -9,6 +9,7 @@ Read in this order: `results` (what all have in common), `intervals` (estimates 
 
 from mmbdhs.evaluation.chair import (
     COCO_PHRASES,
+    OBJECT_HALBENCH_PHRASES,
     CaptionObjects,
     ChairResult,
     ObjectHalBenchResult,
@@ -24,6 +25,7 @@ from mmbdhs.evaluation.results import Result
 
 __all__ = [
     "COCO_PHRASES",
+    "OBJECT_HALBENCH_PHRASES",
     "CaptionObjects",
     "ChairResult",
     "Estimate",

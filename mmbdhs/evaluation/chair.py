@@ -12,18 +12,23 @@ from typing import Any
 from mmbdhs.evaluation.files import read_sections
 from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratio
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts
-from mmbdhs.evaluation.words import is_word, singular, tokens
+from mmbdhs.evaluation.words import singular, tokens
 
 _ANIMALS = ("animal", "bear", "bird", "cat", "cow", "cub", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 COCO_PHRASES: Mapping[str, str] = {
     **{f"{age} {animal}": animal for age in ("adult", "baby") for animal in _ANIMALS},
     **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
+    "bow tie": "tie",
+    "sport ball": "ball",
     "toilet seat": "toilet",
     "home plate": "home plate",
-    "train track": "train track",
 }
 """Pairs of words that the original CHAIR reads as another word on COCO, in addition to the two-word names of objects: a
-baby elephant is not a person, and a home plate is no object at all."""
+baby elephant is not a person, and a home plate is no object at all. It never finds "sports ball" as one word, because
+the singular of that is "sport ball"."""
+
+OBJECT_HALBENCH_PHRASES: Mapping[str, str] = {**COCO_PHRASES, "train track": "train track"}
+"""The pairs of words of Object HalBench, for which a train track is no train."""
 
 _FEWEST_WORDS = 4  # Object HalBench takes no objects from shorter answers
 
@@ -89,12 +94,16 @@ class ObjectVocabulary:
             raise ValueError(f"vocabulary: needs every object of the truth, lacks {name!r}")
         return self.nodes[key]
 
-    def mentions(self, text: str) -> tuple[str, ...]:
-        """The objects that a text names, in its order and with repeats."""
+    def surface_words(self, text: str) -> tuple[str, ...]:
+        """The words by which a text names objects, in the singular, a phrase as one word, in order and with repeats."""
         words = self._merged([self.singularise(word) for word in tokens(text)])
         if "toilet" in words:  # a toilet's seat is not a chair
             words = [word for word in words if word != "seat"]
-        return tuple(self.nodes[word] for word in words if word in self.nodes)
+        return tuple(word for word in words if word in self.nodes)
+
+    def mentions(self, text: str) -> tuple[str, ...]:
+        """The objects that a text names, in its order and with repeats."""
+        return tuple(self.nodes[word] for word in self.surface_words(text))
 
     def _merged(self, words: list[str]) -> list[str]:
         """The words, with every pair that is a phrase as one word, from the left."""
@@ -111,13 +120,21 @@ class CaptionObjects:
     """The objects of one caption and of its image.
 
     mentioned: the objects that the caption names, with repeats.
+    surface_words: the word in the caption that names each of them, such as "man" for a person.
     truth: the objects of the image.
-    words: the caption's length.
+    words: the caption's length in words, split at white space.
+
+    Raises ValueError unless each mention has its surface word.
     """
 
     mentioned: tuple[str, ...]
+    surface_words: tuple[str, ...]
     truth: frozenset[str]
     words: int
+
+    def __post_init__(self) -> None:
+        if len(self.surface_words) != len(self.mentioned):
+            raise ValueError(f"surface_words: needs one for each of {self.mentioned}, got {self.surface_words}")
 
     @property
     def hallucinated(self) -> tuple[str, ...]:
@@ -133,7 +150,7 @@ class ChairResult(Result):
     chair_s: share of captions with a hallucinated mention.
     recall: share of the images' objects that their caption mentions, Σ|mentioned ∩ truth| / Σ|truth|.
     objects: mentions per caption.
-    length: words per caption.
+    length: words per caption, split at white space.
     captions: the objects of each caption.
     singulariser: the function that made words singular; results of different ones do not compare.
     """
@@ -152,7 +169,7 @@ class ObjectHalBenchResult(Result):
     """What `object_halbench` returns.
 
     response_rate: share of captions with a hallucinated object among those with any object.
-    object_rate: share of hallucinated objects among all objects, each once per caption.
+    object_rate: share of hallucinated mentions among all mentions, each surface word once per caption.
     recall: as CHAIR's.
     """
 
@@ -193,14 +210,16 @@ def chair(
 
 
 def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
-    """The rates of Object HalBench. Captions of three words or fewer count as mentioning nothing.
+    """The rates of Object HalBench, by the rules of RLHF-V's script.
 
-    captions: the objects that `chair` found, or that a language model listed, as in the original.
+    A caption's mentions are unique by surface word: "the dogs and a dog" mention one dog, "a man and a woman" are two
+    mentions of a person. Captions of three words or fewer, split at white space, mention nothing.
+
+    captions: the objects that `chair` found with a vocabulary of `OBJECT_HALBENCH_PHRASES`, or that a language model
+        listed, as in the original.
     """
     check_lengths(captions=captions)
-    unique = [
-        CaptionObjects(tuple(set(c.mentioned)) if c.words >= _FEWEST_WORDS else (), c.truth, c.words) for c in captions
-    ]
+    unique = [_unique(caption) for caption in captions]
     wrong = [len(c.hallucinated) for c in unique]
     return ObjectHalBenchResult(
         response_rate=ratio([count > 0 for count in wrong], [len(c.mentioned) > 0 for c in unique]),
@@ -238,8 +257,16 @@ def _objects(
         raise ValueError(f"truth, reference_captions: need a list for each caption, got {truth!r}, {references!r}")
     shown = {vocabulary.node(name) for name in truth}
     shown.update(name for reference in references for name in vocabulary.mentions(reference))
-    words = sum(map(is_word, tokens(caption)))
-    return CaptionObjects(vocabulary.mentions(caption), frozenset(shown), words)
+    surface_words = vocabulary.surface_words(caption)
+    mentioned = tuple(vocabulary.nodes[word] for word in surface_words)
+    return CaptionObjects(mentioned, surface_words, frozenset(shown), len(caption.split()))
+
+
+def _unique(caption: CaptionObjects) -> CaptionObjects:
+    """The caption as Object HalBench counts it."""
+    long = caption.words >= _FEWEST_WORDS
+    named = dict(zip(caption.surface_words, caption.mentioned, strict=True)) if long else {}
+    return CaptionObjects(tuple(named.values()), tuple(named), caption.truth, caption.words)
 
 
 def _recall(captions: Sequence[CaptionObjects]) -> Estimate:

@@ -58,11 +58,6 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
-def is_word(token: str) -> bool:
-    """Whether a token is a word or a number and not punctuation."""
-    return token[0].isalnum()
-
-
 def singular(word: str) -> str:
     """The singular of a lower-case English noun; a singular noun stays what it is.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmbdhs.evaluation import (
+    OBJECT_HALBENCH_PHRASES,
     CaptionObjects,
     ObjectVocabulary,
     chair,
@@ -39,10 +40,15 @@ cell phone, iPhone
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ObjectVocabulary:
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chair") / "synonyms.txt"
     path.write_text(TABLE, encoding="utf-8")
-    return ObjectVocabulary.from_file(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vocabulary(table: Path) -> ObjectVocabulary:
+    return ObjectVocabulary.from_file(table)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ObjectVocabulary:
         ("A man in a bow tie, a tie and a bow.", "person tie tie tie"),
         ("A baby elephant and a baby.", "elephant person"),
         ("A passenger train with a passenger.", "train person"),
-        ("A dog on a train track.", "dog"),
+        ("A dog on a train track.", "dog train"),  # only Object HalBench has the phrase
         ("Knives and wine glasses, a glass.", "knife wine-glass"),
         ("The toilet seat is up.", "toilet"),
         ("The seat of a toilet.", "toilet"),
@@ -106,19 +112,41 @@ def test_scores_of_captions_counted_by_hand(vocabulary: ObjectVocabulary) -> Non
     assert [e.count for e in found.metrics.values()] == [3, 4, 3, 4, 4]
     assert [c.hallucinated for c in found.captions] == [("dog",), ("knife",), (), ("train",)]
     assert found.captions[0].mentioned == ("person", "person", "dog", "chair")
+    assert found.captions[0].surface_words == ("man", "woman", "dog", "chair")
     assert found.captions[0].truth == {"person", "chair"}
     assert found.singulariser == "mmbdhs.evaluation.words.singular"
     without = chair(CAPTIONS, TRUTH, vocabulary)
     assert without.chair_i.value == 4 / 8 and without.recall.value == 2 / 4
 
 
-def test_object_halbench_counts_an_object_once_and_short_answers_not(vocabulary: ObjectVocabulary) -> None:
-    found = object_halbench(chair(CAPTIONS, TRUTH, vocabulary, REFERENCES).captions)
-    assert found.object_rate.value == 2 / 5  # person dog chair; dog knife
-    assert found.response_rate.value == 2 / 2
-    assert found.recall.value == 3 / 5
-    silent = object_halbench([CaptionObjects((), frozenset({"dog"}), 5)])
+def test_object_halbench_counts_surface_words_once_and_short_answers_not(table: Path) -> None:
+    captions, truth, _ = zip(
+        ("A man and a woman with a dog, a man.", ["person"], "man woman dog: two persons, one wrong dog"),
+        ("The dogs see a dog on a train track.", ["dog"], "dog"),
+        ("A bow tie, a tie and a bow.", [], "tie bow, both wrong"),
+        ("A man's dog", ["toilet"], "three words at white space, so nothing, though an apostrophe separates two"),
+        ("A dog - here", ["dog"], "dog: the dash is the fourth word"),
+        ("A sports ball, a ball.", ["sports ball"], "ball: the singular of sports ball is not in the table"),
+        ("A blue sky over the sea.", [], "nothing"),
+        strict=True,
+    )
+    vocabulary = ObjectVocabulary.from_file(table, OBJECT_HALBENCH_PHRASES)
+    found = object_halbench(chair(captions, truth, vocabulary).captions)
+    assert found.object_rate.value == 3 / 8
+    assert found.response_rate.value == 2 / 5
+    assert found.recall.value == 4 / 5  # person; dog; not toilet; dog; sports ball
+    assert [e.count for e in found.metrics.values()] == [5, 5, 5]
+
+
+def test_object_halbench_takes_objects_that_were_listed_elsewhere() -> None:
+    mentioned, words = ("person", "person", "person", "dog"), ("man", "woman", "man", "dog")
+    listed = CaptionObjects(mentioned, words, frozenset({"dog", "cat"}), 4)
+    found = object_halbench([listed, CaptionObjects(("cat",), ("cat",), frozenset(), 3)])
+    assert (found.object_rate.value, found.response_rate.value, found.recall.value) == (2 / 3, 1, 1 / 2)
+    silent = object_halbench([CaptionObjects((), (), frozenset({"dog"}), 5)])
     assert math.isnan(silent.response_rate.value) and silent.recall.value == 0.0
+    with pytest.raises(ValueError, match=r"surface_words: needs one for each of \('person',\), got \(\)"):
+        CaptionObjects(("person",), (), frozenset(), 4)
 
 
 def test_another_singulariser_is_named() -> None:
