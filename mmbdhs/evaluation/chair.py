@@ -38,8 +38,13 @@ class ObjectVocabulary:
     """A table of the words that name each object.
 
     The rules are the original's: a word counts wherever it occurs, so "there is no dog" mentions a dog, and names of
-    three words or more are never found. Two things differ: names are lower-cased ("iPhone" is found), and the singular
-    comes from `singularise`, where the original uses `pattern.en` and its successors use WordNet.
+    three words or more are never found. Three things differ: names are lower-cased ("iPhone" is found), words are split
+    by `mmbdhs.evaluation.words.tokens` where the original uses NLTK, and the singular comes from `singularise`, where
+    the original uses `pattern.en` and its successors use WordNet.
+
+    With the published table, 1,500 captions that five models wrote of COCO images mention 8,674 objects by these rules
+    and 8,581 by the original's. The 93 others have three causes: `pattern.en` reads "bus" as "bu" (88) and "ties" as
+    "ty" (1), and NLTK takes a full stop with no space after it for a part of the word (4).
 
     nodes: for every name, one or two words in the singular, its object (the node word).
     phrases: pairs of words, in the singular, and the word as which each is read. Every two-word name is one. The word

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
-_TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
+# Soft hyphen, zero-width space, joiners, direction marks and byte order mark: no reader sees them inside a word.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
+_TOKEN = re.compile(r"o['’]clock|[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
 
 _IRREGULAR = {
+    "broccolis": "broccoli",
     "calves": "calf",
     "canvases": "canvas",
     "children": "child",
@@ -17,7 +20,6 @@ _IRREGULAR = {
     "grandchildren": "grandchild",
     "halves": "half",
     "hooves": "hoof",
-    "knives": "knife",
     "leaves": "leaf",
     "lenses": "lens",
     "lives": "life",
@@ -33,8 +35,8 @@ _IRREGULAR = {
     "taxis": "taxi",
     "teeth": "tooth",
     "thieves": "thief",
-    "wives": "wife",
     "wolves": "wolf",
+    "zebus": "zebu",
 }
 _UNCHANGED = frozenset({"abdomen", "canvas", "gas", "lens", "scissors", "series", "species", "specimen"})
 # The first ending that fits is replaced.
@@ -43,6 +45,7 @@ _RULES = [
     for ending, replacement in (
         (r"(ss|us|is)$", r"\1"),
         (r"men$", "man"),
+        (r"(kni|wi)ves$", r"\1fe"),
         (r"^(.|brown|coll|cook|hood|magp|mov|self|smooth|vegg|zomb)ies$", r"\1ie"),
         (r"ies$", "y"),
         (r"(ch|sh|ss|x|zz|[bmprt]us)es$", r"\1"),
@@ -54,8 +57,9 @@ _RULES = [
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words and single punctuation marks. A hyphen joins words, an apostrophe separates them."""
-    return _TOKEN.findall(text.lower())
+    """Lower-case words and single punctuation marks. A hyphen joins words, an apostrophe separates them, and "o'clock"
+    is one word, which is no clock. Characters of no width are left out."""
+    return _TOKEN.findall(text.lower().translate(_INVISIBLE))
 
 
 def singular(word: str) -> str:

@@ -36,6 +36,7 @@ oven, stove, stove top oven
 skis, ski
 scissors
 cell phone, iPhone
+clock
 """
 
 
@@ -63,6 +64,9 @@ def vocabulary(table: Path) -> ObjectVocabulary:
         ("A baby elephant and a baby.", "elephant person"),
         ("A passenger train with a passenger.", "train person"),
         ("A dog on a train track.", "dog train"),  # only Object HalBench has the phrase
+        ("The hands show 11 o'clock.", ""),
+        ("The clock shows 11 O’CLOCK, and the dog's clock does not.", "clock dog clock"),
+        ("A do\u200bg, a \ufeffhot\u2060 dog\u200d and wine\u200b glas\u00adses.", "dog hot-dog wine-glass"),
         ("Knives and wine glasses, a glass.", "knife wine-glass"),
         ("The toilet seat is up.", "toilet"),
         ("The seat of a toilet.", "toilet"),
@@ -86,6 +90,7 @@ def test_each_rule_on_a_caption(vocabulary: ObjectVocabulary, caption: str, obje
         ("puppies movies ties potatoes shoes canoes glasses", "puppy movie tie potato shoe canoe glass"),
         ("women policemen children mice geese feet leaves", "woman policeman child mouse goose foot leaf"),
         ("gloves stoves wolves oxen minibuses corgis magpies", "glove stove wolf ox minibus corgi magpie"),
+        ("knives pocketknives wives olives zebus broccolis", "knife pocketknife wife olive zebu broccoli"),
         ("bus glass tennis cactus gas lens sheep broccoli is", "bus glass tennis cactus gas lens sheep broccoli is"),
     ],
 )
