@@ -20,7 +20,7 @@ from mmbdhs.evaluation.chair import (
     read_coco_objects,
 )
 from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratio
-from mmbdhs.evaluation.pope import PopeItems, PopeResult, parse_answer, pope, read_pope
+from mmbdhs.evaluation.pope import PopeItems, PopeResult, PopeResults, parse_answer, pope, read_pope
 from mmbdhs.evaluation.results import Result
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ObjectVocabulary",
     "PopeItems",
     "PopeResult",
+    "PopeResults",
     "Result",
     "chair",
     "mean_interval",

@@ -29,8 +29,13 @@ class Estimate:
     high: float
     count: int
 
+    @property
+    def with_interval(self) -> str:
+        """The value and its interval as text."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.count})"
+        return f"{self.with_interval} (n = {self.count})"
 
 
 def ratio(

@@ -13,6 +13,7 @@ from mmbdhs.evaluation.intervals import Estimate, ratio
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts
 
 _LABELS = {"yes": True, "no": False}
+_ALL = "all"
 
 
 class PopeItems(NamedTuple):
@@ -44,6 +45,22 @@ class PopeResult(Result):
     rows: int
 
 
+class PopeResults(dict[str, PopeResult]):
+    """The scores of each split by its name, and of the questions of all splits together as "all".
+
+    Its text is a table with one row for each of them, every score with its 95% interval.
+    """
+
+    def __str__(self) -> str:
+        header = ["split", *next(iter(self.values())).metrics, "rows"]
+        table = [header] + [
+            [split, *(score.with_interval for score in result.metrics.values()), str(result.rows)]
+            for split, result in self.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
 def parse_answer(text: str) -> bool:
     """Whether an answer means yes, by POPE's own rule.
 
@@ -59,28 +76,34 @@ def pope(
     labels: Sequence[str | bool],
     images: Sequence[Hashable] | None = None,
     splits: Sequence[str] | None = None,
-) -> dict[str, PopeResult]:
-    """Score answers to yes/no questions, split by split.
+) -> PopeResults:
+    """Score answers to yes/no questions, split by split and over all splits.
 
     answers: what the model said.
     labels: "yes", "no" or booleans.
     images: the image of each question. Questions about one image are not independent, which widens the intervals. None
         if each question has an image of its own.
-    splits: the split of each question (random, popular, adversarial); None for one split, "all".
+    splits: the split of each question (random, popular, adversarial). None: the only scores are those of "all".
 
-    Raises ValueError for lists of unequal length and other labels, TypeError for answers that are not strings.
+    The scores of "all" count every question once. With three splits of one size their accuracy is the mean of the
+    splits' accuracies, but their F1 is not the mean of the splits' F1.
+
+    Raises ValueError for lists of unequal length, other labels and a split named "all", TypeError for answers that are
+    not strings.
     """
     check_lengths(answers=answers, labels=labels, images=images, splits=splits)
     check_texts("answers", answers)
     check_texts("splits", splits or [])
+    if splits is not None and _ALL in splits:
+        raise ValueError(f"splits: needs other names than {_ALL!r}, which is all splits together, got {_ALL!r}")
     said = [parse_answer(text) for text in answers]
     truth = [_label(label, number) for number, label in enumerate(labels)]
     about = range(len(said)) if images is None else images
+    rows = list(zip(said, truth, about, strict=True))
     members: dict[str, list[tuple[bool, bool, Hashable]]] = {}
-    named = ["all"] * len(said) if splits is None else splits
-    for split, row in zip(named, zip(said, truth, about, strict=True), strict=True):
+    for split, row in zip([_ALL] * len(rows) if splits is None else splits, rows, strict=True):
         members.setdefault(split, []).append(row)
-    return {split: _score(rows) for split, rows in members.items()}
+    return PopeResults({split: _score(found) for split, found in (members | {_ALL: rows}).items()})
 
 
 def _score(rows: list[tuple[bool, bool, Hashable]]) -> PopeResult:

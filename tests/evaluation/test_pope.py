@@ -59,9 +59,35 @@ def test_splits_are_scored_apart_and_images_widen_intervals() -> None:
     assert {split: (r.rows, r.accuracy.value) for split, r in found.items()} == {
         "random": (12, 1.0),
         "popular": (12, 0.0),
+        "all": (24, 0.5),
     }
     alone = pope(answers, labels, splits=splits)
     assert found["random"].accuracy.low < alone["random"].accuracy.low
+
+
+def test_the_row_over_all_splits_counts_every_question_once() -> None:
+    # random: TP 1, FN 1, TN 2; popular: TP 1, FP 3. Together TP 2, FP 3, TN 2, FN 1; the mean of the splits' F1,
+    # 2/3 and 2/5, is 8/15, but F1 of all is 4/8.
+    counts = {("yes", "yes", "random"): 1, ("No", "yes", "random"): 1, ("No", "no", "random"): 2}
+    counts |= {("yes", "yes", "popular"): 1, ("yes", "no", "popular"): 3}
+    answers, labels, splits = zip(*(row for row, count in counts.items() for _ in range(count)), strict=True)
+    found = pope(answers, labels, splits=splits)
+    assert {split: [e.value for e in r.metrics.values()] for split, r in found.items()} == {
+        "random": pytest.approx([3 / 4, 1, 1 / 2, 2 / 3, 1 / 4]),
+        "popular": pytest.approx([1 / 4, 1 / 4, 1, 2 / 5, 1]),
+        "all": pytest.approx([4 / 8, 2 / 5, 2 / 3, 4 / 8, 5 / 8]),
+    }
+    header, *rows = str(found).splitlines()
+    assert header.split() == ["split", "accuracy", "precision", "recall", "f1", "yes_ratio", "rows"]
+    assert [(row.split()[0], row.split()[-1]) for row in rows] == [("random", "4"), ("popular", "4"), ("all", "8")]
+    assert [cell.split()[0] for cell in rows[2].split("  ") if "[" in cell] == [
+        "0.500",
+        "0.400",
+        "0.667",
+        "0.500",
+        "0.625",
+    ]
+    assert rows[2].count("[") == 5 and found["all"].accuracy.with_interval in rows[2]
 
 
 def test_scores_without_a_positive_are_unknown() -> None:
@@ -77,6 +103,8 @@ def test_what_is_no_question_is_refused() -> None:
         pope(["No", "No"], ["yes", "maybe"])
     with pytest.raises(ValueError, match=r"need lists of one length above 0, got \{'answers': 1, 'labels': 2\}"):
         pope(["No"], ["yes", "no"])
+    with pytest.raises(ValueError, match="splits: needs other names than 'all'"):
+        pope(["No", "No"], ["yes", "no"], splits=["random", "all"])
     with pytest.raises(TypeError, match="answers: needs strings, got None at 1"):
         pope(["No", None], ["yes", "no"])
     with pytest.raises(ValueError, match="answers: needs a list of strings, got the string 'No'"):
