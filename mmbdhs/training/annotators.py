@@ -39,8 +39,9 @@ Annotator = Callable[[Sequence[Comparison]], list[int | None]]
 INSTRUCTION = """\
 You see an image, a question about it and two responses. Judge which response is better. What counts first is whether \
 a response is true to the image: objects, attributes, numbers or relations that the image does not show make it worse. \
-Between responses that are equally true, the one that answers the question more helpfully is better. The order and \
-the length of the responses do not count.
+Between responses that are equally true, the one that answers the question more helpfully is better. A concise answer \
+is a helpful one: more words alone do not make a response better. It is good if a response says nothing about what \
+cannot be seen in the image. The order of the responses does not count.
 
 Question: {question}
 

@@ -116,6 +116,8 @@ def test_a_request_holds_the_image_the_question_and_each_order(endpoint: Endpoin
     assert "Question: User: Is it big?\nAssistant: Yes.\nUser: What is it, {then}?\n" in text["text"]
     assert "Response 1: A dog.\n\nResponse 2: A cat.\n" in text["text"]
     assert "Response 1: A cat.\n\nResponse 2: A dog.\n" in text_of(second)
+    assert "A concise answer is a helpful one" in text["text"]
+    assert "It is good if a response says nothing about what cannot be seen in the image." in text["text"]
 
 
 def test_a_consistent_judge_ranks_and_a_biased_one_does_not(endpoint: Endpoint) -> None:
