@@ -5,9 +5,11 @@ an example, an *objective* that makes a loss of their log-probabilities, and for
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
 step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
 processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
-describes, `pair_faults` finds pairs that teach nothing, `annotators` holds judges, and `command` is `mmbdhs train`.
+describes, `pair_faults` finds pairs that teach nothing, `annotators` holds judges, `annotator_accuracy` measures them,
+and `command` is `mmbdhs train`.
 """
 
+from mmbdhs.training.annotator_accuracy import AnnotatorAccuracy, annotator_accuracy
 from mmbdhs.training.annotators import (
     Annotator,
     Comparison,
@@ -34,6 +36,7 @@ from mmbdhs.training.trainer import TrainResult, train
 
 __all__ = [
     "Annotator",
+    "AnnotatorAccuracy",
     "Candidates",
     "Comparison",
     "DistortedSource",
@@ -51,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingExample",
+    "annotator_accuracy",
     "pairwise",
     "parse_verdict",
     "supervised",

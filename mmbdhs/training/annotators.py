@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,10 @@ class Comparison(NamedTuple):
 
 
 Annotator = Callable[[Sequence[Comparison]], list[int | None]]
-"""Any callable that returns, for each comparison, 0 or 1 for the better response or None if it is undecided."""
+"""Any callable that returns, for each comparison, 0 or 1 for the better response or None if it is undecided.
+
+An annotator may have the attribute `symmetric`: True if the order of the two responses does not change its verdict.
+`annotator_accuracy` then asks it once about each pair."""
 
 INSTRUCTION = """\
 You see an image, a question about it and two responses. Judge which response is better. What counts first is whether \
@@ -88,6 +91,8 @@ class _Annotator:
     failed: number of skipped comparisons so far.
     undecided: number of comparisons so far that were judged without a verdict.
     """
+
+    symmetric: ClassVar[bool] = True
 
     def __init__(self, on_error: str) -> None:
         check_on_error(on_error)

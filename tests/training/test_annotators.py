@@ -23,6 +23,7 @@ from PIL import Image
 from mmbdhs import ChatPrompt, miniature
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, corrupt_responses
+from mmbdhs.training import annotator_accuracy
 from mmbdhs.training.annotators import Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
 
 openai = pytest.importorskip("openai")
@@ -342,3 +343,21 @@ def test_likelihood_prefers_what_the_model_would_say() -> None:
     assert LikelihoodAnnotator(model, processor)([both[0]._replace(second=texts[0])]) == [None]
     with pytest.raises(ValueError, match="margin: needs a number of nats from 0, got -1"):
         LikelihoodAnnotator(model, processor, margin=-1)
+
+
+def test_the_accuracy_of_each_annotator_on_pairs_with_a_known_better_response(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda body: 400 if "A bird" in text_of(body) else prefers_cats(body)
+    texts = [("A cat.", "A dog."), ("A cat.", "A cow."), ("A dog.", "A cat."), ("A cat.", "A bird."), ("No.", "Yes.")]
+    pairs = [{"images": [picture(0)], "prompt": "?", "chosen": good, "rejected": bad} for good, bad in texts]
+    judge = EndpointAnnotator(endpoint.client(max_retries=0), "judge", workers=1, on_error="skip")
+    for _ in range(2):  # the annotator counts all its comparisons, the accuracy those of its own call
+        found = annotator_accuracy(judge, pairs)
+        assert (found.right, found.wrong, found.undecided, found.failed) == (2, 1, 1, 1)
+        assert (found.accuracy.value, found.accuracy.count, found.decided.value) == (pytest.approx(2 / 3), 3, 3 / 5)
+    assert len(endpoint.bodies) == 2 * (2 * 4 + 1)  # each pair in both orders, and once where that failed
+    biased = annotator_accuracy(ModelAnnotator(*saying(lambda text: "Response 1")), pairs)
+    assert (biased.undecided, biased.decided.value) == (5, 0)
+    likelihood = LikelihoodAnnotator(*miniature.load())
+    verdicts = likelihood([Comparison(n, [picture(0)], "?", *pair) for n, pair in enumerate(texts)])
+    found = annotator_accuracy(likelihood, pairs)
+    assert (found.right, found.wrong) == (verdicts.count(0), verdicts.count(1)) and found.right + found.wrong == 5
