@@ -6,7 +6,7 @@ two responses. To read the code, begin with `config` (all settings), `pair_sourc
 step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
 processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
 describes, `pair_faults` finds pairs that teach nothing, `annotators` holds judges, `annotator_accuracy` measures them,
-and `command` is `mmbdhs train`.
+and `command` with `command_parts` is `mmbdhs train`.
 """
 
 from mmbdhs.training.annotator_accuracy import AnnotatorAccuracy, annotator_accuracy

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
@@ -15,22 +14,12 @@ from typing import Any, ClassVar, NoReturn, cast
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
-from mmbdhs import losses
 from mmbdhs.data import read_records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
-from mmbdhs.logprobs import ResponseLogps
-from mmbdhs.sampling import BDHSConfig
+from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source, parse_value
 from mmbdhs.training.config import TrainConfig, check_known
 from mmbdhs.training.learner import NonFiniteLossError
-from mmbdhs.training.objectives import Objective, needs_reference, pairwise, supervised
-from mmbdhs.training.pair_sources import (
-    DistortedSource,
-    OnlineBDHSSource,
-    PairSource,
-    StoredSource,
-    SupervisedSource,
-    needed_columns,
-)
+from mmbdhs.training.pair_sources import needed_columns
 from mmbdhs.training.run_folder import FolderInUseError, check_unused
 from mmbdhs.training.trainer import train
 
@@ -57,7 +46,18 @@ class CommandOptions:
     )
     source: list[str] = field(
         default_factory=["stored"].copy,
-        metadata=_NAME_AND_SETTINGS | {"help": "source of the responses: stored, supervised, bdhs or povid"},
+        metadata=_NAME_AND_SETTINGS
+        | {
+            "help": "source of the responses: stored, supervised, bdhs, povid, online (Online-DPO) or mixed (Mixed-DPO)"
+        },
+    )
+    annotator: list[str] | None = field(
+        default=None,
+        metadata=_NAME_AND_SETTINGS
+        | {
+            "help": "what ranks two responses for online and mixed: endpoint (client=URL model_name=NAME), or model or "
+            "likelihood, by the model at model=DIR, without which the trained model judges itself"
+        },
     )
     loss: list[str] = field(
         default_factory=["dpo"].copy,
@@ -81,12 +81,15 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options, config = parse_arguments(argv)
-        source, objective = parse_source(options.source), parse_objective(options.loss)
+        annotator = None if options.annotator is None else parse_annotator(options.annotator)
+        source, objective = parse_source(options.source, annotator), parse_objective(options.loss)
         check_fit(source, objective)
         check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
         records = read_records(options.data, config.on_error)
         usable_rows(records, needed_columns(source), config.on_error)
         model, processor = _loaded(options, config)
+        if annotator is not None:
+            annotator.load(model, processor)
     except FolderInUseError as error:
         return _failed(error, 1)
     except (OSError, ValueError, TypeError) as error:
@@ -128,7 +131,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
     parser.set_defaults(**dict.fromkeys(("model", "data", "output"), argparse.SUPPRESS))  # no "(default: None)"
     # Numbers are read as JSON, so that they can be None and TrainConfig's own checks report wrong ones.
     for kind in (int, float):
-        parser.register("type", kind, _value)
+        parser.register("type", kind, parse_value)
     parser.register("type", str, lambda text: None if text == "None" else text)
     argv = [*_config_file_arguments(argv), *argv]
     options, config, unused = parser.parse_args_into_dataclasses(
@@ -153,59 +156,3 @@ def _config_file_arguments(argv: Sequence[str]) -> list[str]:
         raise ValueError(f"--config: needs a JSON object, got {settings!r} in {file}")
     TrainConfig.from_dict({"output": "given by an option"} | settings)  # raises for a wrong name or value
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
-
-
-def parse_source(words: Sequence[str]) -> PairSource:
-    """The source of `--source NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
-
-    def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHSSource:
-        return OnlineBDHSSource(BDHSConfig(**config), similarity, with_stored)
-
-    makers: dict[str, Callable[..., PairSource]] = {
-        "stored": StoredSource,
-        "supervised": SupervisedSource,
-        "bdhs": bdhs,
-        "povid": DistortedSource,
-    }
-    name, *settings = words
-    check_known("source", [name], makers)
-    return makers[name](**_settings(settings))
-
-
-def parse_objective(words: Sequence[str]) -> Objective:
-    """The objective of `--loss NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
-    name, *settings = words
-    if name == "sft":
-        return supervised(**_settings(settings))
-    functions = {function.removesuffix("_loss"): getattr(losses, function) for function in losses.__all__}
-    pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
-    check_known("loss", [name], ["sft", *pair_losses])
-    return pairwise(pair_losses[name], **_settings(settings))
-
-
-def check_fit(source: PairSource, objective: Objective) -> None:
-    """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
-    for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
-    responses = 1 if isinstance(source, SupervisedSource) else 2
-    policy = ResponseLogps(-torch.ones(2, responses, 3), torch.ones(2, responses, 3, dtype=torch.bool))
-    objective(policy, policy.sums if needs_reference(objective) else None)
-
-
-def _compares_pairs(loss: Any) -> bool:
-    """Whether this is a loss of a chosen and a rejected response."""
-    return inspect.isfunction(loss) and "policy_rejected_logps" in inspect.signature(loss).parameters
-
-
-def _settings(words: Sequence[str]) -> dict[str, Any]:
-    split = [word.partition("=") for word in words]
-    if wrong := [word for word, (_, sign, _) in zip(words, split, strict=True) if not sign]:
-        raise ValueError(f"settings: need KEY=VALUE, got {wrong[0]!r}")
-    return {key: _value(value) for key, _, value in split}
-
-
-def _value(text: str) -> Any:
-    """The value of a JSON text, None for "None", or else the text itself."""
-    try:
-        return None if text == "None" else json.loads(text)
-    except json.JSONDecodeError:
-        return text

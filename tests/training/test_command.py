@@ -10,7 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.preference_records import apart, scene_records
@@ -20,10 +22,17 @@ from mmbdhs import miniature
 from mmbdhs.cli import main
 from mmbdhs.data.jsonl import write_jsonl
 from mmbdhs.losses import ipo_loss
-from mmbdhs.sampling.config import BDHSConfig
-from mmbdhs.training.command import parse_arguments, parse_objective, parse_source
+from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
+from mmbdhs.training.command import parse_arguments
+from mmbdhs.training.command_parts import NamedAnnotator, parse_annotator, parse_objective, parse_source
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.training.pair_sources import DistortedSource, OnlineBDHSSource
+from mmbdhs.training.pair_sources import (
+    DistortedSource,
+    MixedSource,
+    OnlineBDHSSource,
+    OnlinePairsSource,
+    StoredSource,
+)
 
 pytest.importorskip("accelerate")
 
@@ -226,3 +235,38 @@ def test_words_become_sources_and_objectives() -> None:
     assert parse_source(["povid", "noise_steps=300"]) == DistortedSource(300)
     objective = parse_objective(["ipo", "beta=0.5", "per_token=true"])
     assert (objective.loss, objective.settings) == (ipo_loss, {"beta": 0.5})
+
+
+def test_words_become_annotators_and_sources_that_ask_them() -> None:
+    judge = parse_annotator(["endpoint", "client=https://judge.example/v1", "model_name=a-judge", "answers=kept.jsonl"])
+    settings = {"client": "https://judge.example/v1", "model_name": "a-judge", "answers": "kept.jsonl"}
+    assert judge == NamedAnnotator("endpoint", settings)
+    online = OnlinePairsSource(judge, SamplingConfig(temperature=0.7, seed=3))
+    assert parse_source(["online", "temperature=0.7", "seed=3"], judge) == online
+    mixed = MixedSource(StoredSource(), online, 0.25, 3)
+    assert parse_source(["mixed", "p=0.25", "temperature=0.7", "seed=3"], judge) == mixed
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: parse_source(["online"]), "annotator: needs one for the source 'online'"),
+        (lambda: parse_source(["bdhs"], parse_annotator(["likelihood"])), "got the source 'bdhs'"),
+        (lambda: parse_annotator(["oracle"]), "annotator: 'oracle' is unknown; known: endpoint, likelihood, model"),
+        (lambda: parse_annotator(["likelihood", "margn=1"]), "annotator: 'margn' is unknown; is it 'margin'?"),
+        (lambda: parse_annotator(["endpoint", "client=https://a"]), "model_name is missing"),
+    ],
+)
+def test_annotators_that_do_not_fit_are_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("judge", [["likelihood"], ["model", f"model={miniature.path()}", "max_new_tokens=4"]])
+def test_online_and_mixed_pairs_from_a_shell(judge: list[str], arguments: list[str], tmp_path: Path) -> None:
+    source = ["--source", "mixed", "p=0.5", "max_new_tokens=6", "--annotator", *judge]
+    assert main([*arguments, *source, "--max-steps", "1", "--output", str(tmp_path / "out")]) == 0
+    row = json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 1 and "loss" in row
+    recorded = json.loads((tmp_path / "out/run.json").read_text())
+    assert recorded["source"]["second"]["annotator"]["name"] == judge[0]

@@ -1,0 +1,147 @@
+"""The parts of a run that `mmbdhs train` takes by name: sources, objectives, annotators."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmbdhs import losses
+from mmbdhs.logprobs import ResponseLogps
+from mmbdhs.sampling import BDHSConfig, SamplingConfig
+from mmbdhs.training.annotators import Annotator, Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
+from mmbdhs.training.config import check_known
+from mmbdhs.training.objectives import Objective, needs_reference, pairwise, supervised
+from mmbdhs.training.pair_sources import (
+    DistortedSource,
+    MixedSource,
+    OnlineBDHSSource,
+    OnlinePairsSource,
+    PairSource,
+    StoredSource,
+    SupervisedSource,
+)
+from mmbdhs.vlm import Processor
+
+
+@dataclass
+class NamedAnnotator:
+    """The annotator of `--annotator NAME KEY=VALUE …`, which is made once the model has been loaded.
+
+    name: "endpoint", "model" or "likelihood".
+    settings: its arguments; for the last two `model` is the folder or name of a judge's model and processor, without
+        which the policy judges itself.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def load(self, policy: nn.Module, processor: Processor) -> None:
+        """Make the annotator. Raises what its model or its arguments raise."""
+        self._policy = self._judge = policy
+        settings = dict(self.settings)
+        if self.name == "endpoint":
+            self._annotator: Annotator = EndpointAnnotator(**settings)
+            return
+        if (folder := settings.pop("model", None)) is not None:
+            self._judge = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+            processor = AutoProcessor.from_pretrained(folder)
+        kind = ModelAnnotator if self.name == "model" else LikelihoodAnnotator
+        self._annotator = kind(self._judge, processor, **settings)
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[int | None]:
+        self._judge.to(next(self._policy.parameters()).device)
+        return self._annotator(comparisons)
+
+
+def parse_annotator(words: Sequence[str]) -> NamedAnnotator:
+    """The annotator of `--annotator NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
+    kinds = {"endpoint": EndpointAnnotator, "model": ModelAnnotator, "likelihood": LikelihoodAnnotator}
+    name, *settings = words
+    check_known("annotator", [name], kinds)
+    found = parse_settings(settings)
+    known = set(inspect.signature(kinds[name]).parameters) - {"processor"}
+    check_known("annotator", found, known)
+    if missing := {"client", "model_name"} - found.keys() if name == "endpoint" else set():
+        raise ValueError(f"annotator: needs client=URL and model_name=NAME for an endpoint, {min(missing)} is missing")
+    return NamedAnnotator(name, found)
+
+
+def parse_source(words: Sequence[str], annotator: Annotator | None = None) -> PairSource:
+    """The source of `--source NAME KEY=VALUE …`.
+
+    annotator: ranks the responses of `online` and `mixed`.
+
+    Raises ValueError or TypeError for wrong names, and ValueError for a source that lacks an annotator.
+    """
+
+    def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHSSource:
+        return OnlineBDHSSource(BDHSConfig(**config), similarity, with_stored)
+
+    def online(**sampling: Any) -> OnlinePairsSource:
+        if annotator is None:
+            raise ValueError(f"annotator: needs one for the source {name!r}, such as --annotator likelihood")
+        return OnlinePairsSource(annotator, SamplingConfig(**sampling))
+
+    def mixed(p: float = 0.5, **sampling: Any) -> MixedSource:
+        return MixedSource(StoredSource(), online(**sampling), p, sampling.get("seed", 0))
+
+    makers: dict[str, Callable[..., PairSource]] = {
+        "stored": StoredSource,
+        "supervised": SupervisedSource,
+        "bdhs": bdhs,
+        "povid": DistortedSource,
+        "online": online,
+        "mixed": mixed,
+    }
+    name, *settings = words
+    check_known("source", [name], makers)
+    if annotator is not None and name not in ("online", "mixed"):
+        raise ValueError(f"annotator: is used by the sources online and mixed, got the source {name!r}")
+    return makers[name](**parse_settings(settings))
+
+
+def parse_objective(words: Sequence[str]) -> Objective:
+    """The objective of `--loss NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
+    name, *settings = words
+    if name == "sft":
+        return supervised(**parse_settings(settings))
+    functions = {function.removesuffix("_loss"): getattr(losses, function) for function in losses.__all__}
+    pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
+    check_known("loss", [name], ["sft", *pair_losses])
+    return pairwise(pair_losses[name], **parse_settings(settings))
+
+
+def check_fit(source: PairSource, objective: Objective) -> None:
+    """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
+    for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
+    responses = 1 if isinstance(source, SupervisedSource) else 2
+    policy = ResponseLogps(-torch.ones(2, responses, 3), torch.ones(2, responses, 3, dtype=torch.bool))
+    objective(policy, policy.sums if needs_reference(objective) else None)
+
+
+def _compares_pairs(loss: Any) -> bool:
+    """Whether this is a loss of a chosen and a rejected response."""
+    return inspect.isfunction(loss) and "policy_rejected_logps" in inspect.signature(loss).parameters
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """The settings KEY=VALUE by name. Raises ValueError for anything else."""
+    split = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, sign, _) in zip(words, split, strict=True) if not sign]:
+        raise ValueError(f"settings: need KEY=VALUE, got {wrong[0]!r}")
+    return {key: parse_value(value) for key, _, value in split}
+
+
+def parse_value(text: str) -> Any:
+    """The value of a JSON text, None for "None", or else the text itself."""
+    try:
+        return None if text == "None" else json.loads(text)
+    except json.JSONDecodeError:
+        return text
