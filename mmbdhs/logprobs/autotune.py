@@ -74,7 +74,8 @@ def attend(call: LayerCall, rule: MaskRule, windowed: bool, paths: Mapping[str, 
 
 def _kind(call: LayerCall, rule: MaskRule, windowed: bool) -> _Kind:
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.key, call.value))
-    learns |= call.query.device.type == "cuda"  # one path for policy and reference, so that both round alike
+    # One path for policy and reference on a GPU, so that both round alike. Inference mode can take no gradients.
+    learns |= call.query.device.type == "cuda" and not torch.is_inference_mode_enabled()
     return _Kind(LayerShape.of(call, rule), learns, bool(call.softcap), windowed)
 
 

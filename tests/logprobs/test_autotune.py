@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from mmbdhs.logprobs import autotune
@@ -109,6 +110,23 @@ def test_kinds_of_calls_are_measured_one_by_one(on_cuda: pytest.MonkeyPatch, cap
         run(product, call=calls[0])  # like the one without gradients
     assert len(choices(caplog)) == 8
     assert sum("last layer" in message for message in choices(caplog)) == 4
+
+
+def test_policy_and_reference_share_a_path_on_a_gpu() -> None:
+    """Only inference mode, in which nothing can be tried with gradients, is a kind of its own."""
+
+    def kind() -> autotune._Kind:
+        operands = [torch.empty(1, heads, 3, 8, device="cuda") for heads in (4, 2, 2)]
+        return autotune._kind(LayerCall(nn.Identity(), *operands, None, 0.3, 0.0), CAUSAL, False)
+
+    with FakeTensorMode():
+        policy = kind()
+        with torch.no_grad():
+            reference = kind()
+        with torch.inference_mode():
+            inference = kind()
+    assert policy.learns and policy == reference
+    assert inference == replace(policy, learns=False)
 
 
 @pytest.mark.parametrize(
