@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 DIFFUSION_STEPS = 1000
+NOISE_RANGES = ("clip", "wrap", "pixel_values")
 
 
 def visible_image_tokens(seed: int, key: int, iteration: int, count: int, threshold: float) -> Tensor:
@@ -47,21 +50,59 @@ def diffuse(image: np.ndarray, steps: int, noise: np.ndarray) -> np.ndarray:
 
 
 def noisy_images(images: list[Image], steps: int, seed: int, key: int, iteration: int) -> list[Image]:
-    """Diffuse an example's RGB images by `steps` steps. The results are 8-bit images again, so values beyond black and
-    white are clipped.
+    """The images with `Noise` that is clipped."""
+    return Noise(steps, "clip", seed, key, iteration).of_images(images)
 
+
+@dataclass(frozen=True)
+class Noise:
+    """Eq. 9 for an example's images, by addressed draws.
+
+    steps: N, how many steps of diffusion.
+    noise_range: what becomes of values beyond black and white, one of `NOISE_RANGES`. "clip" rounds to 8 bits and clips
+        them. "wrap" keeps their lowest 8 bits, as POVID's code does (github.com/YiyangZhou/POVID): a value a little
+        above white becomes black, which destroys more. "pixel_values" diffuses what the processor makes of the clean
+        images, which are normalised values without bounds.
     seed, key, iteration: address the noise, together with the image's number.
     """
-    return [_noisy(image, steps, (seed, key, iteration, number)) for number, image in enumerate(images)]
 
+    steps: int
+    noise_range: str
+    seed: int
+    key: int
+    iteration: int
 
-def _noisy(image: Image, steps: int, address: tuple[int, int, int, int]) -> Image:
-    from PIL import Image as PILImage
+    def of_images(self, images: list[Image]) -> list[Image]:
+        """The noisy 8-bit images; the images themselves for "pixel_values"."""
+        if self.noise_range == "pixel_values":
+            return images
+        return [self._noisy(image, number) for number, image in enumerate(images)]
 
-    pixels = np.asarray(image, dtype=np.float64) / 255.0
-    noise = _standard_normal(*address, pixels.size).reshape(pixels.shape)
-    noisy = diffuse(pixels, steps, noise).clip(0.0, 1.0)
-    return PILImage.fromarray(np.round(noisy * 255.0).astype(np.uint8))
+    def of_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A processor's output with noisy pixel values; the output itself for the other ranges.
+
+        Raises ExampleError for output without pixel values.
+        """
+        if self.noise_range != "pixel_values":
+            return inputs
+        pixels = inputs.get("pixel_values")
+        if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+            names = ", ".join(map(repr, inputs))
+            raise ExampleError(f"noise_range: 'pixel_values' needs a processor that makes pixel_values, got {names}")
+        noisy = torch.from_numpy(self._diffused(pixels.double().cpu().numpy(), 0))
+        return inputs | {"pixel_values": noisy.to(pixels)}
+
+    def _noisy(self, image: Image, number: int) -> Image:
+        from PIL import Image as PILImage
+
+        levels = 255.0 * self._diffused(np.asarray(image, dtype=np.float64) / 255.0, number)
+        if self.noise_range == "wrap":
+            return PILImage.fromarray((np.trunc(levels).astype(np.int64) % 256).astype(np.uint8))
+        return PILImage.fromarray(np.round(levels.clip(0.0, 255.0)).astype(np.uint8))
+
+    def _diffused(self, values: np.ndarray, number: int) -> np.ndarray:
+        noise = _standard_normal(self.seed, self.key, self.iteration, number, values.size)
+        return diffuse(values, self.steps, noise.reshape(values.shape))
 
 
 def _standard_normal(seed: int, key: int, iteration: int, number: int, count: int) -> np.ndarray:
