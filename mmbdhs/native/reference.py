@@ -183,12 +183,28 @@ def masked_attention(operands: Masked) -> tuple[Tensor, Tensor]:
     queries, keys = a.q.shape[2], a.k.shape[2]
     order = torch.ones(queries, keys, dtype=torch.bool, device=a.q.device)
     seen = a.visible[:, None] & (order.tril(keys - queries) if a.causal else order)
-    factor = score_factor(a.q, a.scale)
-    rows = [softmax_attention(*row, factor, a.softcap) for row in zip(a.q, a.k, a.v, seen, strict=True)]
+    options = (score_factor(a.q, a.scale), a.softcap)
+    rows = [_attend(*row, *options) for row in zip(a.q, a.k, a.v, seen, strict=True)]
     if not rows:
         return torch.empty_like(a.q), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     out, lse = zip(*rows, strict=True)
     return torch.stack(out), torch.stack(lse)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, factor: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """Call `softmax_attention`: once, or with values that are not finite once for each query and its own keys.
+
+    In a product of matrices the weight 0 of a hidden key gives NaN with a value that is not finite.
+    """
+    if len(seen) == 0 or v.isfinite().all():
+        return softmax_attention(q, k, v, seen, factor, softcap)
+    queries = zip(q.unbind(1), seen, strict=True)
+    rows = [
+        softmax_attention(query[:, None], k[:, own], v[:, own], own[None, own], factor, softcap)
+        for query, own in queries
+    ]
+    out, lse = zip(*rows, strict=True)
+    return torch.cat(out, dim=1), torch.cat(lse, dim=1)
 
 
 def _rises(bounds: list[int], total: int) -> bool:

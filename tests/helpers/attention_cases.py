@@ -37,12 +37,51 @@ MASKED = [
 CASES = [("shared_prefix_attention", *case) for case in SHARED_PREFIX]
 CASES += [("masked_attention", *case) for case in MASKED]
 
+# Keys that only some rows of a tile see: their values become infinite or NaN, one of them itself becomes NaN.
+BROKEN = [
+    ("shared_prefix_attention", (7, (4, 2), 64, 129, 9), {}),
+    ("shared_prefix_attention", (40, (2, 2), 128, 300, 31), {"examples": 3}),
+    ("shared_prefix_attention", (5, (7, 1), 72, 31, 0), {"spare": 1}),
+    ("shared_prefix_attention", (9, (8, 1), 256, 129, 5), {"gather": True}),
+    ("shared_prefix_attention", (6, (2, 1), 128, 1134, 3), {"softcap": 30.0}),
+    ("masked_attention", (1, (2, 1), 40, 140, 64), {"causal": True}),
+    ("masked_attention", (2, (7, 1), 9, 31, 72), {"causal": True, "spare": 1}),
+    ("masked_attention", (1, (2, 2), 33, 1134, 128), {"causal": True, "share": 0.8}),
+    ("masked_attention", (2, (2, 2), 40, 40, 256), {"causal": True, "softcap": 30.0}),
+]
+
 Case = tuple[dict[str, Any], tuple[Tensor, Tensor]]
 
 
 def arguments_and_results(op: str, dtype: torch.dtype, shape: tuple, options: dict[str, Any]) -> Case:
     """All arguments of a case, in the order of the op, and what it should give."""
     return {"shared_prefix_attention": shared_prefix, "masked_attention": masked}[op](dtype, shape, **options)
+
+
+def broken(op: str, dtype: torch.dtype, shape: tuple, options: dict[str, Any]) -> Case:
+    """A case with a NaN and infinities among the values, and NaN as the last key that any row sees."""
+    arguments, _ = arguments_and_results(op, dtype, shape, options)
+    if op == "shared_prefix_attention":
+        begins = torch.zeros_like(arguments["prefix_count"])
+        if arguments["example"] is not None:
+            begins = arguments["prefix_offsets"][arguments["example"].long()]
+        ends = (begins + arguments["prefix_count"]).unique()
+        rows = slice(None) if arguments["visible"] is None else arguments["visible"].long()
+        keys = torch.arange(arguments["k_prefix"].shape[1])[rows]
+        seen_last, k, v = keys[ends[ends > 0].long() - 1], arguments["k_prefix"], arguments["v_prefix"]
+    else:
+        queries, keys = shape[2:4]
+        seen_last = keys - queries + torch.arange(1, queries, max(queries // 5, 1))
+        k, v = arguments["k"], arguments["v"]
+    for number, key in enumerate(seen_last.tolist()):
+        v[..., key, number::8] = (torch.nan, torch.inf, -torch.inf)[number % 3]
+    k[..., seen_last[-1], :] = torch.nan
+    truths = {"shared_prefix_attention": truth.shared_prefix, "masked_attention": masked_truth}
+    return arguments, truths[op](arguments)
+
+
+def masked_truth(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return truth.masked(**{name: value for name, value in arguments.items() if name != "scale"})
 
 
 def spaced(x: Tensor, spare: int) -> Tensor:

@@ -17,8 +17,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap:
     q, k, v = q.double(), k.double().repeat_interleave(group, 0), v.double().repeat_interleave(group, 0)
     scores = q @ k.mT * scale
     scores = softcap * (scores / softcap).tanh() if softcap else scores
-    scores = scores.masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1).nan_to_num(0) @ v, scores.logsumexp(-1)
+    lse = scores.masked_fill(~seen, -torch.inf).logsumexp(-1)
+    # Query by query with its own keys: the weight 0 of a hidden key would not hide a value that is not finite.
+    rows = [scores[:, query, None, own].softmax(-1) @ v[:, own] for query, own in enumerate(seen)]
+    return torch.cat(rows, 1), lse
 
 
 def shared_prefix(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from helpers import attention_truth as truth
+from helpers.attention_cases import BROKEN, broken
 from helpers.ragged import int32
 
 from mmbdhs.native import Masked, SharedPrefix, attention, binding, reference
@@ -110,6 +111,26 @@ def test_a_broken_branch_stays_alone(implementation: ModuleType, bad: float, dty
     assert not out[1].isfinite().any()
     keep = torch.tensor([0, 2])
     truth.assert_close((out[keep], lse[keep]), (expected[0][keep], expected[1][keep]))
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op", "shape", "options"), BROKEN)
+def test_broken_keys_reach_those_who_see_them(
+    implementation: ModuleType,
+    op: str,
+    shape: tuple,
+    options: dict,
+    dtype: torch.dtype,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A NaN or an infinity that only some rows of a tile see counts in these rows, and in no other."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    arguments, expected = broken(op, dtype, shape, options)
+    operands = {"shared_prefix_attention": SharedPrefix, "masked_attention": Masked}[op](**arguments)
+    assert 0 < expected[0].isfinite().sum() < expected[0].numel()
+    truth.assert_close(getattr(implementation, op)(operands), expected)
 
 
 def test_nan_scores_give_nan(implementation: ModuleType) -> None:

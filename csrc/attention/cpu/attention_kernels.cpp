@@ -20,15 +20,20 @@ namespace mmbdhs {
 namespace MMBDHS_ISA {
 namespace {
 
+// Makes a row one that has seen no keys yet.
+void clear(RowState& state, int row) {
+    for (int64_t d = 0; d < state.head_dim; d += LANES) write(state.out[row] + d, Vec{});
+    write(state.sums[row], Vec{});
+    state.largest[row] = -INFINITY;
+}
+
 template <class T>
 void load_queries(RowState& state, int count, const void* const* q) {
     const int64_t end = words<T>(state.head_dim);
     for (int row = 0; row < count; ++row) {
         for (int64_t at = 0; at < end; at += LANES)
             write(state.q[row] + at, load_words(static_cast<const T*>(q[row]), at, end));
-        for (int64_t d = 0; d < state.head_dim; d += LANES) write(state.out[row] + d, Vec{});
-        write(state.sums[row], Vec{});
-        state.largest[row] = -INFINITY;
+        clear(state, row);
     }
 }
 
@@ -186,7 +191,10 @@ void accumulate_rows(RowState& state, int row, int count, const void* const* v, 
 
 // ---- passes over the keys --------------------------------------------------------------------------------------
 
-// The addresses of up to TILE keys and values. After the last key they repeat it, so that blocks can be read whole.
+alignas(64) constexpr float ZEROS[MAX_HEAD_DIM] = {};  // a value
+
+// The addresses of up to TILE keys and values, so that blocks can be read whole: after the last key it is repeated, and
+// values are 0.
 struct Tile {
     const void* k[TILE];
     const void* v[TILE];
@@ -200,7 +208,7 @@ struct Tile {
             k[i] = static_cast<const T*>(keys.k) + row * keys.k_row;
             v[i] = static_cast<const T*>(keys.v) + row * keys.v_row;
         }
-        for (int64_t i = count; i < width; ++i) k[i] = k[count - 1], v[i] = v[count - 1];
+        for (int64_t i = count; i < width; ++i) k[i] = k[count - 1], v[i] = ZEROS;
     }
 };
 
@@ -230,6 +238,12 @@ void extend_by(RowState& state, int first, int last, int64_t end, const Keys& ke
     }
 }
 
+inline bool is_finite(const RowState& state, int row) {
+    Vec total = {};
+    for (int64_t d = 0; d < state.head_dim; d += LANES) total += read<Vec>(state.out[row] + d) * 0.0f;
+    return sum(total) == 0;  // infinity and NaN times 0 are NaN
+}
+
 template <class T>
 void extend(RowState& state, int first, int last, const Keys& keys, const int64_t* limits, const Keys* next) {
     int64_t end = 0;
@@ -237,6 +251,13 @@ void extend(RowState& state, int first, int last, const Keys& keys, const int64_
     if (end == 0) return;
     const auto extend_rows = last - first <= FEW_ROWS ? extend_by<T, FEW_ROWS_KEYS<T>> : extend_by<T, TILE>;
     extend_rows(state, first, last, end, keys, limits, next);
+    // The weight 0 of a key that a row does not see gives NaN with a value that is not finite. Such a row begins again,
+    // with its own keys alone.
+    for (int row = first; row < last; ++row) {
+        if (limits[row] == end || is_finite(state, row)) continue;
+        clear(state, row);
+        if (limits[row] > 0) extend_by<T, FEW_ROWS_KEYS<T>>(state, row, row + 1, limits[row], keys, limits, nullptr);
+    }
 }
 
 template <class T>

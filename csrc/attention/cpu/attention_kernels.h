@@ -38,8 +38,8 @@ struct Kernels {
     // The functions that read or write elements exist for float32, bfloat16 and float16, in the order of DType.
     // Load the queries of `count` rows that have seen no keys yet.
     void (*load_queries[3])(RowState&, int count, const void* const* q);
-    // Attend from rows first … last - 1 to the keys 0 … limits[row] - 1. The keys `next` are read afterwards: they are
-    // prefetched.
+    // Attend from rows first … last - 1 to the keys 0 … limits[row] - 1. Rows with different limits must have seen no keys
+    // yet. The keys `next` are read afterwards: they are prefetched.
     void (*extend[3])(RowState&, int first, int last, const Keys&, const int64_t* limits, const Keys* next);
     // Write the results of `count` rows.
     void (*finish[3])(const RowState&, int count, void* const* out, float* const* lse);

@@ -233,7 +233,7 @@ inline Vec exp2(Vec x) {
 #endif
 }
 
-// The coefficients for small arguments are those of tanhf in Cephes.
+// NaN for NaN. The coefficients for small arguments are those of tanhf in Cephes.
 inline Vec tanh(Vec x) {
     const Vec square = x * x;
     Vec p = splat(-5.70498872745e-3f);
@@ -242,7 +242,7 @@ inline Vec tanh(Vec x) {
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
     const Vec size = x < 0.0f ? -x : x;
-    const Vec large = 1.0f - 2.0f / (exp2(2.8853900817779268f * (size < 10.0f ? size : splat(10.0f))) + 1.0f);
+    const Vec large = 1.0f - 2.0f / (exp2(2.8853900817779268f * (size > 10.0f ? splat(10.0f) : size)) + 1.0f);
     return size < 0.625f ? x + x * square * p : (x < 0.0f ? -large : large);
 }
 
