@@ -17,6 +17,7 @@ from mmbdhs.native import _extension
 
 HERE = Path(__file__).parent / "emulator"
 SOURCES = Path(__file__).parents[2] / "csrc"
+WRONG_KERNELS = ("leaves_early", "parts_ways", "overruns", "slips", "strays", "takes_much")
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2}
 _STREAM = 0x5EA
 _GUARD = 1 << 14  # bytes around a buffer, which a wrong kernel may overwrite and a right one leaves unchanged
@@ -35,7 +36,7 @@ def build(folder: Path) -> ctypes.CDLL:
     for op in ("shared_prefix", "masked"):
         getattr(loaded, f"{op}_workspace").restype = ctypes.c_int64
     launchers = ("shared_prefix_attention", "masked_attention", "count_visible", "write_visible")
-    for name in (*launchers, "run_leaves_early", "run_parts_ways", "run_overruns", "run_slips"):
+    for name in (*launchers, *(f"run_{kernel}" for kernel in WRONG_KERNELS)):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
 

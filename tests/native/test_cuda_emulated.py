@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from helpers import attention_truth as truth
-from helpers.attention_cases import CASES, arguments_and_results, shared_prefix
+from helpers.attention_cases import BROKEN, CASES, arguments_and_results, broken, shared_prefix
 from helpers.attention_truth import TOLERANCES, assert_close
 from helpers.emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
 from helpers.ragged import int32, random_keys
@@ -41,8 +41,8 @@ def check_visible(emulated: Extension, threshold: float) -> None:
         assert torch.equal(written.view(torch.int32), indices)
 
 
-def check_attention(op: str, dtype: torch.dtype, shape: tuple, options: dict) -> None:
-    arguments, expected = arguments_and_results(op, dtype, shape, options)
+def check_attention(op: str, dtype: torch.dtype, shape: tuple, options: dict, case=arguments_and_results) -> None:
+    arguments, expected = case(op, dtype, shape, options)
     operands = {"shared_prefix_attention": SharedPrefix, "masked_attention": Masked}[op](**arguments)
     assert_close(getattr(binding, op)(operands), expected)
 
@@ -62,6 +62,13 @@ def test_attention(
 ) -> None:
     emulated.schedule(schedule)
     check_attention(op, dtype, shape, options)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("op", "shape", "options"), BROKEN)
+def test_broken_keys(emulated: Extension, op: str, shape: tuple, options: dict, dtype: torch.dtype) -> None:
+    """A NaN or an infinity that only some rows of a tile see counts in these rows, and in no other."""
+    check_attention(op, dtype, shape, options, broken)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -110,6 +117,8 @@ def test_nothing_to_do(emulated: Extension, dtype: torch.dtype) -> None:
         ("parts_ways", "parts_ways: CUDA launch failed: threads wait at different barriers"),
         ("overruns", "overruns: CUDA launch failed: shared memory was written past its end"),
         ("slips", "slips: CUDA launch failed: a wide access is not aligned"),
+        ("strays", "strays: CUDA launch failed: an address is nobody's"),
+        ("takes_much", "more shared memory than the kernel was allowed"),
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -120,9 +129,9 @@ def test_emulator_notices(emulated: Extension, kernel: str, message: str, schedu
 
 
 def barriers() -> list[str]:
-    """The places "file:line" of all barriers in the kernels."""
+    """The places "file:line" of all barriers, votes and waits for copies in the kernels."""
     files = {path.name: path.read_text().splitlines() for path in sorted(SOURCES.rglob("*.cuh"))}
-    pattern = re.compile(r"__sync(threads|warp)\b")
+    pattern = re.compile(r"__sync(threads|warp)|wait_for_copies\(\);")
     return [f"{name}:{n}" for name, lines in files.items() for n, line in enumerate(lines, 1) if pattern.search(line)]
 
 
@@ -135,6 +144,7 @@ def is_caught(emulated: Extension) -> bool:
             for dtype in (torch.float32, torch.float16):
                 check_attention("shared_prefix_attention", dtype, (5, (2, 1), 64, 129, 9), {})
                 check_attention("masked_attention", dtype, (1, (2, 1), 3, 1134, 64), {"causal": True})
+                check_attention(*BROKEN[0][:1], dtype, *BROKEN[0][1:], broken)
         except (AssertionError, RuntimeError):
             return True
     return False

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t BLOCKS_WANTED = 1024;  // four for each multiprocessor of the largest devices
 constexpr int64_t KEYS_PER_SPLIT = 256;  // at least
+constexpr int64_t KEYS_PER_SUFFIX_SPLIT = 64;
 
 int tiles_of(int64_t count, int64_t size) { return int((count + size - 1) / size); }
 
@@ -49,9 +50,12 @@ Parts parts_of(const SharedPrefix& a, void* workspace) {
         parts.prefix_tiles = tiles_of(a.branches * group, rows);
         parts.suffix_tiles = a.suffix_rows > 0 ? tiles_of(group, rows) : 0;
     });
-    const int wanted = tiles_of(BLOCKS_WANTED, std::max<int64_t>(parts.prefix_tiles * a.kv_heads, 1));
-    parts.splits = std::min(wanted, tiles_of(a.prefix_keys, KEYS_PER_SPLIT));
-    parts.count = parts.splits + (a.suffix_rows > 0);
+    const auto splits = [](int64_t blocks, int64_t keys, int64_t least) {
+        return std::min(tiles_of(BLOCKS_WANTED, std::max<int64_t>(blocks, 1)), tiles_of(keys, least));
+    };
+    parts.splits = splits(parts.prefix_tiles * a.kv_heads, a.prefix_keys, KEYS_PER_SPLIT);
+    parts.suffix_splits = splits(parts.suffix_tiles * a.branches * a.kv_heads, a.suffix_rows, KEYS_PER_SUFFIX_SPLIT);
+    parts.count = parts.splits + parts.suffix_splits;
     parts.out = static_cast<float*>(workspace);
     parts.lse = parts.out + parts.count * a.branches * a.q_heads * a.head_dim;
     return parts;
@@ -66,13 +70,14 @@ int64_t shared_prefix_attention_workspace(const SharedPrefix& a) {
 void shared_prefix_attention_cuda(const SharedPrefix& a, double scale, double softcap, void* workspace, void* stream) {
     const char* const op = "shared_prefix_attention";
     const Parts parts = parts_of(a, workspace);
-    const int64_t tiles = int64_t{parts.prefix_tiles} * parts.splits + parts.suffix_tiles * a.branches;
+    const int64_t tiles =
+        int64_t{parts.prefix_tiles} * parts.splits + parts.suffix_tiles * a.branches * parts.suffix_splits;
     with_kind(a.dtype, a.head_dim, [&](auto kind) {
         using Kind = decltype(kind);
         using T = typename Kind::Element;
         launch(op, tiles * a.kv_heads, sizeof(typename Kind::Memory), stream, shared_prefix_kernel<T, Kind::WIDTH>, a,
                parts, scale_of(scale, softcap));
-        launch(op, a.branches * a.q_heads, 0, stream, combine_kernel<T>, a, parts);
+        launch(op, a.branches * a.q_heads, sizeof(WarpParts), stream, combine_kernel<T>, a, parts);
     });
 }
 

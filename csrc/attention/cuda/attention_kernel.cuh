@@ -7,14 +7,16 @@
 namespace mmbdhs {
 namespace {
 
-// The results of the blocks of shared_prefix_kernel: outputs over their own keys alone, and the lse of these.
+// The results of the blocks of shared_prefix_kernel: outputs over their own keys alone, and the lse of these. Where the
+// lse is -inf, the output may not have been written.
 struct Parts {
-    float* out;        // [splits (+ 1 for the suffixes), branches, q_heads, head_dim]
-    float* lse;        // [splits (+ 1), branches, q_heads]
-    int count;         // splits (+ 1)
-    int splits;        // blocks that share the keys of a prefix
-    int prefix_tiles;  // of query rows, for each key head
-    int suffix_tiles;  // for each branch and key head
+    float* out;         // [count, branches, q_heads, head_dim]
+    float* lse;         // [count, branches, q_heads]
+    int count;          // splits and suffix_splits
+    int splits;         // blocks that share the keys of a prefix
+    int suffix_splits;  // blocks that share the keys of a suffix
+    int prefix_tiles;   // of query rows, for each key head
+    int suffix_tiles;   // for each branch and key head
 };
 
 // The prefix keys of a branch. The count is -1 if the numbers of the branch lead out of the tensors.
@@ -50,72 +52,115 @@ __device__ KeyList<T> suffix_keys(const SharedPrefix& a, int branch, int head) {
     return {k, v, a.ks_row, a.vs_row, nullptr, a.suffix_rows};
 }
 
-// The query rows of a key head, in the order of the branches.
+// The query rows of a key head, in the order of the branches. Their results are parts.
 template <class T>
 struct BranchRows {
+    static constexpr bool ONLY_LSE_IF_EMPTY = true;
     const SharedPrefix& a;
-    const Parts& parts;
     int kv_head, group, first, count, part;
+    bool of_prefix;
+    float *out, *lse;
 
-    __device__ const T* q(int row) const {
-        return static_cast<const T*>(a.q) + branch(row) * a.q_branch + head(row) * a.q_head;
+    __device__ QueryRow<T> row(int number) const {
+        const int64_t branch = (first + number) / group, head = kv_head * group + (first + number) % group;
+        const Span seen = of_prefix ? prefix_of(a, branch) : suffix_of(a, branch);
+        return {static_cast<const T*>(a.q) + branch * a.q_branch + head * a.q_head,
+                (part * a.branches + branch) * a.q_heads + head,
+                {seen.begin, max(seen.count, 0)}};
     }
-    __device__ Span seen(int row) const {
-        const Span span = part < parts.splits ? prefix_of(a, branch(row)) : suffix_of(a, branch(row));
-        return {span.begin, max(span.count, 0)};
-    }
-    __device__ float* out(int row) const { return parts.out + place(row) * a.head_dim; }
-    __device__ float* lse(int row) const { return parts.lse + place(row); }
-
-  private:
-    __device__ int branch(int row) const { return (first + row) / group; }
-    __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
-    __device__ int64_t place(int row) const { return (part * a.branches + branch(row)) * a.q_heads + head(row); }
 };
 
-// The blocks of each key head: first those of the prefix, tile by tile, then those of the suffixes, branch by branch.
+// The blocks of the prefixes, then those of the suffixes. The tile of rows counts fastest, so that blocks that read the
+// same keys run together; then come the key heads.
 template <class T, int D>
 __global__ __launch_bounds__(THREADS, 4) void shared_prefix_kernel(SharedPrefix a, Parts parts, Scale scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS;
-    const int kv_heads = int(a.kv_heads), head = blockIdx.x % kv_heads, work = blockIdx.x / kv_heads;
-    const int group = int(a.q_heads) / kv_heads, suffix_work = work - parts.prefix_tiles * parts.splits;
-    BranchRows<T> rows = {a, parts, head, group, 0, 0, parts.splits};
+    const int kv_heads = int(a.kv_heads), group = int(a.q_heads) / kv_heads;
+    const int work = blockIdx.x, suffix_work = work - parts.prefix_tiles * kv_heads * parts.splits;
+    BranchRows<T> rows = {a, 0, group, 0, 0, 0, suffix_work < 0, parts.out, parts.lse};
     KeyList<T> keys;
-    Part part = {0, 1};
+    Part part;
     if (suffix_work < 0) {
-        part = {work % parts.splits, parts.splits};
-        rows.part = part.index;
-        rows.first = work / parts.splits * ROWS;
+        const int tile = work % parts.prefix_tiles, rest = work / parts.prefix_tiles;
+        rows.kv_head = rest % kv_heads;
+        rows.part = rest / kv_heads;
+        part = {rows.part, parts.splits};
+        rows.first = tile * ROWS;
         rows.count = min(ROWS, int(a.branches) * group - rows.first);
-        keys = prefix_keys<T>(a, head);
+        keys = prefix_keys<T>(a, rows.kv_head);
     } else {
-        const int branch = suffix_work / parts.suffix_tiles, within = suffix_work % parts.suffix_tiles * ROWS;
-        rows.first = branch * group + within;
-        rows.count = min(ROWS, group - within);
-        keys = suffix_keys<T>(a, branch, head);
+        const int tile = suffix_work % parts.suffix_tiles, rest = suffix_work / parts.suffix_tiles;
+        const int branch = rest / kv_heads % int(a.branches), split = rest / kv_heads / int(a.branches);
+        rows.kv_head = rest % kv_heads;
+        rows.part = parts.splits + split;
+        part = {split, parts.suffix_splits};
+        rows.first = branch * group + tile * ROWS;
+        rows.count = min(ROWS, group - tile * ROWS);
+        keys = suffix_keys<T>(a, branch, rows.kv_head);
     }
     attend<T, D>(rows, keys, int(a.head_dim), part, scale);
 }
 
-// Adds up the parts of a branch and query head, one block for each, weighted by their share of the sum of exp(scores).
+// The shared memory of combine_kernel.
+struct WarpParts {
+    static constexpr int COLUMNS = 256;  // the largest head size
+    alignas(16) float sums[WARPS][COLUMNS];
+};
+
+// Adds up a warp's share of the parts of a row, each times its share of the sum of exp(scores).
+__device__ void add_parts(WarpParts& memory, const Parts& parts, int64_t row, int64_t rows, int head_dim, float base) {
+    constexpr int AT_ONCE = 4;  // parts on their way
+    const int warp = threadIdx.x / WARP;
+    for (int column = threadIdx.x % WARP * 4; column < head_dim; column += WARP * 4) {
+        float sums[4] = {};
+        for (int first = warp; first < parts.count; first += AT_ONCE * WARPS) {
+            Vector<float, 4> out[AT_ONCE];
+            float weights[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int part = first + i * WARPS;
+                const float lse = part < parts.count ? parts.lse[part * rows + row] : -INFINITY;
+                weights[i] = expf(lse - base);
+                out[i] = {};
+                if (lse != -INFINITY) out[i] = load<4>(parts.out + (part * rows + row) * head_dim + column);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                for (int e = 0; e < 4; ++e) sums[e] += weights[i] * out[i].at[e];
+            }
+        }
+        store<4>(&memory.sums[warp][column], {{sums[0], sums[1], sums[2], sums[3]}});
+    }
+}
+
+// Adds up the parts of a branch and query head, one block for each.
 template <class T>
 __global__ __launch_bounds__(THREADS) void combine_kernel(SharedPrefix a, Parts parts) {
+    WarpParts& memory = *new (shared_memory) WarpParts;
     const int64_t row = blockIdx.x, rows = a.branches * a.q_heads, branch = row / a.q_heads;
-    const bool valid = prefix_of(a, branch).count >= 0 && suffix_of(a, branch).count >= 0;
     float top = -INFINITY, total = 0;
-    for (int part = 0; part < parts.count; ++part) top = fmaxf(top, parts.lse[part * rows + row]);
+    for (int part = threadIdx.x % WARP; part < parts.count; part += WARP)
+        top = fmaxf(top, parts.lse[part * rows + row]);
+    for (int step = WARP / 2; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, step));
     const float base = top == -INFINITY ? 0 : top;
-    for (int part = 0; part < parts.count; ++part) total += expf(parts.lse[part * rows + row] - base);
-    for (int64_t column = threadIdx.x; column < a.head_dim; column += THREADS) {
-        float sum = 0;
-        for (int part = 0; part < parts.count; ++part) {
-            const float lse = parts.lse[part * rows + row];
-            sum += expf(lse - base) * parts.out[(part * rows + row) * a.head_dim + column];
-        }
-        const float out = total == 0 ? 0 : sum / total;
-        static_cast<T*>(a.out)[row * a.head_dim + column] = from_float<T>(valid ? out : NAN);
-    }
+    for (int part = threadIdx.x % WARP; part < parts.count; part += WARP)
+        total += expf(parts.lse[part * rows + row] - base);
+    for (int step = WARP / 2; step > 0; step /= 2) total += __shfl_xor_sync(FULL_WARP, total, step);
+    add_parts(memory, parts, row, rows, int(a.head_dim), base);
+    __syncthreads();
+    const bool valid = prefix_of(a, branch).count >= 0 && suffix_of(a, branch).count >= 0;
+    const float share = !valid ? NAN : total == 0 ? 0 : 1 / total;
     if (threadIdx.x == 0) a.lse[row] = valid ? top + logf(total) : NAN;
+    const int column = threadIdx.x * CHUNK<T>;
+    if (column >= a.head_dim) return;
+    Chunk<T> chunk;
+#pragma unroll
+    for (int e = 0; e < CHUNK<T>; ++e) {
+        float sum = 0;
+        for (int warp = 0; warp < WARPS; ++warp) sum += memory.sums[warp][column + e];
+        chunk.at[e] = from_float<T>(sum * share);
+    }
+    store(static_cast<T*>(a.out) + row * a.head_dim + column, chunk);
 }
 
 // The visible keys of each batch row.
@@ -150,21 +195,19 @@ __global__ __launch_bounds__(THREADS) void list_visible_kernel(const uint8_t* vi
 // The query rows of a key head, in the order of the queries.
 template <class T>
 struct QueryRows {
+    static constexpr bool ONLY_LSE_IF_EMPTY = false;
     const Masked& a;
     const int32_t* before;
     int batch, kv_head, group, first, count;
+    T* out;
+    float* lse;
 
-    __device__ const T* q(int row) const {
-        return static_cast<const T*>(a.q) + batch * a.q_batch + head(row) * a.q_head + query(row) * a.q_row;
+    __device__ QueryRow<T> row(int number) const {
+        const int64_t query = (first + number) / group, head = kv_head * group + (first + number) % group;
+        return {static_cast<const T*>(a.q) + batch * a.q_batch + head * a.q_head + query * a.q_row,
+                (batch * a.q_heads + head) * a.queries + query,
+                {0, before[a.causal ? a.keys - a.queries + query + 1 : a.keys]}};
     }
-    __device__ Span seen(int row) const { return {0, before[a.causal ? a.keys - a.queries + query(row) + 1 : a.keys]}; }
-    __device__ T* out(int row) const { return static_cast<T*>(a.out) + place(row) * a.head_dim; }
-    __device__ float* lse(int row) const { return a.lse + place(row); }
-
-  private:
-    __device__ int query(int row) const { return (first + row) / group; }
-    __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
-    __device__ int64_t place(int row) const { return (batch * a.q_heads + head(row)) * a.queries + query(row); }
 };
 
 // Each key head of each batch row has `tiles` blocks.
@@ -174,7 +217,8 @@ __global__ __launch_bounds__(THREADS, 4) void masked_kernel(Masked a, VisibleKey
     const int kv_heads = int(a.kv_heads), group = int(a.q_heads) / kv_heads, first = blockIdx.x % tiles * ROWS;
     const int head = blockIdx.x / tiles % kv_heads, batch = blockIdx.x / tiles / kv_heads;
     const int count = min(ROWS, int(a.queries) * group - first);
-    const QueryRows<T> rows = {a, list.before + batch * (a.keys + 1), batch, head, group, first, count};
+    const int32_t* const before = list.before + batch * (a.keys + 1);
+    const QueryRows<T> rows = {a, before, batch, head, group, first, count, static_cast<T*>(a.out), a.lse};
     const T* k = static_cast<const T*>(a.k) + batch * a.k_batch + head * a.k_head;
     const T* v = static_cast<const T*>(a.v) + batch * a.v_batch + head * a.v_head;
     const KeyList<T> keys = {k, v, a.k_row, a.v_row, list.index + batch * a.keys, a.keys};

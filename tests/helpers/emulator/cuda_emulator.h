@@ -1,183 +1,102 @@
-// A CUDA device in plain C++. Every thread of a block is a fibre, which runs until it must wait for others; a schedule
-// chooses which one continues. The emulator shows wrong results, barriers that are missing or never completed, wide
-// loads that are not aligned, and writes past the shared memory. It cannot show races within a warp, or speed.
+// A CUDA device in plain C++. The threads of a block are fibres (fibres.h) or, with MMBDHS_EMULATE_WITH_THREADS, threads
+// (threads.h). Shared memory begins as NaN, and the emulator shows wide accesses that are not aligned and writes past
+// the shared memory.
 #pragma once
 
 #include <math.h>
-#include <setjmp.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <array>
+#include <climits>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #define __device__
 #define __global__
 #define __shared__
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __syncthreads() emulator::device.wait_at(__FILE__, __LINE__)
-#define __builtin_assume_aligned(address, bytes) emulator::device.aligned(address, bytes)
+#define __syncthreads_or(value) emulator::device.vote_at(__FILE__, __LINE__, value)
+#define wait_for_copies() emulator::device.await_copies_at(__FILE__, __LINE__)
+#define __builtin_assume_aligned(address, bytes) emulator::aligned(address, bytes)
 
 struct Index {
     unsigned x;
 };
-inline Index threadIdx, blockIdx;
+inline Index blockIdx;
 
 namespace mmbdhs {
-constexpr size_t SHARED_LIMIT = 48 * 1024;
+constexpr size_t SHARED_LIMIT = 99 * 1024;  // the least that an architecture from sm_80 on gives a block that asks
 alignas(16) inline unsigned char shared_memory[SHARED_LIMIT];
 }  // namespace mmbdhs
 
 namespace emulator {
 
-constexpr int WARP = 32;
+constexpr int WARP = 32, MAX_THREADS = 128;
+constexpr size_t SHARED_WITHOUT_ASKING = 48 * 1024;
 constexpr unsigned char POISON = 0xFF;  // NaN as a float, -1 as an integer
 
-enum Schedule : int { ASCENDING, DESCENDING, RANDOM };
+// Sixteen bytes on their way, or zeros if they come from nowhere.
+struct Copy {
+    void* to;
+    const void* from;
 
-struct Barrier {
-    int needed = 0, arrived = 0, line = 0;
+    void land() const {
+        if (from) {
+            std::memcpy(to, from, 16);
+        } else {
+            std::memset(to, 0, 16);
+        }
+    }
 };
 
-struct Fibre {
-    static constexpr size_t STACK = 256 * 1024;
-    std::unique_ptr<char[]> stack{new char[STACK]};
-    ucontext_t entry;
-    jmp_buf state;
-    bool started, done;
-    const Barrier* waits;
-    int exchanges;
-};
-
-class Device {
+// What the threads of a group give each other. Two sets of slots take turns, so that no thread overwrites a value that
+// another has not read yet.
+template <int COUNT>
+class Exchange {
   public:
-    int schedule = ASCENDING;
-    std::string removed;  // "file:line" of a barrier that is skipped
-    std::string error;    // of the last launch
-    void* stream = nullptr;
-
-    // Runs the kernel, one block after another. Returns false if an error ended it.
-    bool launch(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel) {
-        kernel_ = &kernel;
-        error = shared_bytes > mmbdhs::SHARED_LIMIT ? "too much shared memory" : "";
-        for (blockIdx.x = 0; blockIdx.x < blocks && error.empty(); ++blockIdx.x) run_block(int(threads), shared_bytes);
-        return error.empty();
-    }
-
-    void wait_at(const char* file, int line) {
-        const std::string path = file;
-        if (removed != path.substr(path.rfind('/') + 1) + ":" + std::to_string(line)) wait(block_, line);
-    }
-
-    template <class T>
-    T* aligned(T* address, size_t bytes) {
-        if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("a wide access is not aligned");
-        return address;
-    }
-
-    // Returns what each lane of the warp gives. Two sets of slots alternate, so that no lane overwrites a value that
-    // another has not read yet.
+    static constexpr size_t BYTES = 24;
     template <class V>
-    std::array<V, WARP> exchange(const V& mine) {
-        static_assert(sizeof(V) <= sizeof(Slot));
-        Warp& warp = warps_[threadIdx.x / WARP];
-        auto& slots = warp.slots[fibres_[threadIdx.x].exchanges++ % 2];
-        std::memcpy(&slots[threadIdx.x % WARP], &mine, sizeof mine);
-        wait(warp.barrier, 0);
-        std::array<V, WARP> all;
-        for (int lane = 0; lane < WARP; ++lane) std::memcpy(&all[lane], &slots[lane], sizeof mine);
-        return all;
+    void give(int turn, int member, const V& value) {
+        static_assert(sizeof(V) <= BYTES);
+        std::memcpy(slots_[turn % 2][member].data(), &value, sizeof value);
+    }
+    template <class V>
+    std::array<V, COUNT> all(int turn) const {
+        std::array<V, COUNT> values;
+        for (int i = 0; i < COUNT; ++i) std::memcpy(&values[i], slots_[turn % 2][i].data(), sizeof(V));
+        return values;
     }
 
   private:
-    using Slot = std::array<uint32_t, 6>;
-    struct Warp {
-        Barrier barrier{WARP};
-        std::array<std::array<Slot, WARP>, 2> slots;
-    };
-
-    void run_block(int threads, size_t shared_bytes) {
-        unsigned char* const shared = mmbdhs::shared_memory;
-        std::memset(shared, POISON, mmbdhs::SHARED_LIMIT);
-        block_ = {threads};
-        warps_.assign(threads / WARP, {});
-        fibres_.resize(threads);
-        for (Fibre& fibre : fibres_) prepare(fibre);
-        if (_setjmp(host_) == 0) resume();
-        const bool overrun = std::any_of(shared + shared_bytes, shared + mmbdhs::SHARED_LIMIT,
-                                         [](unsigned char byte) { return byte != POISON; });
-        if (overrun && error.empty()) error = "shared memory was written past its end";
-    }
-
-    void prepare(Fibre& fibre) {
-        fibre.started = fibre.done = false;
-        fibre.waits = nullptr;
-        fibre.exchanges = 0;
-        getcontext(&fibre.entry);
-        fibre.entry.uc_stack.ss_sp = fibre.stack.get();
-        fibre.entry.uc_stack.ss_size = Fibre::STACK;
-        makecontext(&fibre.entry, &Device::enter, 0);
-    }
-
-    static void enter();
-
-    void wait(Barrier& barrier, int line) {
-        if (barrier.arrived > 0 && barrier.line != line) fail("threads wait at different barriers");
-        barrier.line = line;
-        Fibre& self = fibres_[threadIdx.x];
-        self.waits = &barrier;
-        if (++barrier.arrived == barrier.needed) {
-            barrier.arrived = 0;
-            for (Fibre& fibre : fibres_) {
-                if (fibre.waits == &barrier) fibre.waits = nullptr;
-            }
-        }
-        if (_setjmp(self.state) == 0) resume();
-    }
-
-    // Continues with the next thread of the schedule, or with the host if no thread can run.
-    [[noreturn]] void resume() {
-        const unsigned count = unsigned(fibres_.size()), start = schedule == RANDOM ? random_() % count : 0;
-        bool all_done = true;
-        for (unsigned i = 0; i < count; ++i) {
-            const unsigned thread = schedule == DESCENDING ? count - 1 - i : (start + i) % count;
-            Fibre& fibre = fibres_[thread];
-            all_done &= fibre.done;
-            if (fibre.done || fibre.waits) continue;
-            threadIdx.x = thread;
-            if (fibre.started) _longjmp(fibre.state, 1);
-            fibre.started = true;
-            setcontext(&fibre.entry);
-        }
-        if (!all_done) error = "a barrier was never completed";
-        _longjmp(host_, 1);
-    }
-
-    [[noreturn]] void fail(const char* what) {
-        error = what;
-        _longjmp(host_, 1);
-    }
-
-    const std::function<void()>* kernel_;
-    std::vector<Fibre> fibres_;
-    std::vector<Warp> warps_;
-    Barrier block_;
-    jmp_buf host_;
-    std::minstd_rand random_{1};
+    std::array<std::array<std::array<unsigned char, BYTES>, COUNT>, 2> slots_ = {};
 };
 
-inline Device device;
+// Poisons the shared memory before a block runs, and tells afterwards whether the bytes from `used` on are still so.
+inline void poison_shared_memory() { std::memset(mmbdhs::shared_memory, POISON, mmbdhs::SHARED_LIMIT); }
+inline bool is_poisoned_from(size_t used) {
+    return std::all_of(mmbdhs::shared_memory + used, mmbdhs::shared_memory + mmbdhs::SHARED_LIMIT,
+                       [](unsigned char byte) { return byte == POISON; });
+}
 
-inline void Device::enter() {
-    (*device.kernel_)();
-    device.fibres_[threadIdx.x].done = true;
-    device.resume();
+}  // namespace emulator
+
+#ifdef MMBDHS_EMULATE_WITH_THREADS
+#include "threads.h"
+#else
+#include "fibres.h"
+#endif
+
+namespace emulator {
+
+template <class T>
+T* aligned(T* address, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) device.fail("a wide access is not aligned");
+    return address;
 }
 
 }  // namespace emulator
@@ -191,6 +110,29 @@ T max(T a, T b) {
     return a < b ? b : a;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __ballot_sync(unsigned, bool value) {
+    const auto all = emulator::device.exchange(value);
+    unsigned bits = 0;
+    for (int lane = 0; lane < emulator::WARP; ++lane) bits |= unsigned(all[lane]) << lane;
+    return bits;
+}
+inline unsigned __match_any_sync(unsigned, int value) {
+    const auto all = emulator::device.exchange(value);
+    unsigned bits = 0;
+    for (int lane = 0; lane < emulator::WARP; ++lane) bits |= unsigned(all[lane] == value) << lane;
+    return bits;
+}
+// Over the lanes of the mask; lanes with different masks may call it together.
+template <class Pick>
+int reduce_sync(unsigned mask, int value, const Pick& pick) {
+    const auto all = emulator::device.exchange(value);
+    for (int lane = 0; lane < emulator::WARP; ++lane) {
+        if (mask >> lane & 1) value = pick(value, all[lane]);
+    }
+    return value;
+}
+inline int __reduce_max_sync(unsigned mask, int value) { return reduce_sync(mask, value, max<int>); }
+inline int __reduce_min_sync(unsigned mask, int value) { return reduce_sync(mask, value, min<int>); }
 inline int __shfl_up_sync(unsigned, int value, int step) {
     const int lane = threadIdx.x % emulator::WARP;
     return emulator::device.exchange(value)[lane >= step ? lane - step : lane];
@@ -200,6 +142,12 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
 }
 
 namespace mmbdhs {
+
+// The copies of csrc/attention/cuda/async_copies.cuh.
+inline void copy_chunk(void* to, const void* from, bool there) {
+    emulator::device.copy({emulator::aligned(to, 16), there ? emulator::aligned(from, 16) : nullptr});
+}
+inline void commit_copies() { emulator::device.commit_copies(); }
 
 // The warp-wide products of csrc/attention/cuda/tensor_cores.cuh, as the tables of the PTX manual define them.
 template <class T>
@@ -219,7 +167,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 
 template <class T>
 void load_transposed(uint32_t (&b)[2], const T* row) {
-    const auto rows = emulator::device.exchange(emulator::device.aligned(row, 16));
+    const auto rows = emulator::device.exchange(emulator::aligned(row, 16));
     const int lane = threadIdx.x % emulator::WARP;
     for (int i = 0; i < 2; ++i) {
         const T pair[2] = {rows[8 * i + lane % 4 * 2][lane / 4], rows[8 * i + lane % 4 * 2 + 1][lane / 4]};

@@ -37,6 +37,10 @@ __global__ void parts_ways() {
 
 __global__ void overruns() { shared_memory[4 + threadIdx.x] = 1; }
 
+__global__ void strays() { *reinterpret_cast<volatile int*>(8) = 1; }
+
+__global__ void takes_much() {}
+
 __global__ void slips() { load<4>(shared_memory + 2); }
 
 }  // namespace
@@ -51,6 +55,18 @@ const char* run_parts_ways(void* stream) {
 }
 const char* run_overruns(void* stream) {
     return reported([=] { launch("overruns", 2, THREADS, stream, overruns); });
+}
+// Two launches. The second one, past the launcher of the library, with one byte more than the first was allowed.
+const char* run_takes_much(void* stream) {
+    return reported([=] {
+        constexpr size_t MUCH = emulator::SHARED_WITHOUT_ASKING + 1;
+        launch("takes_much", 1, MUCH, stream, takes_much);
+        cudaLaunchConfig_t config = {1, THREADS, MUCH + 1, stream};
+        if (cudaLaunchKernelEx(&config, takes_much) != cudaSuccess) throw std::runtime_error(cudaGetErrorString({}));
+    });
+}
+const char* run_strays(void* stream) {
+    return reported([=] { launch("strays", 2, 0, stream, strays); });
 }
 const char* run_slips(void* stream) {
     return reported([=] { launch("slips", 2, THREADS, stream, slips); });
