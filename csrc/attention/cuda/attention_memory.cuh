@@ -136,16 +136,17 @@ class KeyLoader {
           wanted_(column_ < head_dim),
           aligned_(is_aligned(keys.k, keys.k_row) && is_aligned(keys.v, keys.v_row)) {}
 
-    // Finds the rows of the tile's keys.
+    // Asks for the rows of the tile's keys; load is the first to look at them.
     __device__ void find(const KeyTile& tile) {
+        count_ = tile.count;
+        if (count_ == 0) return;
+        const int32_t first = tile.begin + tile.first;
+        if (keys_.index) {
 #pragma unroll
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const int key = key_ + turn * STEP;
-            rows_[turn] = NOTHING;
-            if (key >= tile.count || !wanted_) continue;
-            const int32_t number = tile.begin + tile.first + key;
-            const int32_t row = keys_.index ? keys_.index[number] : number;
-            rows_[turn] = row >= 0 && row < keys_.rows ? row : MISSING;
+            for (int turn = 0; turn < TURNS; ++turn) rows_[turn] = keys_.index[first + min(key(turn), count_ - 1)];
+        } else {
+#pragma unroll
+            for (int turn = 0; turn < TURNS; ++turn) rows_[turn] = first + key(turn);
         }
     }
 
@@ -161,24 +162,27 @@ class KeyLoader {
 
   private:
     static constexpr int CHUNKS = D / CHUNK<T>, STEP = THREADS / CHUNKS, TURNS = Memory::KEYS / STEP;
-    static constexpr int32_t NOTHING = -1, MISSING = -2;
+
+    __device__ int key(int turn) const { return key_ + turn * STEP; }
 
     template <class Copy>
     __device__ __forceinline__ void each(typename Memory::Stage& stage, const Copy& copy) const {
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
-            const bool missing = rows_[turn] == MISSING, there = rows_[turn] >= 0;
+            const bool wanted = wanted_ && key(turn) < count_;
+            const bool there = wanted && rows_[turn] >= 0 && rows_[turn] < keys_.rows;
             const int64_t row = there ? rows_[turn] : 0;
             const void* const k = keys_.k + row * keys_.k_row + column_;
-            const T* const source = static_cast<const T*>(missing ? NAN_CHUNK : k);
-            copy(&stage.k[key_ + turn * STEP][column_], source, there || missing);
-            copy(&stage.v[key_ + turn * STEP][column_], keys_.v + row * keys_.v_row + column_, there);
+            const T* const source = static_cast<const T*>(there ? k : NAN_CHUNK);
+            copy(&stage.k[key(turn)][column_], source, wanted);
+            copy(&stage.v[key(turn)][column_], keys_.v + row * keys_.v_row + column_, there);
         }
     }
 
     const KeyList<T>& keys_;
     const int key_ = threadIdx.x / CHUNKS, column_ = threadIdx.x % CHUNKS * CHUNK<T>;
     const bool wanted_, aligned_;
+    int count_ = 0;  // of the tile's keys
     int32_t rows_[TURNS];
 };
 
