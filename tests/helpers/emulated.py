@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,20 +18,27 @@ from mmbdhs.native import _extension
 
 HERE = Path(__file__).parent / "emulator"
 SOURCES = Path(__file__).parents[2] / "csrc"
+# The program that needs neither torch nor Python.
+CHECK = [HERE / "cuda_check.cu", *sorted(SOURCES.rglob("*.cu"))]
+CHECK += [SOURCES / "image_mask/image_mask.cpp", SOURCES / "random/philox.cpp"]
 WRONG_KERNELS = ("leaves_early", "parts_ways", "overruns", "slips", "strays", "takes_much")
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2}
 _STREAM = 0x5EA
 _GUARD = 1 << 14  # bytes around a buffer, which a wrong kernel may overwrite and a right one leaves unchanged
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compile the CUDA sources with a C++ compiler."""
-    library = folder / "emulated_kernels.so"
+def compile_for_cpu(output: Path, sources: Iterable[Path], *options: str) -> None:
+    """Compile CUDA sources with a C++ compiler and the emulator's headers."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")))
-    options = ["-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
     folders = [f"-I{HERE / 'fake_cuda_runtime'}", f"-I{SOURCES}"]
-    command = [*compiler.split(), *options, *folders, "-o", library, HERE / "emulated_kernels.cpp"]
-    subprocess.run(command, check=True, timeout=300)
+    always = ["-x", "c++", "-std=c++17", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", *folders]
+    subprocess.run([*compiler.split(), *always, *options, *sources, "-o", output], check=True, timeout=300)
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """Compile the kernels as a library."""
+    library = folder / "emulated_kernels.so"
+    compile_for_cpu(library, [HERE / "emulated_kernels.cpp"], "-O2", "-shared", "-fPIC")
     loaded = ctypes.CDLL(str(library))
     loaded.last_stream.restype = ctypes.c_void_p
     for op in ("shared_prefix", "masked"):
@@ -39,6 +47,13 @@ def build(folder: Path) -> ctypes.CDLL:
     for name in (*launchers, *(f"run_{kernel}" for kernel in WRONG_KERNELS)):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
+
+
+def barriers() -> list[str]:
+    """The places "file:line" of all barriers, votes and waits for copies in the kernels."""
+    files = {path.name: path.read_text().splitlines() for path in sorted(SOURCES.rglob("*.cuh"))}
+    pattern = re.compile(r"__sync(threads|warp)|wait_for_copies\(\);")
+    return [f"{name}:{n}" for name, lines in files.items() for n, line in enumerate(lines, 1) if pattern.search(line)]
 
 
 class Extension:

@@ -1,14 +1,13 @@
 """The CUDA kernels and their launches without a device: the same sources, compiled for the CPU under an emulator."""
 
 import ctypes
-import re
 
 import pytest
 import torch
 from helpers import attention_truth as truth
 from helpers.attention_cases import BROKEN, CASES, arguments_and_results, broken, shared_prefix
 from helpers.attention_truth import TOLERANCES, assert_close
-from helpers.emulated import SCHEDULES, SOURCES, Extension, build, guarded, pointer
+from helpers.emulated import SCHEDULES, Extension, barriers, build, guarded, pointer
 from helpers.ragged import int32, random_keys
 
 from mmbdhs.native import Masked, SharedPrefix, binding, reference
@@ -126,13 +125,6 @@ def test_emulator_notices(emulated: Extension, kernel: str, message: str, schedu
     emulated.schedule(schedule)
     with pytest.raises(RuntimeError, match=message):
         emulated.launch(f"run_{kernel}")
-
-
-def barriers() -> list[str]:
-    """The places "file:line" of all barriers, votes and waits for copies in the kernels."""
-    files = {path.name: path.read_text().splitlines() for path in sorted(SOURCES.rglob("*.cuh"))}
-    pattern = re.compile(r"__sync(threads|warp)|wait_for_copies\(\);")
-    return [f"{name}:{n}" for name, lines in files.items() for n, line in enumerate(lines, 1) if pattern.search(line)]
 
 
 def is_caught(emulated: Extension) -> bool:

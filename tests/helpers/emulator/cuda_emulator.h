@@ -76,6 +76,11 @@ class Exchange {
     std::array<std::array<std::array<unsigned char, BYTES>, COUNT>, 2> slots_ = {};
 };
 
+// Whether "file:line" is this place.
+inline bool is_place(const std::string& place, const std::string& path, int line) {
+    return place == path.substr(path.rfind('/') + 1) + ":" + std::to_string(line);
+}
+
 // Poisons the shared memory before a block runs, and tells afterwards whether the bytes from `used` on are still so.
 inline void poison_shared_memory() { std::memset(mmbdhs::shared_memory, POISON, mmbdhs::SHARED_LIMIT); }
 inline bool is_poisoned_from(size_t used) {

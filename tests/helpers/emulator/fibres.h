@@ -55,7 +55,7 @@ class Device {
     }
 
     void wait_at(const char* file, int line) {
-        if (!is_removed(file, line)) wait(block_, line);
+        if (!is_place(removed, file, line)) wait(block_, line);
     }
 
     // Whether any thread of the block gives true.
@@ -86,7 +86,7 @@ class Device {
     void commit_copies() {}
 
     void await_copies_at(const char* file, int line) {
-        if (is_removed(file, line)) return;
+        if (is_place(removed, file, line)) return;
         self().lands = true;
         leave();
     }
@@ -113,10 +113,6 @@ class Device {
     };
 
     Fibre& self() { return fibres_[threadIdx.x]; }
-
-    bool is_removed(const std::string& path, int line) const {
-        return removed == path.substr(path.rfind('/') + 1) + ":" + std::to_string(line);
-    }
 
     void run_block(int threads, size_t shared_bytes) {
         poison_shared_memory();
