@@ -127,6 +127,14 @@ def test_emulator_notices(emulated: Extension, kernel: str, message: str, schedu
         emulated.launch(f"run_{kernel}")
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [0, 1, 2])
+def test_blocks_that_fit_a_multiprocessor(library: ctypes.CDLL, dtype: int, head_dim: int) -> None:
+    """Four on sm_90 and sm_100, three on sm_80, by shared memory; a block takes 1 KiB more than it asks for."""
+    block = library.shared_memory_of(ctypes.c_int64(dtype), ctypes.c_int64(head_dim)) + 1024
+    assert 4 * block <= 228 * 1024 and 3 * block <= 164 * 1024
+
+
 def is_caught(emulated: Extension) -> bool:
     """Do results differ, or launches fail, under some schedule?"""
     for schedule in SCHEDULES:

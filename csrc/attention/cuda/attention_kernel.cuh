@@ -137,7 +137,7 @@ __device__ void add_parts(WarpParts& memory, const Parts& parts, int64_t row, in
 template <class T>
 __global__ __launch_bounds__(THREADS) void combine_kernel(SharedPrefix a, Parts parts) {
     WarpParts& memory = *new (shared_memory) WarpParts;
-    const int64_t row = blockIdx.x, rows = a.branches * a.q_heads, branch = row / a.q_heads;
+    const int64_t row = blockIdx.x, rows = a.branches * a.q_heads, branch = int(blockIdx.x) / int(a.q_heads);
     float top = -INFINITY, total = 0;
     for (int part = threadIdx.x % WARP; part < parts.count; part += WARP)
         top = fmaxf(top, parts.lse[part * rows + row]);

@@ -87,7 +87,8 @@ struct KeyTile {
     __device__ int seen_by(Span row) const { return row.begin == begin ? max(0, min(row.count - first, count)) : 0; }
 };
 
-// A block's shared memory. The spare columns keep rows that are read together in different banks.
+// A block's shared memory. The spare columns keep rows that are read together in different banks. Four blocks fit a
+// multiprocessor of sm_90 and sm_100, and three one of sm_80.
 template <class T, int D>
 struct Tiles {
     static constexpr int ROWS = TENSOR_CORES<T> ? 32 : 16;
@@ -169,8 +170,9 @@ class KeyLoader {
     __device__ __forceinline__ void each(typename Memory::Stage& stage, const Copy& copy) const {
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
-            const bool wanted = wanted_ && key(turn) < count_;
-            const bool there = wanted && rows_[turn] >= 0 && rows_[turn] < keys_.rows;
+            // No branches between the copies: they would hold up the next one.
+            const bool wanted = wanted_ & (key(turn) < count_);
+            const bool there = wanted & (rows_[turn] >= 0) & (rows_[turn] < keys_.rows);
             const int64_t row = there ? rows_[turn] : 0;
             const void* const k = keys_.k + row * keys_.k_row + column_;
             const T* const source = static_cast<const T*>(there ? k : NAN_CHUNK);

@@ -111,7 +111,8 @@ class TileWalk {
     int segment_ = 0, first_ = 0;
 };
 
-// The weights of a tile, times its values. Every thread has passed a barrier after the weights were written.
+// Adds the weights of a tile times its values, once all threads have written their weights. Only values that some row of
+// the block does not see have to be looked at.
 template <class T, int D>
 __device__ void add_values(const Tiles<T, D>& tiles, Products<T, D>& products, const KeyTile& tile,
                            const typename Tiles<T, D>::Row* v) {
@@ -134,7 +135,6 @@ __device__ void add_values(const Tiles<T, D>& tiles, Products<T, D>& products, c
 template <class T, int D, class Rows>
 __device__ void attend(const Rows& rows, const KeyList<T>& keys, int head_dim, Part part, Scale scale) {
     using Memory = Tiles<T, D>;
-    static_assert(sizeof(Memory) <= 56 * 1024, "four blocks should fit a multiprocessor of sm_90 or sm_100");
     Memory& tiles = *new (shared_memory) Memory;
     if (threadIdx.x < WARP) list_rows(tiles, rows);
     __syncthreads();

@@ -89,6 +89,11 @@ const char* write_visible(uint64_t seed, const int64_t* keys, uint32_t iteration
 }
 
 int64_t shared_prefix_workspace(const SharedPrefix* arguments) { return shared_prefix_attention_workspace(*arguments); }
+int64_t shared_memory_of(int64_t dtype, int64_t head_dim) {
+    int64_t bytes = 0;
+    with_kind(dtype, head_dim, [&](auto kind) { bytes = sizeof(typename decltype(kind)::Memory); });
+    return bytes;
+}
 int64_t masked_workspace(const Masked* arguments) { return masked_attention_workspace(*arguments); }
 
 const char* shared_prefix_attention(const SharedPrefix* arguments, double scale, double softcap, void* workspace,
