@@ -43,7 +43,8 @@ def build(folder: Path) -> ctypes.CDLL:
     loaded.last_stream.restype = ctypes.c_void_p
     for op in ("shared_prefix", "masked"):
         getattr(loaded, f"{op}_workspace").restype = ctypes.c_int64
-    loaded.shared_memory_of.restype = ctypes.c_int64
+    for name in ("shared_memory_of", "tiles_of_block"):
+        getattr(loaded, name).restype = ctypes.c_int64
     launchers = ("shared_prefix_attention", "masked_attention", "count_visible", "write_visible")
     for name in (*launchers, *(f"run_{kernel}" for kernel in WRONG_KERNELS)):
         getattr(loaded, name).restype = ctypes.c_char_p

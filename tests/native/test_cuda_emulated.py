@@ -135,6 +135,21 @@ def test_blocks_that_fit_a_multiprocessor(library: ctypes.CDLL, dtype: int, head
     assert 4 * block <= 228 * 1024 and 3 * block <= 164 * 1024
 
 
+@pytest.mark.parametrize("counts", [[100] * 13, [1], [31, 32, 33, 64, 1, 1000], [7] * 32, []])
+@pytest.mark.parametrize("blocks", [1, 2, 6, 128])
+def test_tiles_are_dealt_round(library: ctypes.CDLL, counts: list[int], blocks: int) -> None:
+    """Every tile of every example has one block, and no block has two tiles more than another."""
+    wanted = [(segment, first) for segment, count in enumerate(counts) for first in range(0, count, 32)]
+    lengths, dealt = int32(*counts), []
+    for index in range(blocks):
+        pairs = torch.empty(len(wanted) + 1, 2, dtype=torch.int32)
+        taken = library.tiles_of_block(pointer(lengths), len(counts), index, blocks, pointer(pairs))
+        dealt.append([tuple(pair) for pair in pairs[:taken].tolist()])
+    assert sorted(tile for tiles in dealt for tile in tiles) == wanted
+    sizes = [len(tiles) for tiles in dealt]
+    assert max(sizes) - min(sizes) <= 1
+
+
 def is_caught(emulated: Extension) -> bool:
     """Do results differ, or launches fail, under some schedule?"""
     for schedule in SCHEDULES:

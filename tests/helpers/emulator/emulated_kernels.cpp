@@ -89,6 +89,19 @@ const char* write_visible(uint64_t seed, const int64_t* keys, uint32_t iteration
 }
 
 int64_t shared_prefix_workspace(const SharedPrefix* arguments) { return shared_prefix_attention_workspace(*arguments); }
+// The tiles that block `index` of `blocks` takes of segments with `counts` keys each: (segment, first key) pairs. Returns
+// how many there are.
+int64_t tiles_of_block(const int32_t* counts, int32_t segments, int32_t index, int32_t blocks, int32_t* pairs) {
+    static Tiles<__half, 128> tiles;
+    tiles.segment_count = segments;
+    for (int32_t i = 0; i < segments; ++i) tiles.segments[i] = {i, counts[i], 0};
+    TileWalk<__half, 128> walk(tiles, {index, blocks});
+    int64_t taken = 0;
+    for (KeyTile tile = walk.take(); tile.count > 0; tile = walk.take(), ++taken)
+        pairs[2 * taken] = tile.begin, pairs[2 * taken + 1] = tile.first;
+    return taken;
+}
+
 int64_t shared_memory_of(int64_t dtype, int64_t head_dim) {
     int64_t bytes = 0;
     with_kind(dtype, head_dim, [&](auto kind) { bytes = sizeof(typename decltype(kind)::Memory); });
