@@ -185,6 +185,8 @@ def _row_backward(
     """
     kv_heads, (queries, keys) = k.shape[0], (q.shape[1], k.shape[1])
     k, v = k[:, None, kept].float(), v[:, None, kept].float()
+    # For products with weights: a key that is not finite makes scores NaN where it is seen, and counts nowhere else.
+    finite_k = k.nan_to_num(0.0, 0.0, 0.0)
     # Query heads that share a key head become one dimension: [Hkv, group, Lq, …].
     q, grad_out, delta, lse = (x.unflatten(0, (kv_heads, -1)) for x in (q, grad_out, delta, lse))
     grad_q, grad_k, grad_v = torch.zeros_like(q, dtype=torch.float32), torch.zeros_like(k), torch.zeros_like(v)
@@ -196,13 +198,13 @@ def _row_backward(
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
         weights = (scores - lse[:, :, at, None]).exp()
-        if causal:
-            last = keys - queries + torch.arange(queries, device=q.device)[at]
-            weights = weights.masked_fill(kept > last[:, None], 0.0)
         grad_scores = weights * (grad_part @ v.mT - delta[:, :, at, None])
         if softcap:
             grad_scores = grad_scores * (1 - (scores / softcap) ** 2)
-        grad_q[:, :, at] = grad_scores @ k * scale
+        if causal:
+            hidden = kept > (keys - queries + torch.arange(queries, device=q.device)[at])[:, None]
+            weights, grad_scores = (x.masked_fill(hidden, 0.0) for x in (weights, grad_scores))
+        grad_q[:, :, at] = grad_scores @ finite_k * scale
         grad_k += (grad_scores.mT @ q_part).sum(1, keepdim=True) * scale
         grad_v += (weights.mT @ grad_part).sum(1, keepdim=True)
     return grad_q.flatten(0, 1), grad_k[:, 0], grad_v[:, 0]

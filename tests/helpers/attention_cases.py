@@ -80,6 +80,24 @@ def broken(op: str, dtype: torch.dtype, shape: tuple, options: dict[str, Any]) -
     return arguments, truths[op](arguments)
 
 
+def weightless(op: str, dtype: torch.dtype, bad: int, good: int) -> Case:
+    """Of 300 keys, key `good` has all the weight; the value of key `bad` is infinite in one place: 0 · ∞ is NaN."""
+    q, k, v = torch.zeros(1, 1, 64), torch.zeros(1, 300, 64), torch.zeros(1, 300, 64)
+    q[..., 0], k[..., 0], k[:, good, 0] = 100.0, -40.0, 40.0
+    v[:, good], v[:, bad, 3] = 1.0, torch.inf
+    out, lse = torch.ones(1, 1, 64, dtype=torch.double), torch.full((1, 1), 500.0, dtype=torch.double)
+    out[..., 3] = torch.nan
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    arguments: dict[str, Any] = {"q": q, "scale": 0.125, "softcap": 0.0}
+    if op == "masked_attention":
+        visible = torch.ones(1, 300, dtype=torch.bool)
+        arguments |= {"q": q[None], "k": k[None], "v": v[None], "visible": visible, "causal": True}
+        return arguments, (out[None], lse[None])
+    arguments |= {"k_prefix": k, "v_prefix": v, "k_suffix": k[None, :, :0], "v_suffix": v[None, :, :0]}
+    arguments |= {"prefix_count": torch.tensor([300]).int(), "suffix_length": torch.tensor([0]).int()}
+    return arguments, (out, lse)
+
+
 def masked_truth(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return truth.masked(**{name: value for name, value in arguments.items() if name != "scale"})
 

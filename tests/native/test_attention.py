@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from helpers import attention_truth as truth
-from helpers.attention_cases import BROKEN, broken
+from helpers.attention_cases import BROKEN, broken, weightless
 from helpers.ragged import int32
 
 from mmbdhs.native import Masked, SharedPrefix, attention, binding, reference
@@ -133,6 +133,26 @@ def test_broken_keys_reach_those_who_see_them(
     truth.assert_close(getattr(implementation, op)(operands), expected)
 
 
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bad", "good"), [(0, 299), (299, 0), (4, 5)])
+@pytest.mark.parametrize(("op", "operands"), [("shared_prefix_attention", SharedPrefix), ("masked_attention", Masked)])
+def test_broken_value_without_weight(
+    implementation: ModuleType,
+    op: str,
+    operands: type,
+    bad: int,
+    good: int,
+    dtype: torch.dtype,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A visible key counts even where its weight rounds to 0."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    arguments, expected = weightless(op, dtype, bad, good)
+    truth.assert_close(getattr(implementation, op)(operands(**arguments)), expected)
+
+
 def test_nan_scores_give_nan(implementation: ModuleType) -> None:
     """Every NaN counts, whatever its bits."""
     arguments = truth.random_shared_prefix(2, (1, 1), 32, 3, 0)
@@ -239,6 +259,25 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch, causal: bool, softcap: float
     wanted = torch.autograd.grad((wanted_out * weights)[seen].sum() + wanted_lse[seen].sum(), operands)
     for gradient, true in zip(got, wanted, strict=True):
         torch.testing.assert_close(gradient, true.nan_to_num(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize(("name", "bad"), [("v", torch.inf), ("v", torch.nan), ("k", torch.nan)])
+def test_gradients_of_queries_before_a_broken_key(name: str, bad: float, softcap: float) -> None:
+    """Queries that do not see it have the gradients that they have with a sound one; those that see it have NaN."""
+    arguments = masked_arguments()
+    arguments["visible"][:] = True
+    q = arguments["q"].requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        out, _ = attention.masked_attention(**arguments, causal=True, softcap=softcap)
+        return torch.autograd.grad(out[..., 0].sum(), q)[0]
+
+    sound = gradient()
+    arguments[name][:, :, 8] = bad  # query i sees the keys up to 4 + i
+    broken = gradient()
+    torch.testing.assert_close(broken[:, :, :4], sound[:, :, :4])
+    assert broken[:, :, 4:].isnan().all() and sound.isfinite().all()
 
 
 def test_decoding_has_no_gradients() -> None:

@@ -1,11 +1,13 @@
 """The CUDA kernels and their launches without a device: the same sources, compiled for the CPU under an emulator."""
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from helpers import attention_truth as truth
-from helpers.attention_cases import BROKEN, CASES, arguments_and_results, broken, shared_prefix
+from helpers.attention_cases import BROKEN, CASES, Case, arguments_and_results, broken, shared_prefix, weightless
 from helpers.attention_truth import TOLERANCES, assert_close
 from helpers.emulated import SCHEDULES, Extension, barriers, build, guarded, pointer
 from helpers.ragged import int32, random_keys
@@ -40,8 +42,8 @@ def check_visible(emulated: Extension, threshold: float) -> None:
         assert torch.equal(written.view(torch.int32), indices)
 
 
-def check_attention(op: str, dtype: torch.dtype, shape: tuple, options: dict, case=arguments_and_results) -> None:
-    arguments, expected = case(op, dtype, shape, options)
+def check_attention(op: str, dtype: torch.dtype, *rest: Any, case: Callable[..., Case] = arguments_and_results) -> None:
+    arguments, expected = case(op, dtype, *rest)
     operands = {"shared_prefix_attention": SharedPrefix, "masked_attention": Masked}[op](**arguments)
     assert_close(getattr(binding, op)(operands), expected)
 
@@ -67,7 +69,15 @@ def test_attention(
 @pytest.mark.parametrize(("op", "shape", "options"), BROKEN)
 def test_broken_keys(emulated: Extension, op: str, shape: tuple, options: dict, dtype: torch.dtype) -> None:
     """A NaN or an infinity that only some rows of a tile see counts in these rows, and in no other."""
-    check_attention(op, dtype, shape, options, broken)
+    check_attention(op, dtype, shape, options, case=broken)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("bad", "good"), [(0, 299), (299, 0), (4, 5)])
+@pytest.mark.parametrize("op", ["shared_prefix_attention", "masked_attention"])
+def test_broken_value_without_weight(emulated: Extension, op: str, bad: int, good: int, dtype: torch.dtype) -> None:
+    """A visible key counts even where its weight rounds to 0."""
+    check_attention(op, dtype, bad, good, case=weightless)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -159,7 +169,7 @@ def is_caught(emulated: Extension) -> bool:
             for dtype in (torch.float32, torch.float16):
                 check_attention("shared_prefix_attention", dtype, (5, (2, 1), 64, 129, 9), {})
                 check_attention("masked_attention", dtype, (1, (2, 1), 3, 1134, 64), {"causal": True})
-                check_attention(*BROKEN[0][:1], dtype, *BROKEN[0][1:], broken)
+                check_attention(BROKEN[0][0], dtype, *BROKEN[0][1:], case=broken)
         except (AssertionError, RuntimeError):
             return True
     return False
