@@ -50,8 +50,9 @@ bool lengths_fit(const int32_t* prefix_count, const int32_t* suffix_length, int6
                  int64_t prefix_keys, const int32_t* example, const int32_t* prefix_offsets, int64_t examples,
                  int64_t prefix_rows, int64_t suffix_rows);
 
-// A row that sees nothing gets the output 0 and the lse -inf. Scores are scale * q·k, then softcap * tanh(score /
-// softcap) if softcap > 0. The arguments must be valid; nothing is checked.
+// A row that sees nothing gets the output 0 and the lse -inf. A key that a row does not see never counts in it, not even
+// if the key or its value is NaN or infinite. Scores are scale * q·k, then softcap * tanh(score / softcap) if softcap >
+// 0. The arguments must be valid; nothing is checked.
 void shared_prefix_attention(const SharedPrefix& arguments, double scale, double softcap, int threads);
 void masked_attention(const Masked& arguments, double scale, double softcap, int threads);
 
@@ -65,7 +66,8 @@ double multiply_add_rounds(int64_t rounds);
 
 // The same on the current CUDA device and the given stream (a cudaStream_t), without waiting for it. The lengths and
 // indices of a SharedPrefix stay on the device: a branch whose numbers lead out of the tensors gets NaN. `workspace`
-// has the size that the first two functions give. Throws std::runtime_error if a launch fails.
+// has the size that the first two functions give; it and `out` are aligned to 16 bytes. Throws std::runtime_error if a
+// launch fails.
 int64_t shared_prefix_attention_workspace(const SharedPrefix& arguments);
 int64_t masked_attention_workspace(const Masked& arguments);
 void shared_prefix_attention_cuda(const SharedPrefix& arguments, double scale, double softcap, void* workspace,

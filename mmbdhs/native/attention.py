@@ -3,8 +3,9 @@
 Operands are float32, bfloat16 or float16, and sums are float32. Head sizes are 32 … 256 in steps of 8. Queries may be
 grouped: query head h reads key head h // (Hq / Hkv). Tensors may have any strides as long as their last dimension is
 contiguous; nothing is copied. Scores are scale · q·k, where scale defaults to 1/√D; with `softcap` > 0 they become
-softcap · tanh(score / softcap). A row that sees no key gets the output 0 and the lse −inf. Lengths and indices on a
-CUDA device are checked too, except while a graph is captured: a branch whose numbers are out of range then returns NaN.
+softcap · tanh(score / softcap). A row that sees no key gets the output 0 and the lse −inf. A NaN or an infinity in a
+key or a value counts only in rows that see the key. Lengths and indices on a CUDA device are checked too, except while
+a graph is captured: a branch whose numbers are out of range then returns NaN.
 """
 
 from __future__ import annotations
