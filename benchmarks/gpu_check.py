@@ -31,6 +31,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "triton", "numpy", "pybind11", "pytest", "hypothesis")
 KEPT_OUTPUT = 4000  # characters of a failing stage's output
 SECONDS = 570  # for all stages; those for which no time is left can be named in another call
+CHECK, CHECK_SOURCES = ROOT / "build" / "gpu-check" / "cuda_check", ROOT / "tests" / "helpers" / "emulator"
+COUNTERS = (
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "gpu__time_duration.sum",
+)
 LEAST = 10  # seconds: with less a stage is not begun
 
 Environment = dict[str, str]
@@ -129,6 +135,43 @@ def build(environment: Environment, limit: float) -> dict[str, Any]:
     return timed(command, limit, environment)
 
 
+def build_check(environment: Environment, limit: float) -> dict[str, Any]:
+    """Build the program that runs every kernel without torch, and run all of its cases."""
+    cuda = ROOT / "csrc"
+    sources = [CHECK_SOURCES / "cuda_check.cu", *sorted(cuda.rglob("*.cu"))]
+    sources += [cuda / "image_mask/image_mask.cpp", cuda / "random/philox.cpp"]
+    CHECK.parent.mkdir(parents=True, exist_ok=True)
+    architecture = f"-arch=sm_{environment['MMBDHS_CUDA_ARCHS']}"
+    command = ["nvcc", "-std=c++17", "-O2", "-lineinfo", architecture, f"-I{cuda}", *map(str, sources)]
+    start = time.monotonic()
+    record = timed([*command, "-o", str(CHECK)], limit, environment)
+    if record["outcome"] == "passed":
+        record |= timed([str(CHECK)], max(limit - (time.monotonic() - start), 1), environment)
+    return record
+
+
+def sanitizer(tool: str, environment: Environment, limit: float) -> dict[str, Any]:
+    """A tool of compute-sanitizer over the program that `build_check` has built."""
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not CHECK.exists() or not Path(path).exists():
+        missing = CHECK.name if Path(path).exists() else "compute-sanitizer"
+        return {"outcome": f"not run: there is no {missing}"}
+    return timed([path, "--tool", tool, "--error-exitcode", "9", str(CHECK), "quick"], limit, environment)
+
+
+def counters(environment: Environment, limit: float) -> dict[str, Any]:
+    """What the device's counters say of the attention kernels: how busy the memory was, and how many warps."""
+    path = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    if not Path(path).exists():
+        return {"outcome": "not run: there is no ncu"}
+    program = [sys.executable, "benchmarks/run.py", "attention", "--quick", "--device", "cuda"]
+    profiler = [path, "--csv", "--metrics", ",".join(COUNTERS), "--launch-count", "12"]
+    profiler += ["--kernel-name", "regex:shared_prefix_kernel|masked_kernel|combine_kernel"]
+    record = timed([*profiler, *program], limit, environment, keep_output=True)
+    rows = [line for line in record.pop("output", "").splitlines() if line.startswith('"')]
+    return record | {"rows": rows}
+
+
 def gpu_tests(environment: Environment, limit: float) -> dict[str, Any]:
     """Counts of outcomes of the tests that need a device, and the text of what failed."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
@@ -165,9 +208,9 @@ def benchmark(name: str, environment: Environment, limit: float) -> dict[str, An
     return record | {"rows": [json.loads(line) for line in lines]}
 
 
-def timed(command: list[str], limit: float, environment: Environment) -> dict[str, Any]:
+def timed(command: list[str], limit: float, environment: Environment, keep_output: bool = False) -> dict[str, Any]:
     """Run in the repository's root. Records the outcome, the seconds, what the library said, and the end of a failure's
-    output."""
+    output, or all output."""
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         # A process group and a file: what a killed compiler left running would hold a pipe open.
@@ -185,16 +228,21 @@ def timed(command: list[str], limit: float, environment: Environment) -> dict[st
     record: dict[str, Any] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
     if said := list(dict.fromkeys(line for line in output.splitlines() if line.startswith("mmbdhs: "))):
         record["said"] = said
+    if keep_output:
+        return record | {"output": output}
     return record if outcome == "passed" else record | {"output": output[-KEPT_OUTPUT:]}
 
 
 # What a first contact needs comes first, and what a kernel may fail at comes before what takes long.
 STAGES = {
-    "build": Stage(build, 100),
+    "build": Stage(build, 90),
+    "check": Stage(build_check, 60),
     "tests": Stage(gpu_tests, 110),
     "decode_step": Stage(partial(benchmark, "decode_step"), 100),
     "sampling": Stage(partial(benchmark, "sampling --shape 7b"), 150),
     "attention": Stage(partial(benchmark, "attention"), 80),
+    **{tool: Stage(partial(sanitizer, tool), 30) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")},
+    "counters": Stage(counters, 60),
     "decode": Stage(partial(benchmark, "decode"), 60),
     "mask": Stage(partial(benchmark, "mask"), 25),
     "prefill": Stage(partial(benchmark, "prefill"), 30),
