@@ -7,6 +7,7 @@ import io
 import os
 import re
 import reprlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +31,7 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTIBLE = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _BITS_OF_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 _FETCH_SECONDS, _FETCH_BYTES = 30, 2**28
+_LOCKS = [threading.Lock() for _ in range(64)]  # Pillow decodes an image, and reads its EXIF data, on first use
 _STARTS_PROGRAMS = {"EPS"}  # Pillow has Ghostscript decode these
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:", re.IGNORECASE)
@@ -156,7 +158,8 @@ def _load_image(image: ImageSource, allow_urls: bool) -> Image:
 
     located, name = locate_image(image, allow_urls=allow_urls), _name(image)
     if isinstance(located, PILImage.Image):
-        return _as_shown(located, name)
+        with _LOCKS[id(located) // 64 % len(_LOCKS)]:  # the same image may belong to several examples
+            return _as_shown(located, name)
     if isinstance(located, str):
         require_file(located)
     with _library("an image that can be decoded", name):
