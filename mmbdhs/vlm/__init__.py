@@ -4,11 +4,11 @@ Everything above sees a model through `VLM`, which is made once per model, and t
 positions and masks that the model prepared for its text decoder. Nothing here knows a model family by name.
 
 Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `vocabulary` (what token
-ids mean to it), `chat_processor` (images, prompt and response become token ids), `decoder_inputs` (the model prepares
-its decoder's inputs and is stopped there), `mask_rules` and `attention_interface` (the mask trick: masks as functions
-of token indices), `path_choice` (what a choice between paths of attention needs), `prompt_attention` (prompts run
-through the decoder without their hidden tokens), `output_head` (logits), `exactness` (leaving tokens out is compared
-with masking them).
+ids mean to it), `chat_processor` (images, prompt and response become token ids; `shared_tokenizer` lets threads do this
+side by side), `decoder_inputs` (the model prepares its decoder's inputs and is stopped there), `mask_rules` and
+`attention_interface` (the mask trick: masks as functions of token indices), `path_choice` (what a choice between paths
+of attention needs), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
+(logits), `exactness` (leaving tokens out is compared with masking them).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -25,6 +25,7 @@ from mmbdhs.vlm.chat_processor import (
     render_turn,
     render_turns,
     reworded,
+    shared_processor,
     text_rule,
     tokenizer_of,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "reworded",
     "rule_of",
     "run_decoder",
+    "shared_processor",
     "step_logits",
     "text_excerpt",
     "text_inputs",

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmbdhs.checks import kind_of
 from mmbdhs.data import Messages, message_text
 from mmbdhs.errors import ExampleError
+from mmbdhs.vlm.shared_tokenizer import SharedTokenizer, TakesTurns
 from mmbdhs.vlm.vocabulary import TextRule, require_unicode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmbdhs.vlm.vlm import VLM
+
+_LOG = logging.getLogger("mmbdhs")
 
 CONTEXT_TOKENS = 8  # enough context to tell how the text of the next token begins
 _STAND_IN = "0response0"  # shows what a chat template writes around a response
@@ -255,6 +262,29 @@ def tokenizer_of(processor: Processor) -> Any:
             f"got {type(tokenizer).__name__}"
         )
     return tokenizer
+
+
+def shared_processor(processor: Processor) -> Processor:
+    """The processor for several threads: calls of its tokenizers take turns, and all else runs side by side.
+
+    Raises the errors of `tokenizer_of`.
+    """
+    tokenizer = tokenizer_of(processor)
+    if isinstance(processor, ProcessorMixin) and vars(processor).get("tokenizer") is tokenizer:
+        shared = copy.copy(processor)
+        for name, value in vars(processor).items():
+            if isinstance(value, PreTrainedTokenizerBase):
+                setattr(shared, name, SharedTokenizer(value))
+        return shared
+    _announce_turns(type(processor).__name__)
+    whole: Any = TakesTurns(processor, SharedTokenizer(tokenizer).lock)
+    whole.tokenizer = SharedTokenizer(tokenizer)
+    return whole
+
+
+@lru_cache(maxsize=64)
+def _announce_turns(name: str) -> None:
+    _LOG.info("images are processed one at a time: %s is no ProcessorMixin with a tokenizer that can be locked", name)
 
 
 def chat_template(processor: Processor) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from mmbdhs.errors import ExampleError
+from mmbdhs.vlm.shared_tokenizer import SharedTokenizer
 
 if TYPE_CHECKING:
     from mmbdhs.vlm.vlm import VLM
@@ -44,6 +45,7 @@ class Vocabulary:
 
         Raises ValueError for a tokenizer with ids that the model has no embeddings for.
         """
+        tokenizer = tokenizer.inner if isinstance(tokenizer, SharedTokenizer) else tokenizer
         size = (len(tokenizer), vlm.embedding_count)
         known: Vocabulary | None = vlm.vocabularies.get(tokenizer)
         if known is None or known.size != size:
@@ -71,7 +73,7 @@ class Vocabulary:
     @cached_property
     def blank_ids(self) -> tuple[int, ...]:
         """The ids that add nothing to a text but white space: ends and other special tokens among them."""
-        tokenizer: Any = self.tokenizer()
+        tokenizer = SharedTokenizer(self.tokenizer())
         ids = sorted(tokenizer.get_vocab().values())
         texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
         return tuple(i for i, text in zip(ids, texts, strict=True) if not text.strip())
