@@ -5,10 +5,10 @@ noise (Eq. 9), cuts every sentence of the reference at random (Eq. 7), lets the 
 joins them, and accepts the response if its meaning differs.
 
 Read in this order: `bdhs` (the public functions), `sampler` (Algorithm 1), `examples` (what is read and encoded),
-`image_corruption` (Eq. 6, 8, 9), `splicing` (Eq. 7) with `sentence_tokens`, `scheduler` (many examples share the
-decoder), `stopping` (where a completion ends), `similarity` (whether the meaning differs), `config` and `results`.
-`responses` samples without a reference, `povid` by teacher forcing, `llm_corruption` by a stronger language model,
-with its answers kept in an `answer_file`.
+`reader_pool` (threads that read ahead), `image_corruption` (Eq. 6, 8, 9), `splicing` (Eq. 7) with `sentence_tokens`,
+`scheduler` (many examples share the decoder), `stopping` (where a completion ends), `similarity` (whether the meaning
+differs), `config` and `results`. `responses` samples without a reference, `povid` by teacher forcing, `llm_corruption`
+by a stronger language model, with its answers kept in an `answer_file`.
 """
 
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from mmbdhs.sampling.responses import in_order
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, checked_result
 from mmbdhs.sampling.sampler import Sampler
 from mmbdhs.sampling.similarity import SimilarityModel, resolve_similarity
-from mmbdhs.vlm import VLM, Processor
+from mmbdhs.vlm import VLM, Processor, shared_processor
 
 
 def bdhs_sample(
@@ -66,8 +67,10 @@ def iter_bdhs_samples(
 ) -> Iterator[tuple[int, BDHSSample | BDHSFailure]]:
     """`bdhs_sample` for streams: takes iterables and yields (index, result) as results finish.
 
-    Memory does not grow with the number of examples. The model is in evaluation mode until the generator ends or is
-    closed. With on_error="raise" all samples that are finished are yielded before the error is raised.
+    Memory does not grow with the number of examples. The iterables are taken from in the caller's thread: whenever the
+    model has room for an example, and then up to twice `config.num_workers` ahead. The model is in evaluation
+    mode, and the threads that read are alive, until the generator ends or is closed. All samples that are finished are
+    yielded before an error is raised, whether it comes from an example, an iterable, a thread or Ctrl-C.
     """
     check_on_error(on_error)
     each_of(images=images, prompts=prompts, references=references, **given(keys=keys))
@@ -75,9 +78,10 @@ def iter_bdhs_samples(
     instance("config", config, BDHSConfig)
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
-    sampler = Sampler(vlm, processor, config, resolve_similarity(similarity))
-    with vlm.held_in_evaluation_mode():
-        for index, result in sampler.run(numbered(images, prompts, references, keys=keys)):
+    sampler = Sampler(vlm, shared_processor(processor), config, resolve_similarity(similarity))
+    rows = numbered(images, prompts, references, keys=keys)
+    with vlm.held_in_evaluation_mode(), closing(sampler.run(rows)) as results:
+        for index, result in results:
             if isinstance(result, BDHSFailure) and on_error == "raise":
                 yield from sampler.finished()
             yield index, checked_result(result, on_error)

@@ -9,6 +9,7 @@ from mmbdhs.native import ADDRESS_LAYOUT
 from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS
 
 _MOST_TOKENS = 2**17  # of a response; every token's draw is made beforehand
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class SamplingConfig:
     max_new_tokens: the most tokens of a whole response.
     seed: of every draw.
     max_branches: how many continuations decode at a time.
+    num_workers: how many threads read and process images while the model runs; 0 to do so in between. None: 4, or 0 for
+        a model on the CPU, which needs the cores itself. Results do not depend on it.
     """
 
     temperature: float = 1.0
@@ -29,6 +32,7 @@ class SamplingConfig:
     max_new_tokens: int = 256
     seed: int = 0
     max_branches: int = 64
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         at_least_zero(temperature=self.temperature)
@@ -39,6 +43,8 @@ class SamplingConfig:
         integer("max_new_tokens", self.max_new_tokens, 1, _MOST_TOKENS)
         integer("seed", self.seed, 0, 2**64 - 1)
         integer("max_branches", self.max_branches, 1, 2**31)
+        if self.num_workers is not None:
+            integer("num_workers", self.num_workers, 0, _MOST_WORKERS)
 
     @property
     def usual_tokens(self) -> int:

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
 from mmbdhs.data import (
     Images,
     Messages,
@@ -82,6 +86,18 @@ class PromptExample:
 
 
 @dataclass(frozen=True)
+class ProcessedExample:
+    """An example as the processor leaves it, on the CPU.
+
+    inputs: the processor's output, of batch size 1.
+    prompt_length: number of tokens before the reference.
+    """
+
+    inputs: dict[str, Any]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
 class EncodedExample:
     """An example as the decoder takes it.
 
@@ -94,7 +110,7 @@ class EncodedExample:
 
 
 class ExampleReader:
-    """Reads examples for one model and processor.
+    """Reads examples for one model and processor. `encode` runs the model; the other methods may run in any thread.
 
     generated: the most tokens that will follow prompt and reference.
 
@@ -136,26 +152,32 @@ class ExampleReader:
         key = content_key(chat, reference, loaded) if is_null(key) else key
         return PromptExample(index, key, loaded, messages, chat.template_arguments)
 
-    def encode(self, example: Example, images: list[Image]) -> EncodedExample:
-        """Encode an example with `images` in place of its own. Raises ExampleError for one beyond the context."""
-        batch, length = encode_turn(self._processor, example.turn, images, self._vlm.device, self._vlm.dtype)
-        return self._captured(batch, length)
+    def process(self, example: Example, images: list[Image]) -> ProcessedExample:
+        """Process an example with `images` in place of its own. Raises ExampleError for one beyond the context."""
+        inputs, length = encode_turn(self._processor, example.turn, images, torch.device("cpu"), self._vlm.dtype)
+        return self._fitting(inputs, length)
 
-    def encode_prompt(self, example: PromptExample) -> EncodedExample:
+    def process_prompt(self, example: PromptExample) -> ProcessedExample:
         """The same for a prompt without a reference."""
-        place = self._vlm.device, self._vlm.dtype
-        batch = encode_prompt(self._processor, example.messages, example.images, *place, example.template_arguments)
-        return self._captured(batch, batch["input_ids"].shape[1])
+        place = torch.device("cpu"), self._vlm.dtype
+        inputs = encode_prompt(self._processor, example.messages, example.images, *place, example.template_arguments)
+        return self._fitting(inputs, inputs["input_ids"].shape[1])
 
-    def _captured(self, batch: dict[str, Any], prompt_length: int) -> EncodedExample:
-        ids = batch["input_ids"][0]
-        if len(ids) > self._vlm.context_length:
-            fits_alone = prompt_length < min(len(ids), self._vlm.context_length)
+    def _fitting(self, inputs: dict[str, Any], prompt_length: int) -> ProcessedExample:
+        length = inputs["input_ids"].shape[1]
+        if length > self._vlm.context_length:
+            fits_alone = prompt_length < min(length, self._vlm.context_length)
             name = "references" if fits_alone else "prompts"
-            raise self._too_long(name, prompt_length, len(ids) - prompt_length)
-        inputs = capture_decoder_inputs(self._vlm, batch, prompt_length)
+            raise self._too_long(name, prompt_length, length - prompt_length)
+        return ProcessedExample(inputs, prompt_length)
+
+    def encode(self, example: ProcessedExample) -> EncodedExample:
+        """Encode the images, and what surrounds them, as the text decoder takes them."""
+        device, length = self._vlm.device, example.prompt_length
+        batch = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, example.inputs)
+        inputs, ids = capture_decoder_inputs(self._vlm, batch, length), batch["input_ids"][0]
         check_decoding(self._vlm, inputs, ids, len(ids) + self._generated)
-        return EncodedExample(inputs, tuple(ids[:prompt_length][-CONTEXT_TOKENS:].tolist()))
+        return EncodedExample(inputs, tuple(ids[:length][-CONTEXT_TOKENS:].tolist()))
 
     def _too_long(self, name: str, prompt_length: int, response_length: int) -> ExampleError:
         return ExampleError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from mmbdhs.data import Images, Prompt
 from mmbdhs.decoding import token_chooser
 from mmbdhs.errors import ExampleError, NonFiniteError
 from mmbdhs.sampling.config import BDHSConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, Example, ExampleReader, numbered
+from mmbdhs.sampling.examples import (
+    EXAMPLE_ERRORS,
+    EncodedExample,
+    Example,
+    ExampleReader,
+    ProcessedExample,
+    numbered,
+)
 from mmbdhs.sampling.image_corruption import noisy_images
+from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.results import BDHSFailure, POVIDSample, checked_result
-from mmbdhs.vlm import VLM, Processor, decode_after, logits_of, run_decoder, tokenizer_of
+from mmbdhs.vlm import VLM, Processor, decode_after, logits_of, run_decoder, shared_processor, tokenizer_of
 
 
 def povid_sample(
@@ -29,44 +38,62 @@ def povid_sample(
     seed: int = 0,
     keys: Sequence[int | str] | None = None,
     on_error: str = "raise",
+    num_workers: int | None = None,
 ) -> list[POVIDSample | BDHSFailure]:
     """Predict every token of each reference from the tokens before it and a diffused image, in one forward.
 
     noise_steps: how many steps of Eq. 8 diffuse the image.
     seed: of the noise.
+    num_workers: as in `SamplingConfig`.
 
     The other arguments, and the errors, are those of `bdhs_sample`.
     """
     equal_lengths(images=images, prompts=prompts, references=references, **given(keys=keys))
     check_on_error(on_error)
-    config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0)
-    vlm = VLM.of(model)
+    config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0, num_workers=num_workers)
+    vlm, processor = VLM.of(model), shared_processor(processor)
     vlm.require_whole_parameters()
     reader = ExampleReader(vlm, processor)
+    rows = numbered(images, prompts, references, keys=keys)
     results: list[POVIDSample | BDHSFailure] = []
-    with vlm.evaluation_mode(), torch.no_grad():
-        for index, image, prompt, reference, key in numbered(images, prompts, references, keys=keys):
-            try:
-                example = reader.read(index, image, prompt, reference, key)
-                result: POVIDSample | BDHSFailure = _distort(vlm, tokenizer_of(processor), reader, example, config)
-            except EXAMPLE_ERRORS as error:
-                result = BDHSFailure(key, index, str(error))
+    with vlm.evaluation_mode(), torch.no_grad(), ReaderPool(num_workers, vlm.device) as readers:
+        for found in readers.map(partial(_read, reader, config), rows):
+            result = found if isinstance(found, BDHSFailure) else _distort(vlm, tokenizer_of(processor), reader, *found)
             results.append(checked_result(result, on_error))
     return results
 
 
+def _read(
+    reader: ExampleReader, config: BDHSConfig, row: tuple[Any, ...]
+) -> tuple[Example, ProcessedExample] | BDHSFailure:
+    """An example with noise on its images, or its failure. Runs in the readers' threads."""
+    index, images, prompt, reference, key = row
+    try:
+        example = reader.read(index, images, prompt, reference, key)
+        noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
+        return example, reader.process(example, noisy)
+    except EXAMPLE_ERRORS as error:
+        return BDHSFailure(key, index, str(error))
+
+
 def _distort(
-    vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, config: BDHSConfig
+    vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, inputs: ProcessedExample
 ) -> POVIDSample | BDHSFailure:
-    noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
-    encoded = reader.encode(example, noisy)
-    hidden = run_decoder(vlm, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
-    ids = token_chooser(vlm, tokenizer, temperature=0.0)(logits_of(vlm, hidden), None).tolist()
-    if min(ids) < 0:
-        raise NonFiniteError("the model's logits are NaN or infinite")
-    rejected = decode_after(tokenizer, encoded.prompt_tail, ids).strip()
+    try:
+        ids, rejected = _predicted(vlm, tokenizer, reader.encode(inputs))
+    except EXAMPLE_ERRORS as error:
+        return BDHSFailure(example.key, example.index, str(error))
     try:
         reader.rule.require_response("the model's response", rejected)
     except ExampleError as error:
         return BDHSFailure(example.key, example.index, str(error), no_response=True)
     return POVIDSample(example.key, rejected, tuple(ids))
+
+
+def _predicted(vlm: VLM, tokenizer: Any, encoded: EncodedExample) -> tuple[list[int], str]:
+    """The arg-max after each number of the reference's tokens, and its text."""
+    hidden = run_decoder(vlm, [encoded.inputs])[0, encoded.inputs.prompt_length - 1 : -1]
+    ids = token_chooser(vlm, tokenizer, temperature=0.0)(logits_of(vlm, hidden), None).tolist()
+    if min(ids) < 0:
+        raise NonFiniteError("the model's logits are NaN or infinite")
+    return ids, decode_after(tokenizer, encoded.prompt_tail, ids).strip()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,12 @@ from mmbdhs.data import Images, Prompt, as_key, key_address
 from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
 from mmbdhs.sampling.config import SamplingConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader, PromptExample, numbered
+from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader, ProcessedExample, PromptExample, numbered
+from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.results import BDHSFailure, SampledResponse, checked_result
 from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.stopping import ResponseBranch
-from mmbdhs.vlm import VLM, DecoderInputs, Processor
+from mmbdhs.vlm import VLM, DecoderInputs, Processor, shared_processor
 
 Keys = int | str | Sequence[int | str]
 
@@ -69,8 +71,8 @@ def iter_responses(
 ) -> Iterator[tuple[int, list[SampledResponse] | BDHSFailure]]:
     """`sample_responses` for streams: takes iterables and yields (index, responses) as they finish.
 
-    Memory does not grow with the number of prompts. The model is in evaluation mode until the generator ends or is
-    closed.
+    How the iterables are taken from, and what the generator holds until it ends or is closed, is as in
+    `iter_bdhs_samples`.
     """
     check_on_error(on_error)
     each_of(images=images, prompts=prompts, **given(keys=keys))
@@ -79,9 +81,9 @@ def iter_responses(
     instance("config", config, SamplingConfig)
     vlm = VLM.of(model)
     vlm.require_whole_parameters()
-    sampler = _ResponseSampler(vlm, processor, config, num_return_sequences)
-    with vlm.held_in_evaluation_mode():
-        for index, result in sampler.run(numbered(images, prompts, keys=keys)):
+    sampler = _ResponseSampler(vlm, shared_processor(processor), config, num_return_sequences)
+    with vlm.held_in_evaluation_mode(), closing(sampler.run(numbered(images, prompts, keys=keys))) as results:
+        for index, result in results:
             yield index, checked_result(result, on_error)
 
 
@@ -139,6 +141,7 @@ class _Request:
     """A prompt on its way, and its responses once they have started."""
 
     example: PromptExample
+    inputs: ProcessedExample
     keys: Sequence[int | str]
     responses: list[ResponseBranch] = field(default_factory=list)
 
@@ -148,35 +151,45 @@ class _ResponseSampler:
         self._vlm, self._config, self._count = vlm, config, count
         self._reader = ExampleReader(vlm, processor, config.max_new_tokens)
         self._scheduler: Scheduler[_Request] = Scheduler(vlm, processor, config)
-        self._source: Iterator[tuple[Any, ...]] = iter(())
+        self._source: Iterator[_Request | tuple[int, BDHSFailure]] = iter(())
         self._exhausted = False
         self._unreadable: list[tuple[int, BDHSFailure]] = []
 
-    def run(self, prompts: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, list[SampledResponse] | BDHSFailure]]:
+    def run(self, prompts: Iterable[tuple[Any, ...]]) -> Generator[tuple[int, list[SampledResponse] | BDHSFailure]]:
         """Yield (index, result) as results finish.
 
         prompts: rows (index, images, prompt, key).
         """
-        self._source = iter(prompts)
-        while not self._exhausted or len(self._scheduler):
-            with self._vlm.evaluation_mode(), torch.no_grad():
-                ended = self._scheduler.advance(self._next_request, self._start)
-            yield from self._unreadable
-            self._unreadable = []
-            for request, error in ended:
-                example = request.example
-                failure = BDHSFailure(example.key, example.index, str(error))
-                yield example.index, _responses(request) if error is None else failure
+        with ReaderPool(self._config.num_workers, self._vlm.device) as readers:
+            self._source = readers.map(self._read, prompts)
+            while not self._exhausted or len(self._scheduler):
+                with self._vlm.evaluation_mode(), torch.no_grad():
+                    ended = self._scheduler.advance(self._next_request, self._start)
+                yield from self._unreadable
+                self._unreadable = []
+                for request, error in ended:
+                    example = request.example
+                    failure = BDHSFailure(example.key, example.index, str(error))
+                    yield example.index, _responses(request) if error is None else failure
 
     def _next_request(self) -> _Request | None:
-        for index, images, prompt, key in self._source:
-            try:
-                example = self._reader.read_prompt(index, images, prompt, key)
-                return _Request(example, self._keys(example))
-            except EXAMPLE_ERRORS as error:
-                self._unreadable.append((index, BDHSFailure(key, index, str(error))))
+        for found in self._source:
+            if isinstance(found, _Request):
+                return found
+            self._unreadable.append(found)
         self._exhausted = True
         return None
+
+    def _read(self, row: tuple[Any, ...]) -> _Request | tuple[int, BDHSFailure]:
+        """A row of the stream as a request that can start, or its failure. Runs in the readers' threads."""
+        index, images, prompt, key = row
+        try:
+            example = self._reader.read_prompt(index, images, prompt, key)
+            keys = self._keys(example)
+            key = example.key
+            return _Request(example, self._reader.process_prompt(example), keys)
+        except EXAMPLE_ERRORS as error:
+            return index, BDHSFailure(key, index, str(error))
 
     def _keys(self, example: PromptExample) -> Sequence[int | str]:
         """The key of each response: the prompt's key with the response's number, or what the user gave."""
@@ -188,7 +201,7 @@ class _ResponseSampler:
         return [as_key(one) for one in key]
 
     def _start(self, request: _Request) -> Started:
-        encoded = self._reader.encode_prompt(request.example)
+        encoded = self._reader.encode(request.inputs)
         addresses = [key_address(key) for key in request.keys]
         request.responses = whole_responses(self._config, encoded.inputs, encoded.prompt_tail, addresses, iteration=1)
         return encoded.inputs, request.responses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.config import BDHSConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader
+from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader, ProcessedExample
 from mmbdhs.sampling.image_corruption import noisy_images, visible_image_tokens
+from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.responses import token_draws, whole_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample
 from mmbdhs.sampling.scheduler import Scheduler, Started
@@ -32,7 +33,7 @@ Result = tuple[int, BDHSSample | BDHSFailure]
 class _Pair:
     """An example on its way through the iterations.
 
-    encoded: prompt and reference as the decoder takes them, with the images of the current iteration.
+    inputs: prompt and reference with the images of the current iteration, before or after the model encoded them.
     visible: indices of the image tokens that this iteration sees.
     sentences: the branches of a guided iteration.
     response: the branch of an unguided iteration.
@@ -41,8 +42,8 @@ class _Pair:
 
     example: Example
     reference: Reference
+    inputs: ProcessedExample | EncodedExample
     iteration: int = 0
-    encoded: EncodedExample | None = None
     visible: Tensor = field(default_factory=lambda: torch.empty(0))
     sentences: Sequence[SentenceBranch] = ()
     response: ResponseBranch | None = None
@@ -52,9 +53,9 @@ class _Pair:
 class Sampler:
     """Runs Algorithm 1 for one model.
 
-    Each example iterates: `_start` restricts the image (Eq. 6 or 9) and cuts the reference (Eq. 7), the scheduler
-    decodes the branches of many examples together, and `_score` accepts the joined response or lets the example start
-    once more.
+    Examples are read ahead of the model. Each example iterates: `_start` restricts the image (Eq. 6 or 9) and cuts the
+    reference (Eq. 7), the scheduler decodes the branches of many examples together, and `_score` accepts the joined
+    response or lets the example start once more.
 
     similarity: (responses, references) -> how alike each pair is.
     """
@@ -63,22 +64,30 @@ class Sampler:
         self._vlm, self._processor, self._config, self._similarity = vlm, processor, config, similarity
         self._reader = ExampleReader(vlm, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         self._scheduler: Scheduler[_Pair] = Scheduler(vlm, processor, config)
-        self._source: Iterator[tuple[Any, ...]] = iter(())
+        self._readers = ReaderPool(config.num_workers, vlm.device)
+        self._source: Iterator[_Pair | Result] = iter(())
         self._exhausted = False
-        self._again: deque[_Pair] = deque()  # too similar, to be sampled once more
+        self._again: deque[Callable[[], _Pair | Result]] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
         self._unreadable: list[Result] = []
 
-    def run(self, examples: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    def run(self, examples: Iterable[tuple[Any, ...]]) -> Generator[Result]:
         """Yield (index, result) as results finish, of those that finish together failures last.
 
         examples: rows (index, images, prompt, reference, key).
+
+        An error that ends the run, KeyboardInterrupt included, is raised after the samples that are finished.
         """
-        self._source = iter(examples)
-        while not self._exhausted or self._again or self._unscored or len(self._scheduler):
-            with self._vlm.evaluation_mode(), torch.no_grad():
-                results = self._advance()
-            yield from sorted(results, key=lambda result: isinstance(result[1], BDHSFailure))
+        with self._readers:
+            self._source = self._readers.map(self._read, examples)
+            while not self._exhausted or self._again or self._unscored or len(self._scheduler):
+                try:
+                    with self._vlm.evaluation_mode(), torch.no_grad():
+                        results = self._advance()
+                except BaseException:
+                    yield from self.finished()
+                    raise
+                yield from sorted(results, key=lambda result: isinstance(result[1], BDHSFailure))
 
     def finished(self) -> list[Result]:
         """The samples that are accepted among the responses that wait to be scored."""
@@ -109,28 +118,59 @@ class Sampler:
         except ExampleError as error:
             if pair.iteration == self._config.max_iterations:
                 return [_failure(pair.example.index, pair.example.key, error, no_response=True)]
-            self._again.append(pair)
+            self._draw_again(pair)
         else:
             self._unscored.append(pair)
         return []
 
+    def _draw_again(self, pair: _Pair) -> None:
+        """Queue a pair for its next iteration, for which the readers process other noise."""
+        noisy = self._config.noise_steps > 0
+        self._again.append(self._readers.submit(self._read_again, pair).result if noisy else lambda: pair)
+
     def _next_pair(self) -> _Pair | None:
-        if self._again:
-            return self._again.popleft()
-        for index, images, prompt, reference, key in self._source:
-            try:
-                example = self._reader.read(index, images, prompt, reference, key)
-                return _Pair(example, Reference(self._processor, example.turn, example.reference))
-            except EXAMPLE_ERRORS as error:
-                self._unreadable.append(_failure(index, key, error))
-        self._exhausted = True
-        return None
+        """The next pair that can start; keeps the failures before it."""
+        while True:
+            found = self._again.popleft()() if self._again else next(self._source, None)
+            if isinstance(found, _Pair):
+                return found
+            if found is None:
+                self._exhausted = True
+                return None
+            self._unreadable.append(found)
+
+    def _read(self, row: tuple[Any, ...]) -> _Pair | Result:
+        """A row of the stream as a pair that can start, or its failure. Runs in the readers' threads."""
+        index, images, prompt, reference, key = row
+        try:
+            example = self._reader.read(index, images, prompt, reference, key)
+            key = example.key
+            return _Pair(
+                example, Reference(self._processor, example.turn, example.reference), self._process(example, 1)
+            )
+        except EXAMPLE_ERRORS as error:
+            return _failure(index, key, error)
+
+    def _read_again(self, pair: _Pair) -> _Pair | Result:
+        """The pair with the images of its next iteration, or its failure. Runs in the readers' threads."""
+        try:
+            pair.inputs = self._process(pair.example, pair.iteration + 1)
+        except EXAMPLE_ERRORS as error:
+            return _failure(pair.example.index, pair.example.key, error)
+        return pair
+
+    def _process(self, example: Example, iteration: int) -> ProcessedExample:
+        images, steps = example.images, self._config.noise_steps
+        if steps:
+            images = noisy_images(images, steps, self._config.seed, example.address, iteration)
+        return self._reader.process(example, images)
 
     def _start(self, pair: _Pair) -> Started:
         """Begin the next iteration: a new mask or noise, new cuts, a branch for each sentence."""
         pair.iteration += 1
-        encoded, pair.visible = self._corrupt(pair)
-        pair.encoded, pair.sentences, pair.response = encoded, (), None
+        encoded = self._reader.encode(pair.inputs) if isinstance(pair.inputs, ProcessedExample) else pair.inputs
+        pair.inputs, pair.visible = encoded, self._visible(pair, encoded)
+        pair.sentences, pair.response = (), None
         # Without the reference the model would not write its markup, so chosen and rejected would differ in form.
         is_last = pair.iteration == self._config.max_iterations > 1 and not pair.reference.has_markup
         if self._config.guided and not is_last:
@@ -165,18 +205,13 @@ class Sampler:
         ]
         return inputs, pair.sentences
 
-    def _corrupt(self, pair: _Pair) -> tuple[EncodedExample, Tensor]:
-        """The encoded example and its visible image tokens. The images are encoded once, or once for each draw of
-        noise."""
-        config, example, encoded = self._config, pair.example, pair.encoded
-        address = config.seed, example.address, pair.iteration
-        if config.noise_steps:
-            noisy = noisy_images(example.images, config.noise_steps, *address)
-            encoded = self._reader.encode(example, noisy)
-            return encoded, torch.arange(len(encoded.inputs.image_positions))
-        encoded = encoded or self._reader.encode(example, example.images)
+    def _visible(self, pair: _Pair, encoded: EncodedExample) -> Tensor:
+        """Indices of the image tokens that this iteration sees: of a noisy image all."""
         count = len(encoded.inputs.image_positions)
-        return encoded, visible_image_tokens(*address, count, config.mask_threshold)
+        if self._config.noise_steps:
+            return torch.arange(count)
+        address = self._config.seed, pair.example.address, pair.iteration
+        return visible_image_tokens(*address, count, self._config.mask_threshold)
 
     def _score(self) -> list[Result]:
         """Accept responses that differ in meaning, and whatever text the last iteration brought."""
@@ -188,7 +223,7 @@ class Sampler:
         results: list[Result] = []
         for pair, score in zip(pairs, scores, strict=True):
             if score >= self._config.similarity_threshold and pair.iteration < self._config.max_iterations:
-                self._again.append(pair)
+                self._draw_again(pair)
             else:
                 results.append((pair.example.index, _sample(pair, score)))
         return results

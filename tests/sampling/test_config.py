@@ -18,6 +18,7 @@ from mmbdhs import BDHSConfig
         ({"top_p": 0.0}, "top_p"),
         ({"seed": -1}, "seed"),
         ({"max_branches": 0}, "max_branches"),
+        ({"num_workers": -1}, r"num_workers: needs an integer in \[0, 1024\], got -1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str) -> None:

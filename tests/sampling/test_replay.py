@@ -120,7 +120,8 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     model, processor = getattr(tiny_models, family)()
     reader = ExampleReader(VLM.of(model), processor)
     images, (prompt, reference) = IMAGES[3], PAIRS[0]
-    encoded = reader.encode(example := reader.read(0, images, prompt, reference, None), example.images)
+    example = reader.read(0, images, prompt, reference, None)
+    encoded = reader.encode(reader.process(example, example.images))
     visible = torch.tensor([1, 4, 7])
     shown = encoded.inputs.keep_visible(visible)
     with torch.no_grad():
