@@ -3,7 +3,7 @@
 2,928 image tokens, five sentences, 99% of the image tokens hidden, greedy, random weights. The vision tower has 1/23 of
 the language model's parameters, as in LLaVA-1.6-7B. Both baselines encode the image once and keep a KV cache; every
 side's tokens are asserted equal in float32. On a GPU the 7B shape follows in bfloat16, where rounding may break a tie:
-the share of equal tokens is recorded.
+the share of equal tokens is recorded. A first row shows what reading ahead hides of an image processor (read_ahead.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import llava
 import numpy as np
+import read_ahead
 import torch
 from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
 from measure import median_of, peak_memory, stages, thread_counts
@@ -36,6 +37,7 @@ COLUMNS = {
     **{"shape": "<45", "steps": ">2d", "pairs": ">2d", "threads": ">1"},
     **{name: ">8.1f" for name in ("ours", "shared", "batched")},
     **{"over_shared": ">5.1f", "over_batched": ">5.1f", "equal": ">5.0%"},
+    **{"in_between": ">6.1f", "alone": ">6.1f", "of_alone": ">5.0%"},
 }
 
 
@@ -46,6 +48,7 @@ def main(options: Options) -> None:
     if options.device.type == "cuda" and not options.quick:
         sizes.append(SEVEN_BILLION)
     with Table("sampling", COLUMNS, options) as table:
+        table.add(**read_ahead.measure(options))
         for size in sizes:
             processor = llava.processor([REFERENCE, PROMPT, "USER: ASSISTANT:"] * 2)
             words = processor.tokenizer

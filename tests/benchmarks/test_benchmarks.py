@@ -40,6 +40,9 @@ def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert rows and f"\n{name}: " in shown
+    if name == "sampling":
+        reading_ahead = rows.pop(0)
+        assert reading_ahead.keys() >= {"readers", "wait_ms", "ours", "in_between", "alone", "of_alone", "threads"}
     for row in rows:
         assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "versions", "threads", "date"}
 
