@@ -33,6 +33,7 @@ from mmbdhs.vlm import (
     VLM,
     DecoderInputs,
     TokenRows,
+    VisionOutput,
     attention_through,
     capture_decoder_inputs,
     check_exactness,
@@ -40,6 +41,7 @@ from mmbdhs.vlm import (
     logits_of,
     not_every_layer,
     text_inputs,
+    vision_outputs,
 )
 
 
@@ -102,7 +104,7 @@ def predicted_ids(
 
 def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[list[Tensor]]) -> list[Tensor]:
     """For each prompt the hidden states from which the tokens of its responses are predicted, [ΣR, hidden]."""
-    rows = [_packed(vlm, inputs, texts) for inputs, texts in zip(prompts, ids, strict=True)]
+    rows = [_packed(vlm, *row) for row in zip(prompts, ids, vision_outputs(vlm, prompts), strict=True)]
     lengths = [[len(text) for text in texts] for texts in ids]
     attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
     arguments = decoder_arguments(rows)
@@ -113,10 +115,10 @@ def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[lis
     return [hidden[row, tokens] for row, tokens in enumerate(index)]
 
 
-def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor]) -> DecoderInputs:
+def _packed(vlm: VLM, inputs: Mapping[str, Any], texts: list[Tensor], vision: VisionOutput | None) -> DecoderInputs:
     """The prompt and its responses in one row, as the decoder takes them."""
     ids, together = inputs["input_ids"][0], torch.cat(texts)
-    prompt = capture_decoder_inputs(vlm, inputs, len(ids))
+    prompt = capture_decoder_inputs(vlm, inputs, len(ids), vision)
     check_exactness(vlm, prompt, ids, len(ids) + len(together))
     text = text_inputs(vlm, together) if prompt.extra_kwargs and len(together) else None
     embeds = vlm.model.get_input_embeddings()(together) if text is None else text.embeds

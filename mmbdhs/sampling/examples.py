@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from mmbdhs.vlm import (
     DecoderInputs,
     Processor,
     Turn,
+    VisionOutput,
     capture_decoder_inputs,
     check_layers,
     check_messages,
@@ -38,10 +40,13 @@ from mmbdhs.vlm import (
     encode_turn,
     render_turn,
     text_rule,
+    vision_outputs,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+R = TypeVar("R")
 
 # What one bad example may raise. Any other error is a fault of the model or the library and ends the run.
 EXAMPLE_ERRORS = (ExampleError, NonFiniteError)
@@ -171,11 +176,20 @@ class ExampleReader:
             raise self._too_long(name, prompt_length, length - prompt_length)
         return ProcessedExample(inputs, prompt_length)
 
-    def encode(self, example: ProcessedExample) -> EncodedExample:
-        """Encode the images, and what surrounds them, as the text decoder takes them."""
-        device, length = self._vlm.device, example.prompt_length
-        batch = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, example.inputs)
-        inputs, ids = capture_decoder_inputs(self._vlm, batch, length), batch["input_ids"][0]
+    def encode(self, examples: Sequence[ProcessedExample]) -> list[EncodedExample | Exception]:
+        """Encode the images, and what surrounds them, as the text decoder takes them.
+
+        Returns an example error in place of an example that has one.
+        """
+        device = self._vlm.device
+        place = partial(tree_map, lambda value: value.to(device) if isinstance(value, Tensor) else value)
+        placed = [replace(example, inputs=place(example.inputs)) for example in examples]
+        vision = vision_outputs(self._vlm, [example.inputs for example in placed])
+        return [attempt(self._encode, *arguments) for arguments in zip(placed, vision, strict=True)]
+
+    def _encode(self, example: ProcessedExample, vision: VisionOutput | None) -> EncodedExample:
+        length, ids = example.prompt_length, example.inputs["input_ids"][0]
+        inputs = capture_decoder_inputs(self._vlm, example.inputs, length, vision)
         check_decoding(self._vlm, inputs, ids, len(ids) + self._generated)
         return EncodedExample(inputs, tuple(ids[:length][-CONTEXT_TOKENS:].tolist()))
 
@@ -184,6 +198,14 @@ class ExampleReader:
             f"{name}: prompt and reference need at most {self._vlm.context_length} tokens (the model's context), got "
             f"{prompt_length or 'the prompt'} + {response_length}"
         )
+
+
+def attempt(function: Callable[..., R], *arguments: Any) -> R | Exception:
+    """The result of a call, or its example error."""
+    try:
+        return function(*arguments)
+    except EXAMPLE_ERRORS as error:
+        return error
 
 
 def numbered(*columns: Iterable[Any], keys: Iterable[Any] | None) -> Iterator[tuple[Any, ...]]:

@@ -20,6 +20,7 @@ from mmbdhs.sampling.examples import (
     Example,
     ExampleReader,
     ProcessedExample,
+    attempt,
     numbered,
 )
 from mmbdhs.sampling.image_corruption import noisy_images
@@ -79,10 +80,11 @@ def _read(
 def _distort(
     vlm: VLM, tokenizer: Any, reader: ExampleReader, example: Example, inputs: ProcessedExample
 ) -> POVIDSample | BDHSFailure:
-    try:
-        ids, rejected = _predicted(vlm, tokenizer, reader.encode(inputs))
-    except EXAMPLE_ERRORS as error:
-        return BDHSFailure(example.key, example.index, str(error))
+    (encoded,) = reader.encode([inputs])
+    predicted = encoded if isinstance(encoded, Exception) else attempt(_predicted, vlm, tokenizer, encoded)
+    if isinstance(predicted, Exception):
+        return BDHSFailure(example.key, example.index, str(predicted))
+    ids, rejected = predicted
     try:
         reader.rule.require_response("the model's response", rejected)
     except ExampleError as error:

@@ -15,7 +15,14 @@ from mmbdhs.data import Images, Prompt, as_key, key_address
 from mmbdhs.errors import ExampleError
 from mmbdhs.native import ops
 from mmbdhs.sampling.config import SamplingConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader, ProcessedExample, PromptExample, numbered
+from mmbdhs.sampling.examples import (
+    EXAMPLE_ERRORS,
+    EncodedExample,
+    ExampleReader,
+    ProcessedExample,
+    PromptExample,
+    numbered,
+)
 from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.results import BDHSFailure, SampledResponse, checked_result
 from mmbdhs.sampling.scheduler import Scheduler, Started
@@ -145,6 +152,10 @@ class _Request:
     keys: Sequence[int | str]
     responses: list[ResponseBranch] = field(default_factory=list)
 
+    @property
+    def branch_count(self) -> int:
+        return len(self.keys)
+
 
 class _ResponseSampler:
     def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig, count: int) -> None:
@@ -200,8 +211,14 @@ class _ResponseSampler:
             raise ExampleError(f"keys: needs one key, or one for each of {self._count} responses, got {len(key)}")
         return [as_key(one) for one in key]
 
-    def _start(self, request: _Request) -> Started:
-        encoded = self._reader.encode(request.inputs)
+    def _start(self, requests: list[_Request]) -> list[Started | Exception]:
+        encoded = self._reader.encode([request.inputs for request in requests])
+        return [
+            one if isinstance(one, Exception) else self._continued(request, one)
+            for request, one in zip(requests, encoded, strict=True)
+        ]
+
+    def _continued(self, request: _Request, encoded: EncodedExample) -> Started:
         addresses = [key_address(key) for key in request.keys]
         request.responses = whole_responses(self._config, encoded.inputs, encoded.prompt_tail, addresses, iteration=1)
         return encoded.inputs, request.responses

@@ -34,6 +34,7 @@ class _Pair:
     """An example on its way through the iterations.
 
     inputs: prompt and reference with the images of the current iteration, before or after the model encoded them.
+    guided: whether the reference guides this iteration.
     visible: indices of the image tokens that this iteration sees.
     sentences: the branches of a guided iteration.
     response: the branch of an unguided iteration.
@@ -44,10 +45,15 @@ class _Pair:
     reference: Reference
     inputs: ProcessedExample | EncodedExample
     iteration: int = 0
+    guided: bool = True
     visible: Tensor = field(default_factory=lambda: torch.empty(0))
     sentences: Sequence[SentenceBranch] = ()
     response: ResponseBranch | None = None
     rejected: str = ""
+
+    @property
+    def branch_count(self) -> int:
+        return len(self.reference) if self.guided else 1
 
 
 class Sampler:
@@ -133,11 +139,18 @@ class Sampler:
         while True:
             found = self._again.popleft()() if self._again else next(self._source, None)
             if isinstance(found, _Pair):
-                return found
+                return self._with_next_iteration(found)
             if found is None:
                 self._exhausted = True
                 return None
             self._unreadable.append(found)
+
+    def _with_next_iteration(self, pair: _Pair) -> _Pair:
+        pair.iteration += 1
+        # Without the reference the model would not write its markup, so chosen and rejected would differ in form.
+        is_last = pair.iteration == self._config.max_iterations > 1 and not pair.reference.has_markup
+        pair.guided = self._config.guided and not is_last
+        return pair
 
     def _read(self, row: tuple[Any, ...]) -> _Pair | Result:
         """A row of the stream as a pair that can start, or its failure. Runs in the readers' threads."""
@@ -165,15 +178,22 @@ class Sampler:
             images = noisy_images(images, steps, self._config.seed, example.address, iteration)
         return self._reader.process(example, images)
 
-    def _start(self, pair: _Pair) -> Started:
-        """Begin the next iteration: a new mask or noise, new cuts, a branch for each sentence."""
-        pair.iteration += 1
-        encoded = self._reader.encode(pair.inputs) if isinstance(pair.inputs, ProcessedExample) else pair.inputs
-        pair.inputs, pair.visible = encoded, self._visible(pair, encoded)
+    def _start(self, pairs: list[_Pair]) -> list[Started | Exception]:
+        """Begin the next iteration of each: a new mask or noise, new cuts, a branch for each sentence."""
+        encoded = iter(
+            self._reader.encode([pair.inputs for pair in pairs if isinstance(pair.inputs, ProcessedExample)])
+        )
+        started: list[Started | Exception] = []
+        for pair in pairs:
+            inputs = next(encoded) if isinstance(pair.inputs, ProcessedExample) else pair.inputs
+            started.append(inputs if isinstance(inputs, Exception) else self._branches(pair, inputs))
+        return started
+
+    def _branches(self, pair: _Pair, encoded: EncodedExample) -> Started:
+        pair.inputs = encoded
+        pair.visible = self._visible(pair, encoded)
         pair.sentences, pair.response = (), None
-        # Without the reference the model would not write its markup, so chosen and rejected would differ in form.
-        is_last = pair.iteration == self._config.max_iterations > 1 and not pair.reference.has_markup
-        if self._config.guided and not is_last:
+        if pair.guided:
             return self._sentences(pair, encoded)
         inputs = encoded.inputs.keep_visible(pair.visible, encoded.inputs.prompt_length)
         (pair.response,) = whole_responses(

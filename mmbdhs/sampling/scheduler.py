@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mmbdhs.decoding import BranchPool, token_chooser
 from mmbdhs.sampling.config import SamplingConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS
 from mmbdhs.sampling.stopping import ResponseBranch, ResponseStops
 from mmbdhs.vlm import VLM, DecoderInputs, Processor, end_token_ids, tokenizer_of
 
 _PREFILL_TOKENS = 8192  # padded tokens of one prefill: bounds its memory whatever max_branches is
 
-J = TypeVar("J")
+_STARTED_TOGETHER = 8  # jobs whose images may be encoded at once: bounds how many images wait
+
+
+class Job(Protocol):
+    """What continues one prompt.
+
+    branch_count: by how many branches.
+    """
+
+    @property
+    def branch_count(self) -> int: ...
+
+
+J = TypeVar("J", bound=Job)
 Started = tuple[DecoderInputs, Sequence[ResponseBranch]]
 
 
@@ -37,12 +49,12 @@ class Scheduler(Generic[J]):
         return len(self._running)
 
     def advance(
-        self, next_job: Callable[[], J | None], start: Callable[[J], Started]
+        self, next_job: Callable[[], J | None], start: Callable[[list[J]], list[Started | Exception]]
     ) -> list[tuple[J, Exception | None]]:
         """Start jobs as there is room, and run a step.
 
         next_job: () -> the next job, or None if there is none at the moment.
-        start: (job) -> the prompt's inputs and its branches. An example error ends this job alone.
+        start: (jobs) -> for each the prompt's inputs and its branches, or an error that ends this job alone.
 
         Returns the jobs that ended, with the error that ended them or None.
         """
@@ -52,7 +64,7 @@ class Scheduler(Generic[J]):
         return ended
 
     def _refill(
-        self, next_job: Callable[[], J | None], start: Callable[[J], Started]
+        self, next_job: Callable[[], J | None], start: Callable[[list[J]], list[Started | Exception]]
     ) -> list[tuple[J, Exception | None]]:
         """Top up the pool once a good part of it is free, with several prompts in one prefill."""
         failed: list[tuple[J, Exception | None]] = []
@@ -60,20 +72,20 @@ class Scheduler(Generic[J]):
         if len(self._pool) and room < math.ceil(self._max_branches / 4):
             return failed
         batch: list[tuple[DecoderInputs, list[ResponseBranch]]] = []
-        while room > 0 and (job := next_job()) is not None:
-            try:
-                prompt, branches = start(job)
-            except EXAMPLE_ERRORS as error:
-                failed.append((job, error))
-                continue
-            longest = max(len(prompt), *(len(other) for other, _ in batch), 0)
-            if batch and (len(batch) + 1) * longest > _PREFILL_TOKENS:
-                self._pool.add(batch)
-                batch = []
-            batch.append((prompt, list(branches)))
-            self._jobs.update(dict.fromkeys(branches, job))
-            self._running[job] = len(branches)
-            room -= len(branches)
+        while jobs := _that_fit(next_job, room):
+            for job, started in zip(jobs, start(jobs), strict=True):
+                if isinstance(started, Exception):
+                    failed.append((job, started))
+                    continue
+                prompt, branches = started
+                longest = max(len(prompt), *(len(other) for other, _ in batch), 0)
+                if batch and (len(batch) + 1) * longest > _PREFILL_TOKENS:
+                    self._pool.add(batch)
+                    batch = []
+                batch.append((prompt, list(branches)))
+                self._jobs.update(dict.fromkeys(branches, job))
+                self._running[job] = len(branches)
+                room -= len(branches)
         if batch:
             self._pool.add(batch)
         return failed
@@ -93,3 +105,12 @@ class Scheduler(Generic[J]):
             return []
         del self._running[job]
         return [(job, branch.error)]
+
+
+def _that_fit(next_job: Callable[[], J | None], room: int) -> list[J]:
+    """The next jobs for `room` more branches, of which the last may bring more."""
+    jobs: list[J] = []
+    while room > 0 and len(jobs) < _STARTED_TOGETHER and (job := next_job()) is not None:
+        jobs.append(job)
+        room -= job.branch_count
+    return jobs

@@ -122,6 +122,10 @@ class Reference:
             for place in places
         ]
 
+    def __len__(self) -> int:
+        """The number of sentences."""
+        return len(self._sentences)
+
     def draw(self, seed: int, key: int, iteration: int) -> list[Cut]:
         """A swap and a cut for each sentence, by addressed draws."""
         count = len(self._sentences)

@@ -8,7 +8,8 @@ ids mean to it), `chat_processor` (images, prompt and response become token ids;
 side by side), `decoder_inputs` (the model prepares its decoder's inputs and is stopped there), `mask_rules` and
 `attention_interface` (the mask trick: masks as functions of token indices), `path_choice` (what a choice between paths
 of attention needs), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
-(logits), `exactness` (leaving tokens out is compared with masking them).
+(logits), `exactness` (leaving tokens out is compared with masking them), `vision_batches` (the images of several
+examples through the vision tower at once).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -32,6 +33,7 @@ from mmbdhs.vlm.chat_processor import (
 from mmbdhs.vlm.decoder_inputs import (
     DecoderInputs,
     TokenRows,
+    VisionOutput,
     capture_decoder_inputs,
     decoder_arguments,
     text_inputs,
@@ -49,6 +51,7 @@ from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, ste
 from mmbdhs.vlm.path_choice import LayerShape, fastest_path, least_seconds, path_override
 from mmbdhs.vlm.prompt_attention import run_decoder
 from mmbdhs.vlm.text_decoder import check_layers
+from mmbdhs.vlm.vision_batches import vision_outputs
 from mmbdhs.vlm.vlm import VLM
 from mmbdhs.vlm.vocabulary import TextRule, Vocabulary, end_token_ids
 
@@ -65,6 +68,7 @@ __all__ = [
     "TextRule",
     "TokenRows",
     "Turn",
+    "VisionOutput",
     "Vocabulary",
     "agree",
     "attention_through",
@@ -100,4 +104,5 @@ __all__ = [
     "text_rule",
     "token_counts",
     "tokenizer_of",
+    "vision_outputs",
 ]

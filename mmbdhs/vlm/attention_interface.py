@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm.mask_rules import IMPLEMENTATION
+from mmbdhs.vlm.text_decoder import modules_around
 
 # Arguments that leave attention as it is, or that repeat what the mask says. Any other argument must be None.
 _HARMLESS = {
@@ -72,10 +73,7 @@ def decoder_configs(decoder: nn.Module) -> list[PreTrainedConfig]:
 
 def mask_configs(model: nn.Module, decoder: nn.Module) -> list[PreTrainedConfig]:
     """The decoder's configurations, and the text configurations by which the modules around it may build masks."""
-    name = next(name for name, module in model.named_modules() if module is decoder)
-    parts = name.split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
-    configs = _distinct(getattr(module, "config", None) for module in around)
+    configs = _distinct(getattr(module, "config", None) for module in modules_around(model, decoder))
     return _distinct([*decoder_configs(decoder), *(config.get_text_config() for config in configs)])
 
 

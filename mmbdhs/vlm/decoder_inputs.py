@@ -7,11 +7,12 @@ that the library knows about model families is that they have a text decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from transformers.masking_utils import create_masks_for_generate
 from mmbdhs.errors import ExampleError, UnsupportedModelError
 from mmbdhs.vlm.attention_interface import attention_through
 from mmbdhs.vlm.mask_rules import MaskRule, rule_mask, rule_of, stacked, table_rule
+from mmbdhs.vlm.output_head import replaced_forward
 from mmbdhs.vlm.vlm import VLM
 
 # Arguments of a decoder call that the library makes itself for the kept tokens, or that do not describe tokens.
@@ -38,8 +40,23 @@ _REBUILT = {
 Rules = MaskRule | dict[str, MaskRule] | None
 
 
+class ModuleCall(NamedTuple):
+    """A module of the model, and the arguments with which the model calls it."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class VisionOutput(NamedTuple):
+    """A module of the model, and what it returns for an example. Some models change it, so it serves once."""
+
+    module: nn.Module
+    output: Any
+
+
 class _AtTheDoor(Exception):
-    """Ends the forward once the decoder's inputs are recorded."""
+    """Ends the forward once a module's arguments are recorded."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +135,14 @@ class DecoderInputs:
         return self.select(keep.nonzero().flatten())
 
 
-def capture_decoder_inputs(vlm: VLM, inputs: Mapping[str, Any], prompt_length: int) -> DecoderInputs:
+def capture_decoder_inputs(
+    vlm: VLM, inputs: Mapping[str, Any], prompt_length: int, vision: VisionOutput | None = None
+) -> DecoderInputs:
     """Encode the images of `inputs` and record what the model would hand to its text decoder.
 
     inputs: a processor's output with batch size 1.
     prompt_length: number of tokens before the response.
+    vision: what the vision tower makes of these images; None to run it.
 
     Raises UnsupportedModelError for a model whose decoder never sees image tokens, ExampleError if the processor
     wrote no placeholder for them.
@@ -134,7 +154,8 @@ def capture_decoder_inputs(vlm: VLM, inputs: Mapping[str, Any], prompt_length: i
             f"each image, wrote 0 among {inputs['input_ids'].shape[1]} tokens"
         )
     try:
-        captured = _stop_at_decoder(vlm, inputs)
+        with _answering(vision):
+            captured = _stop_at_decoder(vlm, inputs)
     except ValueError as error:
         raise ExampleError(
             f"processor: wrote {len(image_positions)} image tokens, which {vlm.name} could not fill with "
@@ -204,23 +225,49 @@ def _mask_argument(rows: list[DecoderInputs]) -> Any:
 
 
 def _stop_at_decoder(vlm: VLM, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    captured: dict[str, Any] = {}
+    call = stop_at(vlm, inputs)
+    if call is None:
+        raise UnsupportedModelError(
+            f"model: {vlm.name} must call its text decoder {type(vlm.decoder).__name__}, it did not"
+        )
+    return {**call.kwargs, **({"input_ids": call.args[0]} if call.args else {})}
 
-    def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.update(kwargs, **({"input_ids": args[0]} if args else {}))
-        raise _AtTheDoor
 
-    handle = vlm.decoder.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with attention_through(None, vlm.mask_configs):
-            vlm.model(**inputs, use_cache=False)
-    except _AtTheDoor:
-        return captured
-    finally:
-        handle.remove()
-    raise UnsupportedModelError(
-        f"model: {vlm.name} must call its text decoder {type(vlm.decoder).__name__}, it did not"
-    )
+def stop_at(vlm: VLM, inputs: Mapping[str, Any], modules: Iterable[nn.Module] = ()) -> ModuleCall | None:
+    """Run the model until it calls its decoder or, with floating-point numbers, one of `modules`. Returns this call,
+    which is not made; None if there is none."""
+    calls: list[ModuleCall] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        numbers = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        if module is vlm.decoder or any(leaf.is_floating_point() for leaf in numbers):
+            calls.append(ModuleCall(module, args, kwargs))
+            raise _AtTheDoor
+
+    with ExitStack() as stack:
+        for module in (*modules, vlm.decoder):
+            stack.callback(module.register_forward_pre_hook(record, with_kwargs=True).remove)
+        try:
+            with attention_through(None, vlm.mask_configs):
+                vlm.model(**inputs, use_cache=False)
+        except _AtTheDoor:
+            return calls[0]
+    return None
+
+
+@contextmanager
+def _answering(vision: VisionOutput | None) -> Iterator[None]:
+    """For the length of the context the module returns its output at its first call."""
+    if vision is None:
+        yield
+        return
+    own, outputs = vision.module.forward, [vision.output]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return outputs.pop() if outputs else own(*args, **kwargs)
+
+    with replaced_forward(vision.module, forward):
+        yield
 
 
 def _rules(vlm: VLM, mask: Any, embeds: Tensor, prompt_length: int) -> Rules:

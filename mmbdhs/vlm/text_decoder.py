@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from mmbdhs.errors import UnsupportedModelError
@@ -48,3 +49,10 @@ def check_layers(decoder: PreTrainedModel) -> None:
             "model: needs layers that see token order only through position ids and masks, "
             f"got {unknown or ['alibi']} in {type(decoder).__name__}"
         )
+
+
+def modules_around(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """The modules that the decoder is a part of, from the model inwards."""
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    parts = name.split(".")
+    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]

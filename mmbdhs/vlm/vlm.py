@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.vlm.attention_interface import decoder_configs, mask_configs
-from mmbdhs.vlm.text_decoder import find_text_decoder
+from mmbdhs.vlm.text_decoder import find_text_decoder, modules_around
 from mmbdhs.vlm.unwrap import require_whole_parameters, unwrap
 from mmbdhs.vlm.vocabulary import Vocabulary
 
@@ -32,6 +32,8 @@ class VLM:
     exact_tokens: up to how many tokens a prompt without its hidden tokens was found to equal the masked prompt;
         -1 before the first check.
     decoded_tokens: the same for decoding a token after a prompt.
+    batches_vision: whether the vision tower makes of several examples' images what it makes of each; None before the
+        first check.
     vocabularies: what the ids of each tokenizer mean to the model.
     kept_steps: what decoding keeps on a GPU for its next call; None without any.
     lock: held while the model runs with the library's hooks, which serve one thread at a time.
@@ -54,6 +56,7 @@ class VLM:
         self.custom_step = False
         self.exact_tokens = -1
         self.decoded_tokens = -1
+        self.batches_vision: bool | None = None
         self.kept_steps: Any = None
 
     @classmethod
@@ -90,6 +93,13 @@ class VLM:
     def decoder(self) -> PreTrainedModel:
         """The module that runs the decoder layers. Raises UnsupportedModelError if there is none."""
         return find_text_decoder(self.model)
+
+    @cached_property
+    def around_decoder(self) -> list[nn.Module]:
+        """The outermost modules that the decoder is no part of, without the embeddings of tokens."""
+        around = modules_around(self.model, self.decoder)
+        known = {self.decoder, *around, self.model.get_input_embeddings(), self.model.get_output_embeddings()}
+        return [child for module in around for child in module.children() if child not in known]
 
     @cached_property
     def decoder_configs(self) -> list[PreTrainedConfig]:

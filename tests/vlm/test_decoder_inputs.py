@@ -44,15 +44,22 @@ def test_dropping_keeps_positions(family: str, rows: int) -> None:
     assert torch.equal(keep[shown.image_positions], image[visible])
 
 
-def test_the_images_are_encoded_once_per_example(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_are_encoded_once_per_example() -> None:
+    """Two examples in one batch, through four iterations."""
     model, processor = tiny_models.llava()
-    calls = []
-    handle = model.model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
     config = BDHSConfig(max_sentence_tokens=4, max_new_tokens=4, max_iterations=4)
     lists = [picture(0), picture(1)], ["Describe it."] * 2, ["A red car. A dog."] * 2
-    bdhs_sample(model, processor, *lists, config, similarity=lambda a, b: [1.0] * len(a))
+
+    def run() -> None:
+        bdhs_sample(model, processor, *lists, config, similarity=lambda a, b: [1.0] * len(a))
+
+    run()  # probes the model
+    batches = []
+    first = next(module for module in model.model.vision_tower.modules() if isinstance(module, torch.nn.Conv2d))
+    handle = first.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    run()
     handle.remove()
-    assert len(calls) == 2
+    assert batches == [2]
 
 
 def test_hidden_tokens_never_enter_the_decoder() -> None:
