@@ -15,6 +15,7 @@ import llava
 import numpy as np
 import read_ahead
 import torch
+import true_size
 from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
 from measure import median_of, peak_memory, stages, thread_counts
 from PIL import Image
@@ -43,6 +44,9 @@ COLUMNS = {
 
 @torch.no_grad()
 def main(options: Options) -> None:
+    if options.shape:
+        true_size.main(options)
+        return
     print("\nms for a pair; batched: one masked generation over the sentence prefixes; shared: prefix prefilled once")
     sizes = [Size(layers=2, hidden=128)] if options.quick else [Size(layers=8, hidden=512)]
     if options.device.type == "cuda" and not options.quick:
@@ -53,7 +57,7 @@ def main(options: Options) -> None:
             processor = llava.processor([REFERENCE, PROMPT, "USER: ASSISTANT:"] * 2)
             words = processor.tokenizer
             model = llava.model(size, len(words), words.convert_tokens_to_ids("<image>"), options.device)
-            never_ending(model, words)
+            llava.never_ending(model, words)
             for threads in thread_counts(options.device)[: 1 if options.quick else None]:
                 torch.set_num_threads(threads)
                 row = measure(model, processor, options)
@@ -61,12 +65,6 @@ def main(options: Options) -> None:
                 print("  stages, ms/pair: " + ", ".join(f"{k} {v}" for k, v in row["stages_ms_per_pair"].items()))
                 print(f"  probe, once: {row['probe_ms']} ms, {row['probe_of_32_pairs']:.1%} of sampling 32 pairs")
                 print("  peak MiB: " + ", ".join(f"{k} {v}" for k, v in row["peak_mib"].items()))
-
-
-def never_ending(model: Any, tokenizer: Any) -> None:
-    """Zero the output weights of what could end a sentence: of many random logits the highest is above 0."""
-    ends = [i for i in range(len(tokenizer)) if not set(".!?\n").isdisjoint(tokenizer.decode([i]))]
-    model.get_output_embeddings().weight[[*ends, tokenizer.eos_token_id]] = 0
 
 
 def measure(model: Any, processor: Any, options: Options) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def stage_times(sample: Callable[[], Any], pairs: int) -> dict[str, float]:
         read=(ExampleReader, "read"),
         split=(Reference, "__init__"),
         processor=(examples, "encode_turn"),
-        vision=(examples, "capture_decoder_inputs"),
+        vision=(ExampleReader, "encode"),
         prefill=(BranchPool, "add"),
         decode=(BranchPool, "step"),
         schedule=(Sampler, "_advance"),

@@ -17,15 +17,18 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Options:
-    """quick: few small shapes, for a first look. rows: a file that gets every row as soon as it is measured."""
+    """quick: few small shapes, for a first look. rows: a file that gets every row as soon as it is measured. shape: one
+    that a benchmark measures only if asked to."""
 
     quick: bool
     device: torch.device
     rows: Path | None = None
+    shape: str = ""
 
 
 class Table:
-    """Prints each row under a common header. A full run that ends well replaces its device's rows in `results/`.
+    """Prints each row under a common header. A full run that ends well replaces its device's rows in `results/`,
+    those of the shape that was asked for or those of the others.
 
     columns: name -> format, such as ">9.2f". A row may hold more than is shown; what it lacks is shown as "–".
     """
@@ -45,7 +48,8 @@ class Table:
         row = {"threads": torch.get_num_threads()} | row
         print("  ".join(_cell(row.get(name), form, name) for name, form in self._columns.items()), flush=True)
         rounded = {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in row.items()}
-        self.rows.append({"benchmark": self._benchmark, **rounded, **self._machine})
+        asked = {"asked": self._options.shape} if self._options.shape else {}
+        self.rows.append({"benchmark": self._benchmark, **rounded, **asked, **self._machine})
         if self._options.rows:
             with self._options.rows.open("a") as file:
                 file.write(json.dumps(self.rows[-1], ensure_ascii=False) + "\n")
@@ -55,7 +59,8 @@ class Table:
             return
         path = RESULTS / f"{self._benchmark}.jsonl"
         known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [row for row in known if row["device"] != self._machine["device"]]
+        replaced = self._machine["device"], self._options.shape
+        kept = [row for row in known if (row["device"], row.get("asked", "")) != replaced]
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept + self.rows))
 
 

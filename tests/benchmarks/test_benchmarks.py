@@ -47,7 +47,22 @@ def test_benchmark_runs(name: str, tmp_path: Path) -> None:
         assert row["benchmark"] == name and row.keys() >= EXPECTED[name] | {"device", "versions", "threads", "date"}
 
 
-def test_unknown_benchmark_is_refused() -> None:
-    command = [sys.executable, "benchmarks/run.py", "speed"]
+def test_the_true_size_runs_in_small(tmp_path: Path) -> None:
+    """The road of `--shape 7b` with a small model: the large vocabulary, the stages and the masked forward."""
+    file = tmp_path / "rows.jsonl"
+    command = [sys.executable, "benchmarks/run.py", "sampling", "--shape", "7b", "--quick", "--rows", str(file)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (row,) = map(json.loads, file.read_text().splitlines())
+    assert row["asked"] == "7b" and row["device"] and row["equal"] > 0.5 and row["largest_gap"] < 0.1
+    assert {"read", "vision", "prefill", "decode", "similarity"} <= row["stages_s_per_pair"].keys()
+    assert 0 < row["peak_gib"] <= row["peak_masked_gib"] and row["batched_s"] > row["masked_forward_s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["speed"], "unknown benchmark 'speed'"), (["mask", "--shape", "7b"], "--shape: needs the benchmark 'sampling'")],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "benchmarks/run.py", *arguments]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and "unknown benchmark 'speed'" in refused.stderr
+    assert refused.returncode == 2 and message in refused.stderr
