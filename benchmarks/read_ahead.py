@@ -15,6 +15,7 @@ from mmbdhs.miniature.language import CAPTION_PROMPT, caption
 from mmbdhs.miniature.world import make_scene, render
 
 WAIT, READERS = 0.03, 4  # an image processor takes 26 to 42 ms of one core for a pair
+ITERATIONS = 3  # of every pair: so many give the model about as long a time, on one undisturbed core
 
 
 class WaitingProcessor:
@@ -47,8 +48,8 @@ def measure(options: Options) -> dict[str, Any]:
 
     def sample(wait: float, num_workers: int) -> list[BDHSSample]:
         waiting.wait = wait
-        config = BDHSConfig(max_iterations=1, num_workers=num_workers)
-        return bdhs_sample(model, processor, *columns, config, lambda a, b: [0.0] * len(a))
+        config = BDHSConfig(max_iterations=ITERATIONS, num_workers=num_workers)
+        return bdhs_sample(model, processor, *columns, config, lambda a, b: [1.0] * len(a))
 
     alone_samples = sample(0, 0)  # first, so that one thread makes what the others return
     assert sample(WAIT, READERS) == alone_samples, "samples depend on who reads"

@@ -52,6 +52,7 @@ def main(options: Options) -> None:
     if options.device.type == "cuda" and not options.quick:
         sizes.append(SEVEN_BILLION)
     with Table("sampling", COLUMNS, options) as table:
+        torch.set_num_threads(1)
         table.add(**read_ahead.measure(options))
         for size in sizes:
             processor = llava.processor([REFERENCE, PROMPT, "USER: ASSISTANT:"] * 2)
