@@ -25,7 +25,7 @@ def preference_record(
     """Make one preference pair as a JSON-ready dict.
 
     TRL reads the columns images, prompt, chosen and rejected. The others say how the pair was made: key, seed,
-    similarity, iterations, guided, visible_image_tokens, sentences.
+    similarity, iterations, guided, visible_image_tokens, sentences, and for noisy images noise_steps and noise_range.
 
     images: paths of the prompt's images, written to the record unchanged.
     prompt: a string, which becomes a user turn with the images first, a message list, or a ChatPrompt, of which tools
@@ -38,6 +38,7 @@ def preference_record(
     """
     chat = as_chat(prompt, len(images), "prompt")
     columns = {"tools": chat.tools, "chat_template_kwargs": chat.chat_template_kwargs}
+    columns |= {name: getattr(sample, name, None) for name in ("noise_steps", "noise_range")}
     return {
         "images": [os.fspath(path) for path in images],
         "prompt": chat.messages,

@@ -14,7 +14,7 @@ by a stronger language model, with its answers kept in an `answer_file`.
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples
 from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader
-from mmbdhs.sampling.image_corruption import noisy_images
+from mmbdhs.sampling.image_corruption import Noise
 from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each, conversation_text, corrupt_responses
 from mmbdhs.sampling.povid import povid_sample
 from mmbdhs.sampling.responses import iter_responses, sample_responses
@@ -30,6 +30,7 @@ __all__ = [
     "ChatEndpoint",
     "EndpointError",
     "ExampleReader",
+    "Noise",
     "POVIDSample",
     "Reference",
     "SampledResponse",
@@ -43,7 +44,6 @@ __all__ = [
     "corrupt_responses",
     "iter_bdhs_samples",
     "iter_responses",
-    "noisy_images",
     "povid_sample",
     "resolve_similarity",
     "sample_responses",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mmbdhs.checks import at_least_zero, integer, number_in, one_of
 from mmbdhs.native import ADDRESS_LAYOUT
-from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS
+from mmbdhs.sampling.image_corruption import DIFFUSION_STEPS, NOISE_RANGES, Noise
 
 _MOST_TOKENS = 2**17  # of a response; every token's draw is made beforehand
 _MOST_WORKERS = 1024
@@ -59,6 +59,8 @@ class BDHSConfig(SamplingConfig):
 
     mask_threshold: ρ_th of Eq. 6, the share of image tokens that is hidden.
     noise_steps: N of Eq. 9; above 0 the image is diffused instead of masked, and mask_threshold is not used.
+    noise_range: what becomes of values beyond black and white: "clip", "wrap" as in POVID's code, or "pixel_values",
+        which diffuses the processor's normalised values; see `image_corruption.Noise`.
     max_iterations: N_BDHS. The last of several iterations is unguided and accepted whatever its similarity. For a
         reference with markup between its sentences, such as <think>, it is guided too, so that the markup stays.
     similarity_threshold: ε_s; a response at least this similar to its reference is drawn again.
@@ -68,6 +70,7 @@ class BDHSConfig(SamplingConfig):
 
     mask_threshold: float = 0.99
     noise_steps: int = 0
+    noise_range: str = "clip"
     max_iterations: int = 5
     similarity_threshold: float = 0.97
     guided: bool = True
@@ -78,6 +81,7 @@ class BDHSConfig(SamplingConfig):
         number_in("mask_threshold", self.mask_threshold, 0, 1)
         number_in("similarity_threshold", self.similarity_threshold, 0, 1)
         integer("noise_steps", self.noise_steps, 0, DIFFUSION_STEPS)
+        one_of("noise_range", self.noise_range, NOISE_RANGES)
         integer("max_iterations", self.max_iterations, 1, ADDRESS_LAYOUT["iteration_limit"] - 1)
         integer("max_sentence_tokens", self.max_sentence_tokens, 1, _MOST_TOKENS)
         one_of("guided", self.guided, (True, False))
@@ -85,3 +89,10 @@ class BDHSConfig(SamplingConfig):
     @property
     def usual_tokens(self) -> int:
         return self.max_sentence_tokens if self.guided else self.max_new_tokens
+
+    def noise(self, key: int, iteration: int) -> Noise | None:
+        """The noise on the images of an iteration; None if image tokens are hidden instead.
+
+        key: the example's 64-bit address.
+        """
+        return Noise(self.noise_steps, self.noise_range, self.seed, key, iteration) if self.noise_steps else None

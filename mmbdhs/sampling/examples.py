@@ -26,6 +26,7 @@ from mmbdhs.data import (
 )
 from mmbdhs.decoding import check_decoding
 from mmbdhs.errors import ExampleError, NonFiniteError
+from mmbdhs.sampling.image_corruption import Noise
 from mmbdhs.vlm import (
     CONTEXT_TOKENS,
     VLM,
@@ -157,10 +158,11 @@ class ExampleReader:
         key = content_key(chat, reference, loaded) if is_null(key) else key
         return PromptExample(index, key, loaded, messages, chat.template_arguments)
 
-    def process(self, example: Example, images: list[Image]) -> ProcessedExample:
-        """Process an example with `images` in place of its own. Raises ExampleError for one beyond the context."""
+    def process(self, example: Example, noise: Noise | None = None) -> ProcessedExample:
+        """Process an example, with noise on its images. Raises ExampleError for one beyond the context."""
+        images = example.images if noise is None else noise.of_images(example.images)
         inputs, length = encode_turn(self._processor, example.turn, images, torch.device("cpu"), self._vlm.dtype)
-        return self._fitting(inputs, length)
+        return self._fitting(inputs if noise is None else noise.of_inputs(inputs), length)
 
     def process_prompt(self, example: PromptExample) -> ProcessedExample:
         """The same for a prompt without a reference."""

@@ -49,11 +49,6 @@ def diffuse(image: np.ndarray, steps: int, noise: np.ndarray) -> np.ndarray:
     return np.sqrt(kept) * image + np.sqrt(1.0 - kept) * noise
 
 
-def noisy_images(images: list[Image], steps: int, seed: int, key: int, iteration: int) -> list[Image]:
-    """The images with `Noise` that is clipped."""
-    return Noise(steps, "clip", seed, key, iteration).of_images(images)
-
-
 @dataclass(frozen=True)
 class Noise:
     """Eq. 9 for an example's images, by addressed draws.

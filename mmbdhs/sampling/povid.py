@@ -23,7 +23,6 @@ from mmbdhs.sampling.examples import (
     attempt,
     numbered,
 )
-from mmbdhs.sampling.image_corruption import noisy_images
 from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.results import BDHSFailure, POVIDSample, checked_result
 from mmbdhs.vlm import VLM, Processor, decode_after, logits_of, run_decoder, shared_processor, tokenizer_of
@@ -40,18 +39,22 @@ def povid_sample(
     keys: Sequence[int | str] | None = None,
     on_error: str = "raise",
     num_workers: int | None = None,
+    noise_range: str = "clip",
 ) -> list[POVIDSample | BDHSFailure]:
     """Predict every token of each reference from the tokens before it and a diffused image, in one forward.
 
     noise_steps: how many steps of Eq. 8 diffuse the image.
     seed: of the noise.
     num_workers: as in `SamplingConfig`.
+    noise_range: as in `BDHSConfig`.
 
     The other arguments, and the errors, are those of `bdhs_sample`.
     """
     equal_lengths(images=images, prompts=prompts, references=references, **given(keys=keys))
     check_on_error(on_error)
-    config = BDHSConfig(noise_steps=noise_steps, seed=seed, temperature=0.0, num_workers=num_workers)
+    config = BDHSConfig(
+        noise_steps=noise_steps, noise_range=noise_range, seed=seed, temperature=0.0, num_workers=num_workers
+    )
     vlm, processor = VLM.of(model), shared_processor(processor)
     vlm.require_whole_parameters()
     reader = ExampleReader(vlm, processor)
@@ -71,8 +74,7 @@ def _read(
     index, images, prompt, reference, key = row
     try:
         example = reader.read(index, images, prompt, reference, key)
-        noisy = noisy_images(example.images, config.noise_steps, config.seed, example.address, iteration=1)
-        return example, reader.process(example, noisy)
+        return example, reader.process(example, config.noise(example.address, iteration=1))
     except EXAMPLE_ERRORS as error:
         return BDHSFailure(key, index, str(error))
 

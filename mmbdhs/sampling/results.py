@@ -24,6 +24,7 @@ class BDHSSample:
     visible_image_tokens: indices of the example's image tokens that the taken iteration could see.
     sentences: how each sentence was spliced; empty for an unguided response.
     response_ids: the tokens of an unguided response; None for a guided one.
+    noise_steps, noise_range: as in the config, if the image was noisy; 0 and None if image tokens were hidden.
     """
 
     key: int | str
@@ -34,6 +35,8 @@ class BDHSSample:
     visible_image_tokens: tuple[int, ...]
     sentences: tuple[SentenceSplice, ...] = ()
     response_ids: tuple[int, ...] | None = None
+    noise_steps: int = 0
+    noise_range: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmbdhs.errors import ExampleError
 from mmbdhs.sampling.config import BDHSConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, Example, ExampleReader, ProcessedExample
-from mmbdhs.sampling.image_corruption import noisy_images, visible_image_tokens
+from mmbdhs.sampling.image_corruption import visible_image_tokens
 from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.responses import token_draws, whole_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample
@@ -173,10 +173,7 @@ class Sampler:
         return pair
 
     def _process(self, example: Example, iteration: int) -> ProcessedExample:
-        images, steps = example.images, self._config.noise_steps
-        if steps:
-            images = noisy_images(images, steps, self._config.seed, example.address, iteration)
-        return self._reader.process(example, images)
+        return self._reader.process(example, self._config.noise(example.address, iteration))
 
     def _start(self, pairs: list[_Pair]) -> list[Started | Exception]:
         """Begin the next iteration of each: a new mask or noise, new cuts, a branch for each sentence."""
@@ -245,7 +242,7 @@ class Sampler:
             if score >= self._config.similarity_threshold and pair.iteration < self._config.max_iterations:
                 self._draw_again(pair)
             else:
-                results.append((pair.example.index, _sample(pair, score)))
+                results.append((pair.example.index, _sample(pair, score, self._config)))
         return results
 
 
@@ -263,7 +260,7 @@ def _text(pair: _Pair) -> str:
     return pair.reference.join([branch.cut for branch in pair.sentences], [branch.text for branch in pair.sentences])
 
 
-def _sample(pair: _Pair, similarity: float) -> BDHSSample:
+def _sample(pair: _Pair, similarity: float, config: BDHSConfig) -> BDHSSample:
     return BDHSSample(
         key=pair.example.key,
         rejected=pair.rejected,
@@ -273,6 +270,8 @@ def _sample(pair: _Pair, similarity: float) -> BDHSSample:
         visible_image_tokens=tuple(pair.visible.tolist()),
         sentences=tuple(branch.splice() for branch in pair.sentences),
         response_ids=None if pair.response is None else tuple(pair.response.ids),
+        noise_steps=config.noise_steps,
+        noise_range=config.noise_range if config.noise_steps else None,
     )
 
 

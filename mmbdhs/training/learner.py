@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.data import ChatPrompt
+from mmbdhs.data import ChatPrompt, load_images
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
 from mmbdhs.losses import sft_loss
@@ -144,8 +144,9 @@ class Learner:
         stored = candidates.reference_logps if self.stored_reference else None
         distorted = None
         if candidates.distorted is not None:
-            noisy = candidates.distorted, asked[1], candidates.responses[:1]
-            distorted = encode_chat(model, self.processor, *noisy, append_eos=config.append_eos).inputs
+            noise = candidates.distorted
+            noisy = noise.of_images(load_images(record["images"])), asked[1], candidates.responses[:1]
+            distorted = noise.of_inputs(encode_chat(model, self.processor, *noisy, append_eos=config.append_eos).inputs)
         return EncodedExample(example.key, one.inputs, ids, masks, stored, distorted)
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:

@@ -15,11 +15,11 @@ from mmbdhs.errors import ExampleError
 from mmbdhs.sampling import (
     BDHSConfig,
     BDHSFailure,
+    Noise,
     SamplingConfig,
     Similarity,
     SimilarityModel,
     bdhs_sample,
-    noisy_images,
     resolve_similarity,
     sample_responses,
 )
@@ -55,13 +55,13 @@ class Candidates(NamedTuple):
 
     responses: the chosen response, then the others; text, or messages of several turns.
     reference_logps: the log-probability of each response under the reference model in nats; None if unknown.
-    distorted: images in place of the example's. What a model predicts over them after each part of the chosen response
-        is one more candidate, scored with the example's own images where it was predicted. None for no such candidate.
+    distorted: noise on the example's images. What a model predicts over noisy images after each part of the chosen
+        response is one more candidate, scored with the clean images where it was predicted. None for no such candidate.
     """
 
     responses: tuple[str | Messages, ...]
     reference_logps: tuple[float, ...] | None = None
-    distorted: list[Any] | None = None
+    distorted: Noise | None = None
 
 
 Found = Candidates | ExampleError | None
@@ -162,15 +162,21 @@ class DistortedSource:
     noise_steps: diffusion steps of noise on the image, with other noise in every epoch.
     seed: seed of the noise.
     with_stored: also compare with the record's rejected response (Eq. 5).
+    noise_range: as in `BDHSConfig`; "wrap" is that of POVID's code.
     """
 
     noise_steps: int = 500
     seed: int = 0
     with_stored: bool = True
+    noise_range: str = "clip"
     offline: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        BDHSConfig(noise_steps=self.noise_steps, seed=self.seed)  # raises for numbers out of range
+        self._config  # noqa: B018  # raises for values out of range
+
+    @property
+    def _config(self) -> BDHSConfig:
+        return BDHSConfig(noise_steps=self.noise_steps, noise_range=self.noise_range, seed=self.seed)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -181,15 +187,8 @@ class DistortedSource:
 
     def _distorted(self, example: TrainingExample) -> Found:
         stored = _stored(example, self.columns)
-        if not isinstance(stored, Candidates):
-            return stored
-        try:
-            images = load_images(example.record["images"])
-        except ExampleError as error:
-            return error
-        return stored._replace(
-            distorted=noisy_images(images, self.noise_steps, self.seed, key_address(example.address), iteration=1)
-        )
+        noise = self._config.noise(key_address(example.address), iteration=1)
+        return stored._replace(distorted=noise) if isinstance(stored, Candidates) else stored
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def encoded() -> tuple[Any, DecoderInputs]:
     model, processor = tiny_models.llava()
     reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, picture(0), "Describe it.", "The image shows a red car.", None)
-    return model, reader.encode([reader.process(example, example.images)])[0].inputs
+    return model, reader.encode([reader.process(example)])[0].inputs
 
 
 def greedy_pool(model: Any, max_branches: int) -> BranchPool:

@@ -9,7 +9,7 @@ from helpers.plain import IMAGES, PROMPTS, REFERENCES, masked_logits, prompt_inp
 from mmbdhs import povid_sample
 from mmbdhs.data.keys import key_address
 from mmbdhs.decoding.token_sampling import vision_token_ids
-from mmbdhs.sampling.image_corruption import noisy_images
+from mmbdhs.sampling.image_corruption import Noise
 from mmbdhs.vlm import VLM
 
 
@@ -17,7 +17,7 @@ def test_povid_predicts_each_token_in_one_pass() -> None:
     model, processor = tiny_models.llava()
     results = povid_sample(model, processor, IMAGES, PROMPTS, REFERENCES, noise_steps=500, seed=1)
     for result, image, prompt, reference in zip(results, IMAGES, PROMPTS, REFERENCES, strict=True):
-        noisy = noisy_images([image], 500, 1, key_address(result.key), 1)
+        noisy = Noise(500, "clip", 1, key_address(result.key), 1).of_images([image])
         ids = processor.tokenizer(" " + reference)["input_ids"]
         logits = masked_logits(model, prompt_inputs(processor, noisy, prompt), tuple(range(36)), ids)[:-1]
         logits[:, vision_token_ids(VLM.of(model), processor.tokenizer)] = -torch.inf

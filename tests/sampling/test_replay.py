@@ -121,7 +121,7 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     reader = ExampleReader(VLM.of(model), processor)
     images, (prompt, reference) = IMAGES[3], PAIRS[0]
     example = reader.read(0, images, prompt, reference, None)
-    encoded = reader.encode([reader.process(example, example.images)])[0]
+    encoded = reader.encode([reader.process(example)])[0]
     visible = torch.tensor([1, 4, 7])
     shown = encoded.inputs.keep_visible(visible)
     with torch.no_grad():

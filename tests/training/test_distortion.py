@@ -20,7 +20,7 @@ from torch import Tensor
 from mmbdhs.data import key_address
 from mmbdhs.logprobs import encode_chat, encode_record, predicted_ids, response_logps
 from mmbdhs.losses import averaged_loss, dpo_loss
-from mmbdhs.sampling import noisy_images
+from mmbdhs.sampling import Noise
 from mmbdhs.training import DistortedSource, MixedSource, StoredSource, TrainConfig, TrainingExample, pairwise
 from mmbdhs.training.learner import Learner
 from mmbdhs.training.sharding import ReplicatedModel
@@ -51,7 +51,7 @@ def log_probabilities(model: Any, inputs: dict[str, Any], ids: list[int]) -> Ten
 def rule(policy: Any, reference: Any, processor: Any, example: TrainingExample, with_stored: bool) -> Tensor:
     record = example.record
     inputs, (chosen, rejected) = encode_record(policy, processor, record)
-    images = noisy_images(record["images"], STEPS, SEED, key_address(example.address), 1)
+    images = Noise(STEPS, "clip", SEED, key_address(example.address), 1).of_images(record["images"])
     noisy = encode_chat(policy, processor, images, record["prompt"], [record["chosen"]]).inputs
     places = torch.arange(len(chosen))
 

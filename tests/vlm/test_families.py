@@ -48,7 +48,7 @@ def test_kept_tokens_see_the_same_logits(family: str) -> None:
     reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[1], PROMPTS[1], REFERENCES[1], None)
     visible = torch.tensor([1, 4, 7])
-    shown = reader.encode([reader.process(example, example.images)])[0].inputs.keep_visible(visible)
+    shown = reader.encode([reader.process(example)])[0].inputs.keep_visible(visible)
     dropped = logits_of(VLM.of(model), run_decoder(VLM.of(model), [shown])[0, -len(example.turn.token_ids) - 1 :])
     inputs = prompt_inputs(processor, IMAGES[1], PROMPTS[1])
     masked = masked_logits(model, inputs, tuple(visible.tolist()), list(example.turn.token_ids))
@@ -93,7 +93,7 @@ def test_a_count_of_the_models_own_is_seen_before_it_matters(monkeypatch: pytest
     model, processor = BUILDERS["llama4"]()
     reader = ExampleReader(VLM.of(model), processor)
     example = reader.read(0, IMAGES[0], PROMPTS[0], REFERENCES[0], None)
-    inputs = reader.encode([reader.process(example, example.images)])[0].inputs
+    inputs = reader.encode([reader.process(example)])[0].inputs
     ids = prompt_inputs(processor, IMAGES[0], PROMPTS[0])["input_ids"][0]
     check_decoding(VLM.of(model), inputs, ids, 8000)
     with pytest.raises(UnsupportedModelError, match="its decoder after 9000 tokens against the same as if none came"):
