@@ -16,21 +16,11 @@ comes first), `reference_free`, `unpaired` (KTO), `combined` (Eq. 4-5), `reinfor
 from mmbdhs.losses.combined import averaged_loss, ddpo_logps, mixed_loss
 from mmbdhs.losses.pairs import PreferenceLoss
 from mmbdhs.losses.preference import (
-    aot_loss,
-    aot_unpaired_loss,
-    apo_down_loss,
-    apo_zero_loss,
-    bco_pair_loss,
-    discopop_loss,
     dpo_loss,
-    exo_pair_loss,
-    gpo_loss,
     ipo_loss,
     mdpo_loss,
-    nca_pair_loss,
     robust_dpo_loss,
     slic_loss,
-    sppo_hard_loss,
 )
 from mmbdhs.losses.reference_free import cpo_loss, orpo_loss, reward_model_loss, sft_loss, simpo_loss, slic_hf_loss
 from mmbdhs.losses.reinforce import (
@@ -52,19 +42,11 @@ __all__ = [
     "PPOLoss",
     "PreferenceLoss",
     "UnpairedLoss",
-    "aot_loss",
-    "aot_unpaired_loss",
-    "apo_down_loss",
-    "apo_zero_loss",
     "averaged_loss",
-    "bco_pair_loss",
     "cpo_loss",
     "ddpo_logps",
-    "discopop_loss",
     "dpo_loss",
-    "exo_pair_loss",
     "gae",
-    "gpo_loss",
     "ipo_loss",
     "kl_k1",
     "kl_k2",
@@ -73,7 +55,6 @@ __all__ = [
     "kto_reference_point",
     "mdpo_loss",
     "mixed_loss",
-    "nca_pair_loss",
     "orpo_loss",
     "ppo_loss",
     "reward_model_loss",
@@ -84,6 +65,5 @@ __all__ = [
     "simpo_loss",
     "slic_hf_loss",
     "slic_loss",
-    "sppo_hard_loss",
     "whiten",
 ]

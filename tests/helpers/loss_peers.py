@@ -59,7 +59,6 @@ def trl_dpo(loss_type: str, *four: Tensor, lengths: Tensor | None = None, **sett
         DPOTrainer,
         **{"ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl", "use_weighting": False},
         **{"loss_types": [loss_type], "loss_weights": [1.0], "beta": 0.1, "label_smoothing": 0.0} | settings,
-        args=SimpleNamespace(discopop_tau=settings.get("discopop_tau")),
     )
     inputs = {"input_ids": mask, "attention_mask": mask, "completion_mask": mask}
     inputs |= {"ref_chosen_logps": four[2], "ref_rejected_logps": four[3]}

@@ -47,47 +47,6 @@ WITH_REFERENCE = {
         [0.0625, 12.25],
     ),
     "slic": (losses.slic_loss, {}, [0.0, 3.0]),
-    "gpo, exponential": (losses.gpo_loss, {"link": lambda m: torch.exp(-m)}, [math.exp(-1.5), math.exp(2)]),
-    # KL of (0.817574, 0.182426) and (0.119203, 0.880797) from (0.9, 0.1)
-    "exo": (
-        losses.exo_pair_loss,
-        {"label_smoothing": 0.1},
-        [
-            0.817574 * math.log(0.817574 / 0.9) + 0.182426 * math.log(0.182426 / 0.1),
-            0.119203 * math.log(0.119203 / 0.9) + 0.880797 * math.log(0.880797 / 0.1),
-        ],
-    ),
-    "nca": (
-        losses.nca_pair_loss,
-        {},
-        [
-            minus_log_sigmoid(1) + 0.5 * minus_log_sigmoid(-1) + 0.5 * minus_log_sigmoid(0.5),
-            minus_log_sigmoid(-0.5) + 0.5 * minus_log_sigmoid(0.5) + 0.5 * minus_log_sigmoid(-1.5),
-        ],
-    ),
-    # r₊ − ¼ = ¾ and −¾, ¼ − r₋ = ¾ and −1¼
-    "bco": (
-        losses.bco_pair_loss,
-        {"reward_shift": 0.25},
-        [2 * minus_log_sigmoid(0.75), minus_log_sigmoid(-0.75) + minus_log_sigmoid(-1.25)],
-    ),
-    # (2 − 1)² + (−1 + 1)², (−1 − 1)² + (3 + 1)²
-    "sppo": (losses.sppo_hard_loss, {}, [1.0, 20.0]),
-    "apo zero": (losses.apo_zero_loss, {}, [sigmoid(-1) + sigmoid(-0.5), sigmoid(0.5) + sigmoid(1.5)]),
-    "apo down": (losses.apo_down_loss, {}, [sigmoid(1) + sigmoid(-1.5), sigmoid(-0.5) + sigmoid(2)]),
-    # w = σ(3) and σ(−4)
-    "discopop": (
-        losses.discopop_loss,
-        {"tau": 0.5},
-        [
-            sigmoid(-3) * 0.201413 + sigmoid(3) * math.exp(-1.5),
-            sigmoid(4) * 2.126928 + sigmoid(-4) * math.exp(2),
-        ],
-    ),
-    # policy margins 4, −1 and reference margins 1, 3: sorted, (−1, 4) − (1, 3) = (−2, 1), times ½
-    "aot": (losses.aot_loss, {}, [minus_log_sigmoid(-1), minus_log_sigmoid(0.5)]),
-    # (−½, 1) − (−½, 3/2) = (0, −½)
-    "aot unpaired": (losses.aot_unpaired_loss, {}, [math.log(2), minus_log_sigmoid(-0.5)]),
     # r̃₊ = ½ (−13 + 12) and ½ (−8 + 6), so r₊ − r̃₊ = 3/2 and ½; r₊ − ¼ = ¾ and −¾
     "mdpo": (
         losses.mdpo_loss,

@@ -24,10 +24,6 @@ DESIRABLE = torch.tensor([True, False, False, True])
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 
-def logistic(margins: Tensor) -> Tensor:
-    return -torch.nn.functional.logsigmoid(margins)
-
-
 WITH_REFERENCE: dict[str, Callable] = {
     "dpo": losses.dpo_loss,
     "cdpo": lambda *v, **k: losses.dpo_loss(*v, label_smoothing=0.2, **k),
@@ -35,16 +31,6 @@ WITH_REFERENCE: dict[str, Callable] = {
     "ipo": losses.ipo_loss,
     "ipo_mean": lambda *v, **k: losses.ipo_loss(*v, **BOTH_LENGTHS, **k),
     "slic": losses.slic_loss,
-    "gpo": lambda *v, **k: losses.gpo_loss(*v, link=logistic, **k),
-    "exo_pair": losses.exo_pair_loss,
-    "nca_pair": losses.nca_pair_loss,
-    "bco_pair": lambda *v, **k: losses.bco_pair_loss(*v, reward_shift=0.3, **k),
-    "sppo_hard": losses.sppo_hard_loss,
-    "apo_zero": losses.apo_zero_loss,
-    "apo_down": losses.apo_down_loss,
-    "discopop": losses.discopop_loss,
-    "aot": losses.aot_loss,
-    "aot_unpaired": losses.aot_unpaired_loss,
     "mdpo": lambda *v, **k: losses.mdpo_loss(
         *v, policy_corrupted_logps=v[0].flip(0), reference_corrupted_logps=v[2].flip(0), **k
     ),
@@ -197,7 +183,7 @@ WRONG_TENSORS = {
 def test_wrong_tensors_are_named(kind: str) -> None:
     spoil, error, message = WRONG_TENSORS[kind]
     chosen, rejected, *reference = (vector.detach() for vector in four())
-    for loss in (losses.dpo_loss, losses.aot_loss):
+    for loss in (losses.dpo_loss, losses.ipo_loss):
         with pytest.raises(error, match=f"^policy_rejected_logps: .*{message.split(': ')[-1]}"):
             loss(chosen, spoil(rejected), *reference)
     with pytest.raises(error, match=r"^policy_rejected_logps: "):
@@ -224,23 +210,14 @@ def _arity(name: str) -> int:
 
 def test_wrong_settings_are_named() -> None:
     v = [vector.detach() for vector in four()]
-    for loss in (
-        losses.dpo_loss,
-        losses.robust_dpo_loss,
-        losses.exo_pair_loss,
-        losses.aot_loss,
-        losses.aot_unpaired_loss,
-    ):
+    for loss in (losses.dpo_loss, losses.robust_dpo_loss):
         refused(r"^label_smoothing: needs a number in \[0, 0.5\), got 0.5", ValueError, loss, *v, label_smoothing=0.5)
         refused("^label_smoothing: needs a ", ValueError, loss, *v, label_smoothing=-0.1)
-    refused("^label_smoothing: needs a finite number above 0", ValueError, losses.exo_pair_loss, *v, label_smoothing=0)
-    refused("^tau: needs a number in", ValueError, losses.discopop_loss, *v, tau=1.5)
-    for shift in (math.nan, math.inf, -math.inf, None):
-        refused("^reward_shift: needs a finite", ValueError, losses.bco_pair_loss, *v, reward_shift=shift)
+    corrupted = {"policy_corrupted_logps": v[0], "reference_corrupted_logps": v[2]}
+    for anchor in (math.nan, math.inf, -math.inf, None):
+        refused("^anchor: needs a finite", ValueError, losses.mdpo_loss, *v, **corrupted, anchor=anchor)
     for weight in (-0.1, math.nan, math.inf, False):
         refused("^nll_weight: needs a finite", ValueError, losses.cpo_loss, *v[:2], nll_weight=weight)
-    refused("^link: needs a callable", TypeError, losses.gpo_loss, *v, link="logistic")
-    refused("^link's result: needs the shape", ValueError, losses.gpo_loss, *v, link=torch.mean)
     refused("^gamma: needs a finite number of at", ValueError, losses.simpo_loss, *v[:2], **BOTH_LENGTHS, gamma=-1.0)
 
 
@@ -330,21 +307,19 @@ def test_swapping_chosen_and_rejected(pc: Tensor, pr: Tensor, rc: Tensor, rr: Te
 
 @quickly
 @given(logps, logps, logps, logps, st.floats(0.01, 2))
-def test_links_make_the_family(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> None:
-    v = (pc, pr, rc, rr)
-    torch.testing.assert_close(
-        losses.gpo_loss(*v, beta=beta, link=logistic).losses, losses.dpo_loss(*v, beta=beta).losses
-    )
-    hinge = losses.gpo_loss(*v, beta=beta, link=lambda m: (1 - m).clamp(min=0))
-    torch.testing.assert_close(hinge.losses, losses.slic_loss(*v, beta=beta).losses)
-    squared = losses.gpo_loss(*v, beta=2 * beta, link=lambda m: (m - 1) ** 2)
-    torch.testing.assert_close(squared.losses, 4 * beta**2 * losses.ipo_loss(*v, beta=beta).losses)
+def test_pairwise_losses_are_functions_of_the_margin(
+    pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float
+) -> None:
+    v, margins = (pc, pr, rc, rr), beta * ((pc - rc) - (pr - rr))
+    torch.testing.assert_close(losses.dpo_loss(*v, beta=beta).losses, torch.nn.functional.softplus(-margins))
+    torch.testing.assert_close(losses.slic_loss(*v, beta=beta).losses, (1 - margins).clamp(min=0))
+    torch.testing.assert_close(4 * beta**2 * losses.ipo_loss(*v, beta=beta).losses, (2 * margins - 1) ** 2)
 
 
 @quickly
 @given(logps, logps, logps, logps, logps)
 def test_only_ratios_to_the_reference_matter(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, shift: Tensor) -> None:
-    for name in set(WITH_REFERENCE) - {"aot"}:
+    for name in WITH_REFERENCE:
         plain, shifted = ALL[name](pc, pr, rc, rr), ALL[name](pc + shift, pr - shift, rc + shift, rr - shift)
         torch.testing.assert_close(plain, shifted, rtol=1e-6, atol=1e-7, msg=name)
 

@@ -69,14 +69,6 @@ def liger_kto(v: Tensor) -> Tensor:
     return weights * peers.liger_kto(v[0], v[2], DESIRABLE, MISMATCHED.mean(), 0.1)
 
 
-def aot(loss: Callable) -> Callable[[Tensor], Tensor]:
-    return lambda v: loss(*v, label_smoothing=0.1).losses.mean()[None]
-
-
-def trl_aot(loss_type: str) -> Callable[[Tensor], Tensor]:
-    return lambda v: peers.trl_dpo(loss_type, *v, label_smoothing=0.1)[None]
-
-
 def rloo(v: Tensor) -> Tensor:
     return losses.rloo_loss(v[0], v[2], v[3] + 30, clip_range=0.3)
 
@@ -85,27 +77,15 @@ MEANS = {"chosen_lengths": None, "rejected_lengths": None}
 NLL = {"nll_weight": 0.5, "beta": 0.2, "label_smoothing": 0.1}
 SIMPO = {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1}
 Case = tuple[Callable[[Tensor], Tensor], dict[str, Callable[[Tensor], Tensor]]]
-SMOOTH, TAU = {"label_smoothing": 0.1}, {"discopop_tau": 0.05}
+SMOOTH = {"label_smoothing": 0.1}
 CASES: dict[str, Case] = {
     "dpo": (pairs(losses.dpo_loss), {"trl": trl("sigmoid"), "liger": liger("sigmoid")}),
     "slic": (pairs(losses.slic_loss), {"trl": trl("hinge"), "liger": liger("hinge")}),
     "ipo": (pairs(losses.ipo_loss, **BOTH), {"trl": trl_with_lengths("ipo")}),
-    "exo_pair": (
-        pairs(losses.exo_pair_loss, label_smoothing=0.1),
-        {"trl": trl("exo_pair", **SMOOTH), "liger": liger("exo_pair", **SMOOTH)},
-    ),
-    "nca_pair": (pairs(losses.nca_pair_loss), {"trl": trl("nca_pair"), "liger": liger("nca_pair")}),
     "robust_dpo": (
         pairs(losses.robust_dpo_loss, label_smoothing=0.1),
         {"trl": trl("robust", **SMOOTH), "liger": liger("robust", **SMOOTH)},
     ),
-    "bco_pair": (pairs(losses.bco_pair_loss), {"trl": trl("bco_pair"), "liger": liger("bco_pair")}),
-    "sppo_hard": (pairs(losses.sppo_hard_loss), {"trl": trl("sppo_hard"), "liger": liger("sppo_hard")}),
-    "apo_zero": (pairs(losses.apo_zero_loss), {"trl": trl("apo_zero"), "liger": liger("apo_zero")}),
-    "apo_down": (pairs(losses.apo_down_loss), {"trl": trl("apo_down"), "liger": liger("apo_down")}),
-    "discopop": (pairs(losses.discopop_loss), {"trl": trl("discopop", **TAU), "liger": liger("discopop")}),
-    "aot": (aot(losses.aot_loss), {"trl": trl_aot("aot")}),
-    "aot_unpaired": (aot(losses.aot_unpaired_loss), {"trl": trl_aot("aot_unpaired")}),
     "sft": (lambda v: losses.sft_loss(v[0], chosen_lengths=LENGTHS[0]), {"trl": trl_with_lengths("sft")}),
     "kto": (kto, {"trl": trl_kto, "liger": liger_kto}),
     "reward_model": (
@@ -155,7 +135,7 @@ CASES: dict[str, Case] = {
 }
 COMPARISONS = [(name, library) for name, (_, libraries) in CASES.items() for library in libraries]
 PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
-# TRL and Liger convert ε to float32 before they take its logarithm.
+# Stored results have nine digits.
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 
 
@@ -214,24 +194,8 @@ TRL_AND_LIGER: dict[tuple[str, str], list[float]] = {
     ("trl", "slic"): [0.675, 1.375, 1.025, 0.35],
     ("liger", "slic"): [0.675, 1.375, 1.025, 0.35],
     ("trl", "ipo"): [19.4334028, 29.0673464, 25.6289062, 21.9651641],
-    ("trl", "exo_pair"): [0.346886931, 0.731708865, 0.524635697, 0.215987033],
-    ("liger", "exo_pair"): [0.346886931, 0.731708865, 0.524635697, 0.215987033],
-    ("trl", "nca_pair"): [1.31117079, 1.48686826, 1.39336454, 1.26394285],
-    ("liger", "nca_pair"): [1.31117079, 1.48686826, 1.39336454, 1.26394285],
     ("trl", "robust_dpo"): [0.503167604, 0.944998264, 0.708850304, 0.338805336],
     ("liger", "robust_dpo"): [0.503167604, 0.944998264, 0.708850304, 0.338805336],
-    ("trl", "bco_pair"): [1.23042748, 1.58353846, 1.39980979, 1.09138782],
-    ("liger", "bco_pair"): [1.23042748, 1.58353846, 1.39980979, 1.09138782],
-    ("trl", "sppo_hard"): [22.8125, 95.3125, 53.3125, 9.25],
-    ("liger", "sppo_hard"): [22.8125, 95.3125, 53.3125, 9.25],
-    ("trl", "apo_zero"): [0.918931467, 1.09338587, 1.00624382, 0.839526769],
-    ("liger", "apo_zero"): [0.918931467, 1.09338587, 1.00624382, 0.839526769],
-    ("trl", "apo_down"): [0.956887541, 1.06145723, 1.01874707, 0.953628771],
-    ("liger", "apo_down"): [0.956887541, 1.06145723, 1.01874707, 0.953628771],
-    ("trl", "discopop"): [0.72225904, 0.898431089, 0.826383457, 0.522045546],
-    ("liger", "discopop"): [0.72225904, 0.898431089, 0.826383457, 0.522045546],
-    ("trl", "aot"): [0.649034237],
-    ("trl", "aot_unpaired"): [0.638825288],
     ("trl", "sft"): [2.5, 2.75, 2.0, 2.2173913],
     ("trl", "kto"): [0.633753385, 0.355188888, 0.390002083, 0.537397147],
     ("liger", "kto"): [0.633753385, 0.355188888, 0.390002083, 0.537397147],
