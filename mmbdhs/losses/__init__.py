@@ -13,7 +13,7 @@ Read in this order: `pairs` (the result and the four arguments), `preference` (l
 comes first), `reference_free`, `unpaired` (KTO), `combined` (Eq. 4-5), `reinforce` (RLOO, PPO, KL estimates; Eq. 2).
 """
 
-from mmbdhs.losses.combined import averaged_loss, ddpo_logps, mixed_loss
+from mmbdhs.losses.combined import averaged_loss, mixed_loss
 from mmbdhs.losses.pairs import PreferenceLoss
 from mmbdhs.losses.preference import (
     dpo_loss,
@@ -44,7 +44,6 @@ __all__ = [
     "UnpairedLoss",
     "averaged_loss",
     "cpo_loss",
-    "ddpo_logps",
     "dpo_loss",
     "gae",
     "ipo_loss",

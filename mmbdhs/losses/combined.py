@@ -1,4 +1,4 @@
-"""Losses that combine other losses (Eq. 4-5), and log-probabilities that give changed tokens more weight."""
+"""Losses that combine other losses (Eq. 4-5)."""
 
 from __future__ import annotations
 
@@ -44,45 +44,6 @@ def mixed_loss(first: PreferenceLoss, second: PreferenceLoss, *, draws: Tensor) 
     checks.require(checks.Rule("draws", "0 and 1 only", draws, (draws == 0) | (draws == 1)))
     taken = draws.bool()
     return PreferenceLoss(*(torch.where(taken, one, two) for one, two in zip(first, second, strict=True)))
-
-
-def ddpo_logps(
-    token_logps: Tensor,
-    response_mask: Tensor,
-    changed_mask: Tensor,
-    *,
-    gamma: float = 5.0,
-    normalize: bool = True,
-) -> Tensor:
-    """Log-probabilities of dense DPO, (Σ_same log p + γ Σ_changed log p) / N, [B] (RLHF-V, arXiv 2312.00849).
-
-    They are passed to dpo_loss instead of sums.
-
-    token_logps: float [B, T], of each token given the tokens before it.
-    response_mask: bool [B, T], True for tokens of the response, at least one in each row; other entries of token_logps
-        are not read.
-    changed_mask: bool [B, T], True for tokens of the response that the other response of the pair does not share.
-    gamma: γ, above 0; 5 in the paper.
-    normalize: True for N = n_same + γ n_changed as in the paper, False for N = 1, the authors' default (their
-        dpo_use_average).
-    """
-    checks.above_zero(gamma=gamma)
-    checks.same_shape(
-        {"token_logps": token_logps, "response_mask": response_mask, "changed_mask": changed_mask}, dims=2
-    )
-    checks.boolean("response_mask", response_mask)
-    checks.boolean("changed_mask", changed_mask)
-    (token_logps,) = checks.widened({"token_logps": token_logps.masked_fill(~response_mask, 0.0)})
-    inside = changed_mask <= response_mask
-    checks.require(
-        *checks.finite({"token_logps": token_logps}),
-        checks.Rule("changed_mask", "tokens of the response only", changed_mask, inside),
-        *checks.positive({"response_mask.sum(dim=1)": response_mask.sum(dim=1)}),
-    )
-    weights = response_mask.to(token_logps.dtype)
-    weights = torch.where(changed_mask, gamma * weights, weights)
-    total = (weights * token_logps).sum(dim=1)
-    return total / weights.sum(dim=1) if normalize else total
 
 
 def _are_losses(**losses: PreferenceLoss) -> None:

@@ -17,7 +17,7 @@ from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.sampling import BDHSConfig, SamplingConfig
 from mmbdhs.training.annotators import Annotator, Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
 from mmbdhs.training.config import check_known
-from mmbdhs.training.objectives import Objective, needs_reference, pairwise, supervised
+from mmbdhs.training.objectives import Objective, losses_of, pairwise, supervised
 from mmbdhs.training.pair_sources import (
     DistortedSource,
     MixedSource,
@@ -122,8 +122,9 @@ def check_fit(source: PairSource, objective: Objective) -> None:
     """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
     for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
     responses = 1 if isinstance(source, SupervisedSource) else 2
-    policy = ResponseLogps(-torch.ones(2, responses, 3), torch.ones(2, responses, 3, dtype=torch.bool))
-    objective(policy, policy.sums if needs_reference(objective) else None)
+    columns = responses + isinstance(source, DistortedSource)
+    policy = ResponseLogps(-torch.ones(2, columns, 3), torch.ones(2, columns, 3, dtype=torch.bool))
+    losses_of(objective, policy, policy, ids=[[[0, 1, 2]] * responses] * 2)
 
 
 def _compares_pairs(loss: Any) -> bool:

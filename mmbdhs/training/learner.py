@@ -20,7 +20,7 @@ from mmbdhs.losses import sft_loss
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import counts, metric_sums
-from mmbdhs.training.objectives import Objective, needs_reference
+from mmbdhs.training.objectives import Objective, losses_of, needs_reference, takes_stored_reference
 from mmbdhs.training.pair_faults import PAIR_FAULTS, pair_faults
 from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import DistributedModel
@@ -141,7 +141,8 @@ class Learner:
         room = VLM.of(model), one.inputs["input_ids"].shape[1]
         ids = fit_context(*room, one.ids, config.truncate_responses)
         masks = fit_context(*room, one.masks, config.truncate_responses)
-        stored = candidates.reference_logps if self.stored_reference else None
+        uses_stored = self.stored_reference and takes_stored_reference(self.objective)
+        stored = candidates.reference_logps if uses_stored else None
         distorted = None
         if candidates.distorted is not None:
             noise = candidates.distorted
@@ -153,18 +154,20 @@ class Learner:
         """Run examples with equally many responses."""
         policy, reference = self._policy_and_reference(examples)
         _require_finite(f"log-probabilities in step {step}", policy.sums, examples)
-        result = self.objective(policy, reference)
+        result = losses_of(self.objective, policy, reference, [one.ids for one in examples])
         _require_finite(f"loss in step {step}", result.losses, examples)
         self.backward(result.losses.sum())
         tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
         nll_losses = sft_loss(policy.sums[:, 0].detach(), chosen_lengths=policy.lengths[:, 0])
         return metric_sums(result, nll_losses, tokens)
 
-    def _policy_and_reference(self, examples: list[EncodedExample]) -> tuple[ResponseLogps, Tensor | None]:
-        """The policy's log-probabilities, and the reference's sums [B, N] in nats if the objective needs them."""
-        reference = self._reference_sums(examples) if needs_reference(self.objective) else None
-        policy = self._scored(examples, self.policy.run)
-        return policy, None if reference is None else reference.to(policy.sums)
+    def _policy_and_reference(
+        self, examples: list[EncodedExample]
+    ) -> tuple[ResponseLogps, ResponseLogps | Tensor | None]:
+        """The log-probabilities under the policy, and under the reference if the objective needs them: sums [B, N] in
+        nats if they are stored."""
+        reference = self._reference_logps(examples) if needs_reference(self.objective) else None
+        return self._scored(examples, self.policy.run), reference
 
     def _scored(self, examples: list[EncodedExample], run: Run) -> ResponseLogps:
         """Log-probabilities under the model that `run` passes on: of the responses, and of its own predictions over
@@ -186,14 +189,14 @@ class Learner:
             return response_logps(model, prompts, ids, masks=masks, targets=targets)
 
     @torch.no_grad()
-    def _reference_sums(self, examples: list[EncodedExample]) -> Tensor:
-        """The reference's sums [B, N], under the policy's autocast so that both round alike; `reference_logps` would
-        switch autocast off."""
+    def _reference_logps(self, examples: list[EncodedExample]) -> ResponseLogps | Tensor:
+        """What the reference says, under the policy's autocast so that both round alike; `reference_logps` would switch
+        autocast off."""
         if examples[0].reference_logps is not None:
             return torch.tensor([one.reference_logps for one in examples])
         if self.reference is not None:
-            return self._scored(examples, self.reference.run).sums
-        return self._scored(examples, self._run_without_adapters).sums
+            return self._scored(examples, self.reference.run)
+        return self._scored(examples, self._run_without_adapters)
 
     def _run_without_adapters(self, function: Callable[[nn.Module], T]) -> T:
         def run(model: Any) -> T:

@@ -1,7 +1,6 @@
 """Objectives: functions from the log-probabilities of an example's responses to its loss.
 
-An objective is any callable with the signature of `Objective`. With an attribute `needs_reference = False`, no
-reference is computed for it.
+An objective is any callable with the signature of `Objective`.
 """
 
 from __future__ import annotations
@@ -9,16 +8,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from mmbdhs.checks import at_least_zero
+from mmbdhs.checks import above_zero, at_least_zero
 from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, averaged_loss, sft_loss
 
 _LENGTHS = ("chosen_lengths", "rejected_lengths")
+
+Ids = Sequence[Sequence[Sequence[int]]]
+"""Token ids of the N responses to each of B prompts."""
 
 
 class Objective(Protocol):
@@ -29,6 +32,11 @@ class Objective(Protocol):
         False.
 
     Rewards that do not exist are NaN.
+
+    An objective may have these attributes:
+    needs_reference: False if no reference has to be computed for it.
+    needs_tokens: True to be called with the reference's `ResponseLogps` in place of its sums, and with a third
+        argument, the token ids of the responses. Where records have sums of the reference, it is run all the same.
     """
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss: ...
@@ -39,32 +47,78 @@ def needs_reference(objective: Objective) -> bool:
     return getattr(objective, "needs_reference", True)
 
 
+def needs_tokens(objective: Objective) -> bool:
+    """Whether an objective reads single tokens. An objective that does not say so does not."""
+    return getattr(objective, "needs_tokens", False)
+
+
+def takes_stored_reference(objective: Objective) -> bool:
+    """Whether an objective can use stored sums of the reference."""
+    return needs_reference(objective) and not needs_tokens(objective)
+
+
+def losses_of(
+    objective: Any, policy: ResponseLogps, reference: ResponseLogps | Tensor | None, ids: Ids
+) -> PreferenceLoss:
+    """Call an objective with what it needs of these.
+
+    reference: log-probabilities under the reference, or their sums where the objective does not need tokens.
+    """
+    if not needs_reference(objective):
+        reference = None
+    if needs_tokens(objective):
+        return objective(policy, reference, ids)
+    sums = reference.sums if isinstance(reference, ResponseLogps) else reference
+    return objective(policy, None if sums is None else sums.to(policy.sums))
+
+
 @dataclass(frozen=True)
 class _Pairwise:
     loss: Callable[..., PreferenceLoss]
     weights: tuple[float, ...] | None
     lengths: tuple[str, ...]
+    normalize: bool
     needs_reference: bool
     sft_weight: float
+    changed_weight: float | None
     settings: dict[str, Any]
 
-    def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
+    @property
+    def needs_tokens(self) -> bool:
+        return self.changed_weight is not None
+
+    def __call__(
+        self, policy: ResponseLogps, reference: ResponseLogps | Tensor | None, ids: Ids | None = None
+    ) -> PreferenceLoss:
         rejected = range(1, policy.sums.shape[1])
         if not rejected:
             raise ValueError("objective: needs two responses or more of each example, the source gives one")
         weights = self.weights or [1 / len(rejected) for _ in rejected]
-        result = averaged_loss([self._compare(column, policy, reference) for column in rejected], weights=weights)
+        result = averaged_loss(
+            [self._compare([0, column], policy, reference, ids) for column in rejected], weights=weights
+        )
         if not self.sft_weight:
             return result
         likelihood = sft_loss(policy.sums[:, 0], chosen_lengths=policy.lengths[:, 0])
         return result._replace(losses=result.losses + self.sft_weight * likelihood)
 
-    def _compare(self, rejected: int, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss:
-        """The loss of response 0 against response `rejected`."""
-        sums = [policy.sums] if reference is None else [policy.sums, reference]
-        vectors = [logps[:, column] for logps in sums for column in (0, rejected)]
-        lengths = dict(zip(_LENGTHS, (policy.lengths[:, 0], policy.lengths[:, rejected]), strict=True))
-        return self.loss(*vectors, **{name: lengths[name] for name in self.lengths}, **self.settings)
+    def _compare(
+        self, pair: list[int], policy: ResponseLogps, reference: ResponseLogps | Tensor | None, ids: Ids | None
+    ) -> PreferenceLoss:
+        """The loss of the chosen against the rejected response in these columns."""
+        logps = [policy] if reference is None else [policy, reference]
+        if self.changed_weight is None:
+            sums = [(one if isinstance(one, Tensor) else one.sums)[:, pair] for one in logps]
+            lengths = policy.lengths[:, pair]
+        else:
+            weights = _token_weights(self.changed_weight, pair, policy, ids)
+            sums = [_weighted_sums(one, pair, weights) for one in logps]
+            lengths = weights.sum(dim=2)
+        if self.normalize:
+            sums = [one / lengths for one in sums]
+        vectors = [vector for one in sums for vector in one.unbind(dim=1)]
+        named = dict(zip(_LENGTHS, lengths.unbind(dim=1), strict=True))
+        return self.loss(*vectors, **{name: named[name] for name in self.lengths}, **self.settings)
 
 
 def pairwise(
@@ -73,6 +127,7 @@ def pairwise(
     *,
     per_token: bool = False,
     sft_weight: float = 0.0,
+    changed_weight: float | None = None,
     **settings: Any,
 ) -> Objective:
     """A pairwise loss of `mmbdhs.losses`, averaged over pairs of the chosen and each other response (Eq. 5).
@@ -83,19 +138,65 @@ def pairwise(
         that requires lengths always gets them.
     sft_weight: of the negative log-likelihood per token of the chosen response, which is added to the loss as in RPO
         (arXiv 2404.19733); TRL's rpo_alpha.
+    changed_weight: γ of dense DPO (RLHF-V, arXiv 2312.00849), above 0, 5 in the paper: the weight of the tokens that
+        `changed_tokens` finds in each pair, where other tokens have 1. None for the plain loss. Lengths become sums of
+        weights; with per_token, log-probabilities are divided by them for any loss, as in the paper. Without, β keeps
+        the scale of the plain loss, as in the authors' code. Stored log-probabilities of the reference are sums, so
+        the reference is computed instead.
     settings: further arguments of the loss.
 
     Raises TypeError for settings that the loss does not take, and ValueError for per_token where it takes no lengths.
     """
     at_least_zero(sft_weight=sft_weight)
+    if changed_weight is not None:
+        above_zero(changed_weight=changed_weight)
     signature = inspect.signature(loss)
     signature.bind_partial(**settings)
     taken = {name: signature.parameters[name] for name in _LENGTHS if name in signature.parameters}
-    if per_token and not taken:
+    if per_token and not taken and changed_weight is None:
         raise ValueError(f"per_token: needs a loss that takes lengths, got {loss.__name__}")
-    lengths = tuple(name for name, parameter in taken.items() if per_token or parameter.default is parameter.empty)
-    needs_reference = "reference_chosen_logps" in signature.parameters
-    return _Pairwise(loss, None if weights is None else tuple(weights), lengths, needs_reference, sft_weight, settings)
+    return _Pairwise(
+        loss=loss,
+        weights=None if weights is None else tuple(weights),
+        lengths=tuple(name for name, one in taken.items() if per_token or one.default is one.empty),
+        normalize=per_token and not taken,
+        needs_reference="reference_chosen_logps" in signature.parameters,
+        sft_weight=sft_weight,
+        changed_weight=changed_weight,
+        settings=settings,
+    )
+
+
+def changed_tokens(first: Sequence[int], second: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Which tokens of two responses the other one does not share, by Python's difflib.
+
+    RLHF-V's code uses difflib too, but there a run of fewer than three shared tokens counts as changed, and tokens that
+    were only added or only left out do not.
+    """
+    one, other = [True] * len(first), [True] * len(second)
+    for block in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
+        one[block.a : block.a + block.size] = other[block.b : block.b + block.size] = [False] * block.size
+    return one, other
+
+
+def _token_weights(changed_weight: float, pair: list[int], policy: ResponseLogps, ids: Ids | None) -> Tensor:
+    """The weights of the tokens of two responses, [B, 2, R]; 0 for tokens that do not count."""
+    mask = policy.mask[:, pair]
+    if ids is None or {len(texts) for texts in ids} != {policy.mask.shape[1]}:
+        raise ValueError(
+            f"changed_weight: needs the token ids of all {policy.mask.shape[1]} responses of each example (predictions "
+            f"over distorted images have none), got {None if ids is None else [len(texts) for texts in ids]}"
+        )
+    rows = [row for texts in ids for row in changed_tokens(*(texts[column] for column in pair))]
+    changed = mask.new_tensor([[*row, *[False] * (mask.shape[2] - len(row))] for row in rows])
+    return torch.where(changed.view_as(mask), changed_weight, 1.0) * mask
+
+
+def _weighted_sums(logps: ResponseLogps | Tensor, pair: list[int], weights: Tensor) -> Tensor:
+    """The weighted sums of the log-probabilities of two responses, [B, 2]."""
+    if not isinstance(logps, ResponseLogps):
+        raise TypeError(f"reference: needs ResponseLogps for changed_weight, got {type(logps).__name__}")
+    return (logps.tokens[:, pair].to(weights) * weights).sum(dim=2)
 
 
 @dataclass(frozen=True)

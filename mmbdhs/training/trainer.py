@@ -37,7 +37,7 @@ from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
 from mmbdhs.training.log import StepMetrics, TrainLog, counts
-from mmbdhs.training.objectives import Objective, needs_reference
+from mmbdhs.training.objectives import Objective, needs_reference, takes_stored_reference
 from mmbdhs.training.pair_sources import PairSource, TrainingExample, needed_columns
 from mmbdhs.training.run_folder import run_folder
 from mmbdhs.training.run_identity import run_identity
@@ -141,7 +141,7 @@ def _learner(
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    all_stored = needs_reference(objective) and _all_stored(source, examples)
+    all_stored = takes_stored_reference(objective) and _all_stored(source, examples)
     if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
     learner = Learner(

@@ -142,15 +142,6 @@ def test_kto() -> None:
     near(losses.kto_reference_point(torch.tensor([-12.0, -13.0]), torch.tensor([-10.0, -14.0])), 0.0)
 
 
-def test_ddpo_weighs_changed_tokens() -> None:
-    logps = torch.tensor([[-1.0, -2.0, -3.0, math.nan], [-1.0, -4.0, -9.0, -16.0]])
-    response = torch.tensor([[True, True, True, False], [False, True, True, True]])
-    changed = torch.tensor([[False, False, True, False], [False, True, False, True]])
-    # (−1 − 2 − 5 · 3) / (2 + 5), (−5 · 4 − 9 − 5 · 16) / (1 + 10)
-    near(losses.ddpo_logps(logps, response, changed, gamma=5.0), [-18 / 7, -109 / 11])
-    near(losses.ddpo_logps(logps, response, changed, gamma=5.0, normalize=False), [-18.0, -109.0])
-
-
 def test_averaged_and_mixed() -> None:
     first, second = losses.dpo_loss(*FOUR, beta=0.5), losses.slic_loss(*FOUR, beta=1.0)
     averaged = losses.averaged_loss([first, second], weights=(0.25, 0.75))

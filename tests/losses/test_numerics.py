@@ -84,11 +84,7 @@ def test_gradients_per_token() -> None:
         given = losses.ppo_loss(policy, old, losses.whiten(advantages, MASK), values, old_values, returns, MASK)
         return given.losses
 
-    def ddpo(logps: Tensor) -> Tensor:
-        return losses.ddpo_logps(logps, MASK, MASK & (old > 0), gamma=0.1)
-
     assert torch.autograd.gradcheck(ppo, (policy.requires_grad_(), values.requires_grad_()))
-    assert torch.autograd.gradcheck(ddpo, policy)
     assert torch.autograd.gradcheck(lambda x: losses.whiten(x, MASK), policy)
 
 
@@ -251,11 +247,6 @@ def test_wrong_combinations_are_named() -> None:
 
 def test_wrong_masks_and_rewards_are_named() -> None:
     logps, none = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)
-    refused("^response_mask: needs a bool", TypeError, losses.ddpo_logps, logps, MASK.float(), none)
-    outside = r"^changed_mask: needs tokens of the response only, got True at \[0, 2\]"
-    refused(outside, ValueError, losses.ddpo_logps, logps, MASK, ~none)
-    empty = r"^response_mask.*: needs numbers above 0, got 0 at \[0\]"
-    refused(empty, ValueError, losses.ddpo_logps, logps, none, none)
     refused("^mask: needs a bool", TypeError, losses.gae, logps, logps, MASK.float())
     refused("^lam: needs a number in", ValueError, losses.gae, logps, logps, MASK, lam=1.1)
     refused("^mask.sum.*: needs at least 2, got 0", ValueError, losses.whiten, logps, none)
