@@ -94,10 +94,10 @@ def mdpo_loss(
 ) -> PreferenceLoss:
     """Multimodal DPO, −log σ(r₊ − r₋) − log σ(r₊ − r̃₊) − log σ(r₊ − δ) (arXiv 2406.11839).
 
-    The terms are DPO, the same for a pair of images, and an anchor that keeps the chosen response's reward above δ.
+    The terms are DPO, the same for a pair of images, and an anchor that pushes the chosen response's reward above δ.
 
-    policy_corrupted_logps, reference_corrupted_logps: float [B], of the chosen response given the corrupted image
-        (cropped, or with hidden tokens); they make r̃₊.
+    policy_corrupted_logps, reference_corrupted_logps: float [B], of the chosen response given a corrupted image, which
+        in the paper is a random crop; they make r̃₊.
     beta: β, above 0.
     anchor: δ, in units of reward; 0 in the paper.
     """

@@ -121,7 +121,7 @@ def parse_objective(words: Sequence[str]) -> Objective:
 def check_fit(source: PairSource, objective: Objective) -> None:
     """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
     for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
-    responses = 1 if isinstance(source, SupervisedSource) else 2
+    responses = len(source.columns) if isinstance(source, (SupervisedSource, DistortedSource)) else 2
     columns = responses + isinstance(source, DistortedSource)
     policy = ResponseLogps(-torch.ones(2, columns, 3), torch.ones(2, columns, 3, dtype=torch.bool))
     losses_of(objective, policy, policy, ids=[[[0, 1, 2]] * responses] * 2)

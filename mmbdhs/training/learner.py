@@ -20,7 +20,13 @@ from mmbdhs.losses import sft_loss
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import counts, metric_sums
-from mmbdhs.training.objectives import Objective, losses_of, needs_reference, takes_stored_reference
+from mmbdhs.training.objectives import (
+    Objective,
+    losses_of,
+    needs_reference,
+    scores_distorted,
+    takes_stored_reference,
+)
 from mmbdhs.training.pair_faults import PAIR_FAULTS, pair_faults
 from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import DistributedModel
@@ -90,7 +96,7 @@ class Learner:
         encoded = [ready for example, one in useful if (ready := self._encode(example, one))]
         groups = _group_by_shape(encoded)
         sums += counts(undecided=len(examples) - len(decided), skipped=len(useful) - len(encoded))
-        # A distorted group takes more passes, so sharded processes first run one kind of group, then the other.
+        # A distorted group may take more passes, so sharded processes first run one kind of group, then the other.
         for is_distorted in (False, True):
             alike = [group for group in groups if (group[0].distorted is not None) == is_distorted]
             dummy_passes = self.policy.common_pass_count(len(alike)) - len(alike)
@@ -148,6 +154,8 @@ class Learner:
             noise = candidates.distorted
             noisy = noise.of_images(load_images(record["images"])), asked[1], candidates.responses[:1]
             distorted = noise.of_inputs(encode_chat(model, self.processor, *noisy, append_eos=config.append_eos).inputs)
+        elif scores_distorted(self.objective):
+            raise ValueError(f"source: needs distorted images for this objective, got none for example {example.key!r}")
         return EncodedExample(example.key, one.inputs, ids, masks, stored, distorted)
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:
@@ -170,10 +178,10 @@ class Learner:
         return self._scored(examples, self.policy.run), reference
 
     def _scored(self, examples: list[EncodedExample], run: Run) -> ResponseLogps:
-        """Log-probabilities under the model that `run` passes on: of the responses, and of its own predictions over
-        distorted images."""
-        is_distorted = examples[0].distorted is not None
-        targets = run(partial(self._predicted, examples)) if is_distorted else None
+        """Log-probabilities under the model that `run` passes on: of the responses, and of its own predictions or the
+        chosen response over distorted images."""
+        is_predicted = examples[0].distorted is not None and not scores_distorted(self.objective)
+        targets = run(partial(self._predicted, examples)) if is_predicted else None
         return run(partial(self._logps, examples, targets))
 
     @torch.no_grad()
@@ -184,9 +192,14 @@ class Learner:
             return predicted_ids(model, prompts, chosen)
 
     def _logps(self, examples: list[EncodedExample], targets: list[Tensor] | None, model: nn.Module) -> ResponseLogps:
-        prompts, ids, masks = zip(*((one.inputs, one.ids, one.masks) for one in examples), strict=True)
+        """Log-probabilities of the responses and of the targets, or of the chosen response over distorted images."""
+        rows = [(one.inputs, one.ids, one.masks) for one in examples]
+        if scores_distorted(self.objective):
+            rows += [_distorted_row(one) for one in examples]
+        prompts, ids, masks = zip(*rows, strict=True)
         with self.autocast():
-            return response_logps(model, prompts, ids, masks=masks, targets=targets)
+            found = response_logps(model, prompts, ids, masks=masks, targets=targets)
+        return _as_last_column(found, len(examples)) if len(rows) > len(examples) else found
 
     @torch.no_grad()
     def _reference_logps(self, examples: list[EncodedExample]) -> ResponseLogps | Tensor:
@@ -226,6 +239,18 @@ def make_dummy_example(
                 response_logps(model, [one.inputs], [one.ids])
         return EncodedExample(str(record.get("key")), *one, reference_logps=None)
     raise ValueError("records: needs at least one that can be read, got none")
+
+
+def _distorted_row(example: EncodedExample) -> tuple[dict[str, Any], list[list[int]], list[list[bool]]]:
+    """The chosen response over the distorted images; the other responses are empty, so that one pass can score both
+    images."""
+    nothing: list[Any] = [[] for _ in example.ids[1:]]
+    return example.distorted or {}, [example.ids[0], *nothing], [example.masks[0], *nothing]
+
+
+def _as_last_column(found: ResponseLogps, count: int) -> ResponseLogps:
+    """The first `count` rows, with the first response of each row after them as one more column."""
+    return ResponseLogps(*(torch.cat([rows[:count], rows[count:, :1]], dim=1) for rows in found))
 
 
 def _require_finite(what: str, values: Tensor, examples: list[EncodedExample]) -> None:

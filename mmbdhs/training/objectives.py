@@ -19,6 +19,7 @@ from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.losses import PreferenceLoss, averaged_loss, sft_loss
 
 _LENGTHS = ("chosen_lengths", "rejected_lengths")
+_CORRUPTED = ("policy_corrupted_logps", "reference_corrupted_logps")
 
 Ids = Sequence[Sequence[Sequence[int]]]
 """Token ids of the N responses to each of B prompts."""
@@ -37,6 +38,8 @@ class Objective(Protocol):
     needs_reference: False if no reference has to be computed for it.
     needs_tokens: True to be called with the reference's `ResponseLogps` in place of its sums, and with a third
         argument, the token ids of the responses. Where records have sums of the reference, it is run all the same.
+    scores_distorted: True if the last column is to be log p of the chosen response over the distorted images that the
+        source has to give. Otherwise distorted images are used as `Candidates` says.
     """
 
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss: ...
@@ -52,9 +55,15 @@ def needs_tokens(objective: Objective) -> bool:
     return getattr(objective, "needs_tokens", False)
 
 
+def scores_distorted(objective: Objective) -> bool:
+    """Whether an objective reads log p of the chosen response over distorted images. An objective that does not say so
+    does not."""
+    return getattr(objective, "scores_distorted", False)
+
+
 def takes_stored_reference(objective: Objective) -> bool:
-    """Whether an objective can use stored sums of the reference."""
-    return needs_reference(objective) and not needs_tokens(objective)
+    """Whether stored sums of the reference are all that an objective reads of it."""
+    return needs_reference(objective) and not needs_tokens(objective) and not scores_distorted(objective)
 
 
 def losses_of(
@@ -68,8 +77,7 @@ def losses_of(
         reference = None
     if needs_tokens(objective):
         return objective(policy, reference, ids)
-    sums = reference.sums if isinstance(reference, ResponseLogps) else reference
-    return objective(policy, None if sums is None else sums.to(policy.sums))
+    return objective(policy, None if reference is None else _sums(reference).to(policy.sums))
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class _Pairwise:
     lengths: tuple[str, ...]
     normalize: bool
     needs_reference: bool
+    scores_distorted: bool
     sft_weight: float
     changed_weight: float | None
     settings: dict[str, Any]
@@ -90,9 +99,10 @@ class _Pairwise:
     def __call__(
         self, policy: ResponseLogps, reference: ResponseLogps | Tensor | None, ids: Ids | None = None
     ) -> PreferenceLoss:
-        rejected = range(1, policy.sums.shape[1])
+        rejected = range(1, policy.sums.shape[1] - self.scores_distorted)
         if not rejected:
-            raise ValueError("objective: needs two responses or more of each example, the source gives one")
+            images = " and distorted images (DistortedSource)" if self.scores_distorted else ""
+            raise ValueError(f"objective: needs two responses or more{images} of each example, the source has fewer")
         weights = self.weights or [1 / len(rejected) for _ in rejected]
         result = averaged_loss(
             [self._compare([0, column], policy, reference, ids) for column in rejected], weights=weights
@@ -108,8 +118,7 @@ class _Pairwise:
         """The loss of the chosen against the rejected response in these columns."""
         logps = [policy] if reference is None else [policy, reference]
         if self.changed_weight is None:
-            sums = [(one if isinstance(one, Tensor) else one.sums)[:, pair] for one in logps]
-            lengths = policy.lengths[:, pair]
+            sums, lengths = [_sums(one)[:, pair] for one in logps], policy.lengths[:, pair]
         else:
             weights = _token_weights(self.changed_weight, pair, policy, ids)
             sums = [_weighted_sums(one, pair, weights) for one in logps]
@@ -118,7 +127,10 @@ class _Pairwise:
             sums = [one / lengths for one in sums]
         vectors = [vector for one in sums for vector in one.unbind(dim=1)]
         named = dict(zip(_LENGTHS, lengths.unbind(dim=1), strict=True))
-        return self.loss(*vectors, **{name: named[name] for name in self.lengths}, **self.settings)
+        settings = {name: named[name] for name in self.lengths} | self.settings
+        if self.scores_distorted:
+            settings |= dict(zip(_CORRUPTED, (_sums(one)[:, -1] for one in logps), strict=True))
+        return self.loss(*vectors, **settings)
 
 
 def pairwise(
@@ -132,7 +144,8 @@ def pairwise(
 ) -> Objective:
     """A pairwise loss of `mmbdhs.losses`, averaged over pairs of the chosen and each other response (Eq. 5).
 
-    loss: takes log-probabilities of chosen and rejected responses.
+    loss: takes log-probabilities of chosen and rejected responses. `mdpo_loss` also gets those of the chosen response
+        over the source's distorted images, in place of the authors' random crops.
     weights: of the pairs, with sum 1; None for equal weights.
     per_token: whether to pass lengths to a loss for which they are optional, which makes IPO length-normalised. A loss
         that requires lengths always gets them.
@@ -145,13 +158,17 @@ def pairwise(
         the reference is computed instead.
     settings: further arguments of the loss.
 
-    Raises TypeError for settings that the loss does not take, and ValueError for per_token where it takes no lengths.
+    Raises TypeError for settings that the loss does not take, and ValueError for numbers out of range, for per_token
+    where it takes no lengths, and for changed_weight where it takes distorted images.
     """
     at_least_zero(sft_weight=sft_weight)
     if changed_weight is not None:
         above_zero(changed_weight=changed_weight)
     signature = inspect.signature(loss)
     signature.bind_partial(**settings)
+    scores_distorted = _CORRUPTED[0] in signature.parameters
+    if scores_distorted and changed_weight is not None:
+        raise ValueError(f"changed_weight: needs a loss without distorted images, got {loss.__name__}")
     taken = {name: signature.parameters[name] for name in _LENGTHS if name in signature.parameters}
     if per_token and not taken and changed_weight is None:
         raise ValueError(f"per_token: needs a loss that takes lengths, got {loss.__name__}")
@@ -161,6 +178,7 @@ def pairwise(
         lengths=tuple(name for name, one in taken.items() if per_token or one.default is one.empty),
         normalize=per_token and not taken,
         needs_reference="reference_chosen_logps" in signature.parameters,
+        scores_distorted=scores_distorted,
         sft_weight=sft_weight,
         changed_weight=changed_weight,
         settings=settings,
@@ -177,6 +195,11 @@ def changed_tokens(first: Sequence[int], second: Sequence[int]) -> tuple[list[bo
     for block in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
         one[block.a : block.a + block.size] = other[block.b : block.b + block.size] = [False] * block.size
     return one, other
+
+
+def _sums(logps: ResponseLogps | Tensor) -> Tensor:
+    """log p of each response, [B, N]."""
+    return logps if isinstance(logps, Tensor) else logps.sums
 
 
 def _token_weights(changed_weight: float, pair: list[int], policy: ResponseLogps, ids: Ids | None) -> Tensor:

@@ -56,7 +56,8 @@ class Candidates(NamedTuple):
     responses: the chosen response, then the others; text, or messages of several turns.
     reference_logps: the log-probability of each response under the reference model in nats; None if unknown.
     distorted: noise on the example's images. What a model predicts over noisy images after each part of the chosen
-        response is one more candidate, scored with the clean images where it was predicted. None for no such candidate.
+        response is one more candidate, scored with the clean images where it was predicted; with `mdpo_loss` it is the
+        chosen response that is scored over noisy images. None for no such candidate.
     """
 
     responses: tuple[str | Messages, ...]
@@ -158,6 +159,8 @@ class DistortedSource:
     """The distortion of section 3.3, as POVID's published loss has it: against the chosen response stands, token by
     token, what the model predicts over a noisy image after the chosen tokens before. Policy and reference score their
     own predictions, over the clean image and in the places where they were made; equal tokens cancel.
+
+    With `pairwise(mdpo_loss)` the chosen response is compared with itself over the noisy image instead (mDPO).
 
     noise_steps: diffusion steps of noise on the image, with other noise in every epoch.
     seed: seed of the noise.

@@ -17,7 +17,7 @@ from helpers.preference_records import apart, fresh_miniature, full_run, scene_r
 from safetensors.torch import load_file
 
 from mmbdhs import BDHSConfig, miniature, train
-from mmbdhs.losses import dpo_loss
+from mmbdhs.losses import dpo_loss, mdpo_loss
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import (
     Candidates,
@@ -69,6 +69,12 @@ def train_distorted(output: Path, **settings: Any) -> Any:
     return train(*fresh_miniature(), scene_records(9), source, DPO, config)
 
 
+def train_over_both_images(output: Path, **settings: Any) -> Any:
+    """Distorted images run together with the clean ones."""
+    config = full_run(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    return train(*fresh_miniature(), scene_records(9), DistortedSource(), pairwise(mdpo_loss, beta=0.1), config)
+
+
 def main(output: Path) -> None:
     """Train sharded; this runs in each of the processes."""
     result = train_full(output / "full", shard=True)
@@ -80,6 +86,7 @@ def main(output: Path) -> None:
     train_full(output / "cut", shard=True, resume=True)
     train_adapters(output / "adapters", shard=True)
     train_distorted(output / "distorted", shard=True)
+    train_over_both_images(output / "both", shard=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,11 @@ def test_adapters_and_online_samples_are_those_of_a_whole_model(sharded: Path, t
 def test_predictions_of_a_sharded_model_are_those_of_a_whole_one(sharded: Path, tmp_path: Path) -> None:
     train_distorted(tmp_path / "distorted")
     assert losses(sharded / "distorted") == pytest.approx(losses(tmp_path / "distorted"), rel=1e-4)
+
+
+def test_both_images_of_a_sharded_model_are_scored_as_those_of_a_whole_one(sharded: Path, tmp_path: Path) -> None:
+    train_over_both_images(tmp_path / "both")
+    assert losses(sharded / "both") == pytest.approx(losses(tmp_path / "both"), rel=1e-4)
 
 
 def test_one_process_has_nothing_to_share_with(tmp_path: Path) -> None:
