@@ -39,7 +39,7 @@ class Case:
     prompts: int = 13
     branches: int = 5  # of each prompt
     keys: int = 160  # of each prompt
-    kv_heads: int | None = None  # as many as query heads
+    kv_heads: int = 0  # 0 for as many as query heads
 
 
 CASES = (

@@ -34,6 +34,7 @@ class Size:
     """The size of the text decoder; the vision tower shrinks in the same proportion from CLIP-L.
 
     intermediate: of the decoder; 0 for 11/4 of `hidden`.
+    kv_heads: of the decoder; 0 for as many as query heads.
     """
 
     layers: int
@@ -41,6 +42,7 @@ class Size:
     head_dim: int = 64
     dtype: torch.dtype = torch.float32
     intermediate: int = 0
+    kv_heads: int = 0
     vision_head_dim: int = 32
 
 
@@ -101,7 +103,7 @@ def model(size: Size, vocabulary: int, image_token: int, device: torch.device) -
         "intermediate_size": size.intermediate or 11 * size.hidden // 4,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.hidden // size.head_dim,
-        "num_key_value_heads": size.hidden // size.head_dim,
+        "num_key_value_heads": size.kv_heads or size.hidden // size.head_dim,
         "max_position_embeddings": 4096,
     }
     config = LlavaNextConfig(

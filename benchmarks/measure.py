@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shutil
 import statistics
+import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -224,3 +226,21 @@ def stages(**methods: tuple[Any, str]) -> Iterator[dict[str, float]]:
     finally:
         for stage, (owner, name) in methods.items():
             setattr(owner, name, originals[stage])
+
+
+@contextmanager
+def gpu_busy() -> Iterator[list[float]]:
+    """Gives a list that holds at the end the share of the time in which the GPU was busy, as nvidia-smi samples it; an
+    empty one where there is no nvidia-smi."""
+    found: list[float] = []
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    if shutil.which(command[0]) is None:
+        yield found
+        return
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield found
+        finally:
+            process.terminate()
+            shares = [float(line) / 100 for line in process.communicate()[0].split() if line.isdigit()]
+    found += [statistics.mean(shares)] if shares else []

@@ -1,8 +1,12 @@
-"""The LLaVA-1.6-7B shape on a CPU: real dimensions, random bfloat16 weights, a vocabulary of 32,000 tokens.
+"""The LLaVA-1.6-7B shape: real dimensions, random bfloat16 weights, on a CPU a vocabulary of 32,000 tokens.
 
-Seconds for a pair by stage, the most memory that the process held, and every token of one sentence against one forward
-of the whole masked sequence with plain `transformers`. That forward is timed. The time of batched masked generation is
-arithmetic: one such forward for each sentence, with the image encoded once, and later steps that take as long as ours.
+On a GPU: pairs a second in a call of 4 pairs and in one of 200, with what the first call of a model took, the time of
+each stage, and how busy nvidia-smi says the GPU was.
+
+On a CPU: seconds for a pair by stage, the most memory that the process held, and every token of one sentence against
+one forward of the whole masked sequence with plain `transformers`. That forward is timed. The time of batched masked
+generation is arithmetic: one such forward for each sentence, with the image encoded once, and later steps that take as
+long as ours.
 They would read the same weights, and 2,928 more keys and values of each layer and sentence.
 """
 
@@ -15,7 +19,7 @@ from typing import Any
 import llava
 import numpy as np
 import torch
-from measure import stages
+from measure import gpu_busy, stages
 from PIL import Image
 from table import Options, Table
 from torch import Tensor
@@ -35,10 +39,65 @@ COLUMNS = {
     **{"ours_s": ">6.1f", "masked_forward_s": ">6.1f", "batched_s": ">6.1f", "over_batched": ">5.1f"},
     **{"equal": ">5.0%", "peak_gib": ">5.1f"},
 }
+GPU_COLUMNS = {
+    "shape": "<45",
+    "pairs": ">3d",
+    "first_s": ">6.1f",
+    "pairs_per_s": ">6.2f",
+    "busy": ">4.0%",
+    "gib": ">5.1f",
+}
+STAGES = {
+    "read": (ExampleReader, "read"),
+    "split": (Reference, "__init__"),
+    "processor": (examples, "encode_turn"),
+    "vision": (ExampleReader, "encode"),
+    "once": (examples, "check_decoding"),
+    "prefill": (BranchPool, "add"),
+    "decode": (BranchPool, "step"),
+    "similarity": (Sampler, "_score"),
+    "schedule": (Sampler, "_advance"),
+}
 
 
 @torch.no_grad()
 def main(options: Options) -> None:
+    (on_gpu if options.device.type == "cuda" else on_cpu)(options)
+
+
+def on_gpu(options: Options) -> None:
+    processor = llava.processor([REFERENCE, PROMPT, "USER: ASSISTANT:"] * 2)
+    words = processor.tokenizer
+    size = llava.Size(layers=2, hidden=128, dtype=torch.bfloat16) if options.quick else llava.SEVEN_BILLION
+    model = llava.model(size, 32_064, words.convert_tokens_to_ids("<image>"), options.device)
+    llava.never_ending(model, words)
+    begin = time.perf_counter()
+    sample_many(model, processor, 4)
+    first = time.perf_counter() - begin
+    with Table("sampling", GPU_COLUMNS, options) as table:
+        for pairs in (4, 8 if options.quick else 200):
+            with gpu_busy() as busy:
+                begin = time.perf_counter()
+                sample_many(model, processor, pairs)
+                seconds = time.perf_counter() - begin
+            with stages(**STAGES) as spent:  # in a call of its own: the clock of a stage waits for the device
+                sample_many(model, processor, pairs)
+            row = {"shape": llava.name(model), "pairs": pairs, "first_s": first, "pairs_per_s": pairs / seconds}
+            row |= {"busy": busy[0] if busy else None, "gib": torch.cuda.max_memory_allocated() / 2**30}
+            table.add(**row, stages_ms_per_pair={name: round(1e3 * s / pairs, 2) for name, s in spent.items()})
+
+
+def sample_many(model: Any, processor: Any, pairs: int) -> list[BDHSSample]:
+    """Sentences of 11 tokens, as long as those of captions."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (640, 640, 3), dtype=np.uint8)) for _ in range(4)]
+    columns = (images * pairs)[:pairs], [PROMPT] * pairs, [REFERENCE] * pairs
+    config = BDHSConfig(max_iterations=1, max_sentence_tokens=11)
+    return bdhs_sample(model, processor, *columns, config, lambda first, second: [0.0] * len(first))
+
+
+@torch.no_grad()
+def on_cpu(options: Options) -> None:
     size = llava.Size(layers=2, hidden=128, dtype=torch.bfloat16) if options.quick else llava.SEVEN_BILLION
     print("\nseconds for a pair of the LLaVA-1.6-7B shape on the CPU, once for each side")
     with Table("sampling", COLUMNS, options) as table:
@@ -81,17 +140,7 @@ def sampled(model: Any, processor: Any, images: list[Image.Image]) -> tuple[list
     """The samples, and the seconds of each stage; `once` is what the first examples of a model pay for its checks."""
     config = BDHSConfig(max_iterations=1, temperature=0, max_sentence_tokens=STEPS)
     texts, similarity = ([PROMPT] * PAIRS, [REFERENCE] * PAIRS), minilm()
-    with stages(
-        read=(ExampleReader, "read"),
-        split=(Reference, "__init__"),
-        processor=(examples, "encode_turn"),
-        vision=(ExampleReader, "encode"),
-        once=(examples, "check_decoding"),
-        prefill=(BranchPool, "add"),
-        decode=(BranchPool, "step"),
-        similarity=(Sampler, "_score"),
-        schedule=(Sampler, "_advance"),
-    ) as spent:
+    with stages(**STAGES) as spent:
         found = bdhs_sample(model, processor, images, *texts, config, similarity)
     return found, spent
 
