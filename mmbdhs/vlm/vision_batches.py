@@ -84,15 +84,13 @@ def _kind(leaf: Any) -> Hashable:
 
 def _together(vlm: VLM, calls: list[ModuleCall]) -> list[VisionOutput | None]:
     """The output of each call, made by one."""
-    outputs: list[Any] | None = None
     if vlm.batches_vision is None:
-        alone, vlm.batches_vision = _alone_and_compared(vlm, calls)
+        vlm.batches_vision = _agrees(vlm, calls)
         if vlm.batches_vision is False:
             _note(vlm, "encodes several together in another way")
-        if not torch.is_grad_enabled() and not vlm.model.training:
-            outputs = alone
-    elif vlm.batches_vision:
-        outputs = _outputs(vlm, calls)
+    # Also right after the comparison, which runs in the model's own precision and without gradients: a policy and its
+    # reference have to round alike from the first call on.
+    outputs = _outputs(vlm, calls) if vlm.batches_vision else None
     return [None] * len(calls) if outputs is None else [VisionOutput(calls[0].module, one) for one in outputs]
 
 
@@ -119,19 +117,18 @@ def _outputs(vlm: VLM, calls: list[ModuleCall]) -> list[Any] | None:
 
 
 @torch.no_grad()
-def _alone_and_compared(vlm: VLM, calls: list[ModuleCall]) -> tuple[list[Any], bool | None]:
-    """The output of each call alone, and whether that is what the calls give together; None if these calls cannot tell,
-    because they are equal or their outputs are not finite."""
+def _agrees(vlm: VLM, calls: list[ModuleCall]) -> bool | None:
+    """Whether the calls give together what each gives alone; None if these calls cannot tell, because they are equal or
+    their outputs are not finite."""
     tensors = [[leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)] for call in calls]
     differ = any(not torch.equal(leaf, first) for own in tensors for leaf, first in zip(own, tensors[0], strict=True))
     with vlm.evaluation_mode(), attention_through(None, vlm.mask_configs):
-        outputs = [call.module(*call.args, **call.kwargs) for call in calls]
-        alone = [tree_leaves(output) for output in outputs]
+        alone = [tree_leaves(call.module(*call.args, **call.kwargs)) for call in calls]
         finite = all(leaf.isfinite().all() for own in alone for leaf in own if isinstance(leaf, Tensor))
         if not differ or not finite:
-            return outputs, None
+            return None
         together = [tree_leaves(output) for output in _outputs(vlm, calls) or []]
-    return outputs, len(together) == len(alone) and all(map(_equal, together, alone))
+    return len(together) == len(alone) and all(map(_equal, together, alone))
 
 
 def _equal(found: list[Any], expected: list[Any]) -> bool:
