@@ -14,6 +14,7 @@ from mmbdhs.data.images import image_list, locate_image, require_file
 from mmbdhs.data.jsonl import read_jsonl
 from mmbdhs.data.keys import is_null
 from mmbdhs.data.messages import Messages, Prompt, as_chat
+from mmbdhs.data.pair_faults import pair_faults
 from mmbdhs.errors import ExampleError
 
 _LOG = logging.getLogger("mmbdhs")
@@ -26,6 +27,7 @@ def preference_record(
 
     TRL reads the columns images, prompt, chosen and rejected. The others say how the pair was made: key, seed,
     similarity, iterations, guided, visible_image_tokens, sentences, and for noisy images noise_steps and noise_range.
+    `pair_faults` says what is wrong with a pair that teaches nothing.
 
     images: paths of the prompt's images, written to the record unchanged.
     prompt: a string, which becomes a user turn with the images first, a message list, or a ChatPrompt, of which tools
@@ -39,6 +41,7 @@ def preference_record(
     chat = as_chat(prompt, len(images), "prompt")
     columns = {"tools": chat.tools, "chat_template_kwargs": chat.chat_template_kwargs}
     columns |= {name: getattr(sample, name, None) for name in ("noise_steps", "noise_range")}
+    columns["pair_faults"] = list(pair_faults((chosen, sample.rejected)))
     return {
         "images": [os.fspath(path) for path in images],
         "prompt": chat.messages,

@@ -5,8 +5,8 @@ an example, an *objective* that makes a loss of their log-probabilities, and for
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
 step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
 processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
-describes, `pair_faults` finds pairs that teach nothing, `annotators` holds judges, `annotator_accuracy` measures them,
-and `command` with `command_parts` is `mmbdhs train`.
+describes, `annotators` holds judges, `annotator_accuracy` measures them, and `command`, with `command_parts`, is
+`mmbdhs train`.
 """
 
 from mmbdhs.training.annotator_accuracy import AnnotatorAccuracy, annotator_accuracy

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.data import ChatPrompt, load_images
+from mmbdhs.data import PAIR_FAULTS, ChatPrompt, load_images, pair_faults
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
 from mmbdhs.losses import sft_loss
@@ -27,7 +27,6 @@ from mmbdhs.training.objectives import (
     scores_distorted,
     takes_stored_reference,
 )
-from mmbdhs.training.pair_faults import PAIR_FAULTS, pair_faults
 from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
 from mmbdhs.training.sharding import DistributedModel
 from mmbdhs.vlm import VLM, Processor

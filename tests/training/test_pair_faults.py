@@ -11,9 +11,10 @@ import pytest
 from helpers.preference_records import apart, fresh_miniature, full_run, scene_records
 from torch import Tensor
 
+from mmbdhs.data import pair_faults, preference_record
 from mmbdhs.losses import dpo_loss
+from mmbdhs.sampling import BDHSSample
 from mmbdhs.training import StoredSource, pairwise, train
-from mmbdhs.training.pair_faults import pair_faults
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -45,6 +46,14 @@ DPO = pairwise(dpo_loss, beta=0.1)
 )
 def test_faults(responses: Any, faults: tuple[str, ...]) -> None:
     assert pair_faults(responses) == faults
+
+
+def test_a_record_keeps_the_faults_of_its_pair() -> None:
+    sample = BDHSSample("k", " A car. ", 1.0, 5, False, ())
+    record = preference_record(["car.png"], "What?", "A car.", sample, seed=0)
+    assert record["pair_faults"] == ["identical"]
+    other = preference_record(["car.png"], "What?", "A dog.", sample, seed=0)
+    assert "pair_faults" not in other
 
 
 def logged(folder: Path) -> dict[str, Any]:

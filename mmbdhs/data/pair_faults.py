@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 
-from mmbdhs.data import Messages, message_text
+from mmbdhs.data.messages import Messages, message_text
 
 PAIR_FAULTS = ("identical", "garbled")
 _REPEATS = 5  # of one word in a row
