@@ -65,7 +65,7 @@ class BDHSConfig(SamplingConfig):
         reference with markup between its sentences, such as <think>, it is guided too, so that the markup stays.
     similarity_threshold: ε_s; a response at least this similar to its reference is drawn again.
     guided: False generates whole responses without the reference (the guidance-free ablation).
-    max_sentence_tokens: the most tokens that complete one sentence.
+    max_sentence_tokens: the most tokens that complete one sentence; the paper names no limit.
     """
 
     mask_threshold: float = 0.99

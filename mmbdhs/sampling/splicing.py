@@ -98,6 +98,9 @@ class Cut:
 class Reference:
     """A reference, split into sentences once and cut at new positions in each iteration (Eq. 7).
 
+    A sentence of n tokens is cut after 1 … n − 1 of them. Only whole words are swapped, where the paper's expression
+    would also find "Not", and a cut comes after the swapped word.
+
     has_markup: whether there is more than white space between sentences, such as <think>.
 
     Raises ExampleError for a text that has no content.
