@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from mmbdhs.decoding.cuda_graphs import as_graph
+
 Side = Callable[[], Any]
 
 
@@ -76,15 +78,7 @@ def repeats(sides: list[Side], budget: float, most: int = 31) -> int:
 
 def captured(call: Side) -> Side:
     """The call as a CUDA graph: what its kernels take, without the Python between them."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    return as_graph(call, torch.device("cuda", torch.cuda.current_device())).replay
 
 
 def thread_counts(device: torch.device) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.decoding.attention_paths import DecodeBatch, Path, native_path, sdpa_path
-from mmbdhs.decoding.cuda_graphs import GraphRecorder
+from mmbdhs.decoding.cuda_graphs import as_graph
 from mmbdhs.decoding.kv_cache import BranchCacheLayer, Extents
 from mmbdhs.native import backend, checks
 from mmbdhs.vlm import LayerCall, LayerShape, MaskRule, fastest_path, least_seconds, path_override
@@ -108,9 +108,7 @@ def _timed_run(path: Path, shape: LayerShape, step: _Step) -> Callable[[], objec
     def calls() -> Tensor:
         return torch.stack([path(*step) for _ in range(_CALLS)])
 
-    recorder = GraphRecorder(shape.device)
-    recorder.rehearse(calls)
-    return recorder.record(calls).replay
+    return as_graph(calls, shape.device).replay
 
 
 def _random_step(shape: LayerShape) -> _Step:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,13 @@ class GraphRecorder:
         with suppress(RuntimeError):  # it was undone
             if end is not None:
                 end(self._device.index or 0, self._memory)
+
+
+def as_graph(work: Callable[[], Any], device: torch.device) -> Graph:
+    """The work as a graph of its own, done once. Raises RuntimeError for work that cannot be captured."""
+    recorder = GraphRecorder(device)
+    recorder.rehearse(work)
+    return recorder.record(work)
 
 
 def obstacle_to_graphs(vlm: VLM) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 
 from mmbdhs import BDHSConfig, bdhs_sample, iter_bdhs_samples
 from mmbdhs.decoding import Branch, BranchPool, TokenChooser, release, steps
-from mmbdhs.decoding.cuda_graphs import GraphRecorder, obstacle_to_graphs
+from mmbdhs.decoding.cuda_graphs import GraphRecorder, as_graph, obstacle_to_graphs
 from mmbdhs.decoding.engine import DecodingEngine
 from mmbdhs.decoding.kv_cache import Extents
 from mmbdhs.vlm import VLM, DecoderInputs
@@ -221,9 +221,7 @@ def test_captures_run_on_a_stream_of_their_own_device(monkeypatch: pytest.Monkey
         return torch.zeros(1)
 
     for device in ("cuda:0", "cuda:1"):
-        recorder = GraphRecorder(torch.device(device))
-        recorder.rehearse(work)
-        recorder.record(work)
+        as_graph(work, torch.device(device))
     places = [(stream.device, mode) for stream, mode in cuda.captures]
     assert places == [(torch.device("cuda:0"), "thread_local"), (torch.device("cuda:1"), "thread_local")]
     assert rehearsed[0] is rehearsed[1] is cuda.captures[0][0] and rehearsed[2] is rehearsed[3] is cuda.captures[1][0]
