@@ -31,12 +31,12 @@ class FakeCuda:
     memory: the bytes that are said to be free.
     fails: whether captures fail at their end.
     captures: the stream and the error mode of every capture.
-    steps: (rows, live) of every step that was run, whether eagerly or as a replay.
+    rows: of every step that was run, whether eagerly or as a replay.
     replays: how many of them were replays.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: int = 1 << 40) -> None:
-        self.memory, self.fails, self.waits_are_noted = memory, False, False
+        self.memory, self.fails = memory, False
         self.streams: list[Stream] = [Stream()]
         self.captures: list[tuple[Stream, str]] = []
         self.rows: list[int] = []
