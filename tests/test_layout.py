@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "mmbdhs"
 FLOORS = (
     {"errors", "checks", "data", "native"},
     {"vlm", "losses", "evaluation", "doctor"},
-    {"decoding", "logprobs"},
+    {"decoding", "logprobs", "runs"},
     {"sampling"},
-    {"training", "miniature"},
+    {"training"},
+    {"miniature"},
     {"cli", "__init__"},
     {"__main__"},
 )

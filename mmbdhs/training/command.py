@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
-
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from typing import ClassVar
 
 from mmbdhs.data import read_records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
-from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source, parse_value
-from mmbdhs.training.config import TrainConfig, check_known
+from mmbdhs.runs import FolderInUseError, load_model, parse_options
+from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source
+from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.learner import NonFiniteLossError
 from mmbdhs.training.pair_sources import needed_columns
-from mmbdhs.training.run_folder import FolderInUseError, check_unused
+from mmbdhs.training.run_folder import check_unused
 from mmbdhs.training.trainer import train
 
 DESCRIPTION = """Align a model with preference pairs. KEY=VALUE are settings of the source, such as those of BDHSConfig,
@@ -68,12 +64,6 @@ class CommandOptions:
     )
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the long usage, so that all wrong arguments are reported alike."""
-        raise ValueError(message)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the command. Returns the exit status: 1 if the folder holds another run or the run fails, 128 + signal number
     after a signal. Wrong arguments and data, which are found before the model is loaded, end the process with status 2,
@@ -87,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
         check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
         records = read_records(options.data, config.on_error)
         usable_rows(records, needed_columns(source), config.on_error)
-        model, processor = _loaded(options, config)
+        dtype = options.dtype or ("auto" if config.lora_rank else "float32")
+        model, processor = load_model(options.model, dtype)
         if annotator is not None:
             annotator.load(model, processor)
     except FolderInUseError as error:
@@ -110,49 +101,8 @@ def _failed(error: Exception, status: int) -> int:
     return status
 
 
-def _loaded(options: CommandOptions, config: TrainConfig) -> tuple[Any, Any]:
-    """Model and processor. Raises ValueError that names the option if they cannot be loaded."""
-    dtype = options.dtype or ("auto" if config.lora_rank else "float32")
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"--dtype: needs auto or the name of a torch dtype, got {dtype!r}")
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
-        return model, AutoProcessor.from_pretrained(options.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model: needs a folder or name of model and processor, got {options.model!r}: {error}"
-        ) from error
-
-
 def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
     """The command's options and the trainer's settings. Raises ValueError or TypeError for wrong arguments."""
     usage = "mmbdhs train --model MODEL --data DATA --output OUTPUT [OPTION ...]"
-    parser = _Parser(cast("Any", [CommandOptions, TrainConfig]), usage=usage, description=DESCRIPTION)
-    parser.set_defaults(**dict.fromkeys(("model", "data", "output"), argparse.SUPPRESS))  # no "(default: None)"
-    # Numbers are read as JSON, so that they can be None and TrainConfig's own checks report wrong ones.
-    for kind in (int, float):
-        parser.register("type", kind, parse_value)
-    parser.register("type", str, lambda text: None if text == "None" else text)
-    argv = [*_config_file_arguments(argv), *argv]
-    options, config, unused = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    names = [one.name for one in (*fields(CommandOptions), *fields(TrainConfig))]
-    check_known("option", (word.lstrip("-").partition("=")[0].replace("-", "_") for word in unused), names)
+    options, config = parse_options(argv, (CommandOptions, TrainConfig), usage, DESCRIPTION)
     return options, config
-
-
-def _config_file_arguments(argv: Sequence[str]) -> list[str]:
-    """The settings in the file of --config as arguments. Arguments that follow override them."""
-    parser = _Parser(add_help=False)
-    parser.add_argument("--config", type=Path)
-    if (file := parser.parse_known_args(argv)[0].config) is None:
-        return []
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--config: needs a JSON file, got {file}: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config: needs a JSON object, got {settings!r} in {file}")
-    TrainConfig.from_dict({"output": "given by an option"} | settings)  # raises for a wrong name or value
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmbdhs import losses
 from mmbdhs.logprobs import ResponseLogps
+from mmbdhs.runs import check_known, parse_settings
 from mmbdhs.sampling import BDHSConfig, SamplingConfig
 from mmbdhs.training.annotators import Annotator, Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
-from mmbdhs.training.config import check_known
 from mmbdhs.training.objectives import Objective, losses_of, pairwise, supervised
 from mmbdhs.training.pair_sources import (
     DistortedSource,
@@ -130,19 +129,3 @@ def check_fit(source: PairSource, objective: Objective) -> None:
 def _compares_pairs(loss: Any) -> bool:
     """Whether this is a loss of a chosen and a rejected response."""
     return inspect.isfunction(loss) and "policy_rejected_logps" in inspect.signature(loss).parameters
-
-
-def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """The settings KEY=VALUE by name. Raises ValueError for anything else."""
-    split = [word.partition("=") for word in words]
-    if wrong := [word for word, (_, sign, _) in zip(words, split, strict=True) if not sign]:
-        raise ValueError(f"settings: need KEY=VALUE, got {wrong[0]!r}")
-    return {key: parse_value(value) for key, _, value in split}
-
-
-def parse_value(text: str) -> Any:
-    """The value of a JSON text, None for "None", or else the text itself."""
-    try:
-        return None if text == "None" else json.loads(text)
-    except json.JSONDecodeError:
-        return text

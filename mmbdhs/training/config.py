@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmbdhs.checks import at_least_zero, integer, number_in, one_of
+from mmbdhs.runs import check_known
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -121,13 +121,3 @@ class TrainConfig:
         """Make a TrainConfig from a mapping. Raises ValueError for an unknown name and suggests the nearest one."""
         check_known("config", settings, [one.name for one in fields(cls)])
         return cls(**settings)
-
-
-def check_known(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    """Raise ValueError for the first name that is not among the choices, and suggest the nearest choice."""
-    choices = sorted(choices)
-    for name in names:
-        if name not in choices:
-            nearest = difflib.get_close_matches(name, choices, n=1)
-            hint = f"is it {nearest[0]!r}?" if nearest else f"known: {', '.join(choices)}"
-            raise ValueError(f"{what}: {name!r} is unknown; {hint}")

@@ -1,20 +1,14 @@
-"""What a run is: everything that its results depend on, as a JSON-ready record without secrets."""
+"""What a training run is: everything that its results depend on, as a JSON-ready record without secrets."""
 
 from __future__ import annotations
 
-import inspect
-import platform
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from functools import partial
-from hashlib import blake2b
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import nn
 
-from mmbdhs.doctor import installed_version
+from mmbdhs.runs import data_fingerprint, describe, installed_versions, model_fingerprint
 from mmbdhs.training.config import TrainConfig
 
 _PACKAGES = ("mmbdhs", "torch", "transformers", "accelerate", "peft")
@@ -23,7 +17,6 @@ _WITHOUT_EFFECT = {"output", "resume", "save_steps", "keep_checkpoints", "eval_s
 _WITHOUT_EFFECT |= {"micro_batch_size", "gradient_checkpointing", "shard"}
 # Settings of the run's length, which may change: a run may be continued beyond its first end.
 LENGTH = {"epochs", "max_steps"}
-_SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
 
 def run_identity(
@@ -47,81 +40,5 @@ def run_identity(
         "data": data_fingerprint(records),
         "model": model_fingerprint(model),
         "reference": None if reference is None else model_fingerprint(reference),
-        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}},
+        "versions": installed_versions(*_PACKAGES),
     }
-
-
-def describe(value: Any) -> Any:
-    """A value as JSON: dataclasses by their fields, functions and other objects by their names."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _described(str(name), item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"type": _name(type(value))} | {
-            one.name: _described(one.name, getattr(value, one.name)) for one in fields(value)
-        }
-    if isinstance(value, partial):
-        return {"type": describe(value.func), "args": describe(value.args), **describe(value.keywords)}
-    return _name(value if inspect.isroutine(value) or isinstance(value, type) else type(value))
-
-
-def _described(name: str, value: Any) -> Any:
-    secret = isinstance(value, str) and _SECRET.search(name)
-    return "(not recorded)" if secret else describe(value)
-
-
-def _name(value: Any) -> str:
-    return f"{getattr(value, '__module__', None) or 'builtins'}.{getattr(value, '__qualname__', type(value).__name__)}"
-
-
-def data_fingerprint(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The number of records and a hash of them."""
-    known = getattr(records, "_fingerprint", None)  # of a datasets.Dataset, which would decode every image
-    if isinstance(known, str):
-        return {"records": len(records), "fingerprint": known}
-    digest = blake2b(digest_size=16)
-    for record in records:
-        digest.update(
-            repr([(name, _content(value)) for name, value in sorted(record.items())]).encode("utf-8", "replace")
-        )
-    return {"records": len(records), "fingerprint": digest.hexdigest()}
-
-
-def _content(value: Any) -> Any:
-    """A value of a record for hashing: images in memory by their size, because there may be many."""
-    if isinstance(value, (list, tuple)):
-        return [_content(item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: _content(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return blake2b(value, digest_size=8).hexdigest()
-    return (value.size, value.mode) if hasattr(value, "getpixel") else str(value)
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the parameters' names, shapes, dtypes and up to 16 values of each that has values here."""
-    digest = blake2b(digest_size=16)
-    for part in _parameter_parts(model):
-        digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-def _parameter_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:
-    for name, parameter in model.named_parameters():
-        values: list[float] = []
-        if parameter.device.type != "meta" and parameter.numel():
-            flat = parameter.detach().reshape(-1)
-            picked = torch.linspace(0, len(flat) - 1, min(16, len(flat)), dtype=torch.float64).long()
-            values = flat[picked.to(flat.device)].double().tolist()
-        yield name, tuple(parameter.shape), str(parameter.dtype), values
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two records differ, as "path: old, now new". What the old one lacks is not compared."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        parts = [differences(old[name], new.get(name), f"{path}.{name}".lstrip(".")) for name in sorted(old)]
-        return [line for part in parts for line in part]
-    return [] if old == new else [f"{path}: {old!r}, now {new!r}"]

@@ -19,9 +19,7 @@ import inspect
 import logging
 import math
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +31,7 @@ from torch.utils.data import Subset
 
 from mmbdhs.checks import instance
 from mmbdhs.data import is_null, key_address, usable_rows
+from mmbdhs.runs import Signals, caught_signals
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import SCHEDULES, TrainConfig
 from mmbdhs.training.learner import Learner, NonFiniteLossError, make_dummy_example
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mmbdhs")
 
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
-Signals = list[signal.Signals]
 
 
 class TrainResult(NamedTuple):
@@ -235,7 +233,7 @@ class _Run:
         """Train to the end or to a signal."""
         config, is_main, stopped = self.config, self.accelerator.is_main_process, None
         with (
-            _caught_signals() as received,
+            caught_signals(signal.SIGTERM, signal.SIGINT) as received,
             TrainLog(self.output, self.step, self.total, self.steps_per_epoch, is_main) as log,
         ):
             while self.step < self.total and not stopped:
@@ -374,26 +372,3 @@ def rate_factor(step: int, total: int, config: TrainConfig) -> float:
     if step < warm:
         return (step + 1) / warm
     return SCHEDULES[config.schedule]((step - warm) / max(total - warm, 1))
-
-
-@contextmanager
-def _caught_signals() -> Iterator[Signals]:
-    """Collect SIGTERM and SIGINT in a list instead of ending the process.
-
-    The second signal of a kind has its usual effect. Outside of the main thread, which alone can handle signals, none
-    are caught.
-    """
-    received: Signals = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, _: Any) -> None:
-        received.append(signal.Signals(number))
-        signal.signal(number, previous[signal.Signals(number)])
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

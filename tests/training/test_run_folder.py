@@ -19,7 +19,8 @@ from mmbdhs.losses import dpo_loss, ipo_loss
 from mmbdhs.training import OnlineBDHSSource, StoredSource, pairwise, train
 from mmbdhs.training import checkpoints as files
 from mmbdhs.training.run_folder import run_folder
-from mmbdhs.training.run_identity import data_fingerprint, describe, differences, model_fingerprint, run_identity
+from mmbdhs.runs import data_fingerprint, describe, differences, model_fingerprint
+from mmbdhs.training.run_identity import run_identity
 
 DPO = pairwise(dpo_loss, beta=0.1)
 

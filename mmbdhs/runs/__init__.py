@@ -1,0 +1,29 @@
+"""What all runs have in common, whether they sample or train.
+
+`identity` says what a run's results depend on, `folder` keeps a folder to one run, `signals` ends a run at a good
+moment, and `options` makes commands of dataclasses.
+"""
+
+from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, write_record
+from mmbdhs.runs.identity import data_fingerprint, describe, differences, installed_versions, model_fingerprint
+from mmbdhs.runs.options import check_known, load_model, parse_options, parse_settings, parse_value
+from mmbdhs.runs.signals import Signals, caught_signals
+
+__all__ = [
+    "FolderInUseError",
+    "Signals",
+    "caught_signals",
+    "check_known",
+    "check_same_run",
+    "data_fingerprint",
+    "describe",
+    "differences",
+    "installed_versions",
+    "load_model",
+    "locked",
+    "model_fingerprint",
+    "parse_options",
+    "parse_settings",
+    "parse_value",
+    "write_record",
+]
