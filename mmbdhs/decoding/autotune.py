@@ -1,4 +1,5 @@
-"""Which path runs the attention of decoding: measured on the model's own shape, announced once.
+"""Which path runs the attention of decoding, announced once: on a GPU measured on the model's own shape, on a CPU the
+op wherever it takes the shape, so that a run's rounding, and with it its samples, does not depend on the clock.
 
 The environment variable MMBDHS_ATTENTION=native|sdpa overrides the measurement.
 """
@@ -23,6 +24,7 @@ from mmbdhs.vlm import LayerCall, LayerShape, MaskRule, fastest_path, least_seco
 _LOG = logging.getLogger("mmbdhs")
 _VARIABLE = "MMBDHS_ATTENTION"
 _PATHS: dict[str, Path] = {"native": native_path, "sdpa": sdpa_path}
+_TIMED = ("cuda",)  # on CPUs the op was the faster path at every shape measured (docs/benchmarks.md)
 _CALLS = 16  # in the CUDA graph that is timed, so that what is timed is the kernels
 
 
@@ -73,6 +75,8 @@ def _decide(shape: LayerShape, wanted: str | None) -> tuple[str, str]:
         return wanted, f"{_VARIABLE}={wanted}"
     if obstacle or backend.live().name == "reference":
         return "sdpa", obstacle or "no compiled op is live"
+    if shape.device.type not in _TIMED:
+        return "native", "the op takes this shape"
     try:
         seconds = _measure(shape)
     except RuntimeError as error:

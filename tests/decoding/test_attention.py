@@ -258,6 +258,7 @@ def test_the_faster_path_is_chosen_and_announced_once(
     faster: str, path: Path, fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     times = {"native": 0.002, "sdpa": 0.002} | {faster: 0.001}
+    fresh.setattr(autotune, "_TIMED", ("cpu",))
     fresh.setattr(autotune, "_measure", lambda shape: times)
     fresh.setattr(backend, "live", lambda: backend.Backend("native", "a test"))
     with caplog.at_level(logging.INFO, "mmbdhs"):
@@ -286,6 +287,14 @@ def test_shapes_that_the_op_does_not_take(
         choose(**shape)
 
 
+def test_no_clock_decides_on_a_cpu(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.setattr(autotune, "_measure", lambda shape: pytest.fail("timed"))
+    fresh.setattr(backend, "live", lambda: backend.Backend("native", "a test"))
+    with caplog.at_level(logging.INFO, "mmbdhs"):
+        assert choose() is native_path
+    assert "the op takes this shape" in caplog.records[-1].getMessage()
+
+
 def test_the_plain_definition_is_not_timed(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(backend, "live", lambda: backend.Backend("reference", "a test"))
     assert choose() is sdpa_path
@@ -303,6 +312,7 @@ def test_an_op_that_fails_is_not_taken(fresh: pytest.MonkeyPatch, caplog: pytest
         raise RuntimeError("shared_prefix_attention: CUDA launch failed: no kernel image")
 
     fresh.setattr(backend, "live", lambda: backend.Backend("native", "a test"))
+    fresh.setattr(autotune, "_TIMED", ("cpu",))
     fresh.setitem(autotune._PATHS, "native", fails)
     with caplog.at_level(logging.INFO, "mmbdhs"):
         assert choose() is sdpa_path
