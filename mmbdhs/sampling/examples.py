@@ -31,6 +31,7 @@ from mmbdhs.vlm import (
     CONTEXT_TOKENS,
     VLM,
     DecoderInputs,
+    Grids,
     Processor,
     Turn,
     VisionOutput,
@@ -39,6 +40,7 @@ from mmbdhs.vlm import (
     check_messages,
     encode_prompt,
     encode_turn,
+    image_grids,
     render_turn,
     text_rule,
     vision_outputs,
@@ -97,10 +99,12 @@ class ProcessedExample:
 
     inputs: the processor's output, of batch size 1.
     prompt_length: number of tokens before the reference.
+    image_count: number of its images.
     """
 
     inputs: dict[str, Any]
     prompt_length: int
+    image_count: int
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,12 @@ class EncodedExample:
 
     inputs: of the prompt, and of the reference if there is one.
     prompt_tail: the last ids of the prompt, as context for decoding the text that follows.
+    image_grids: rows and columns of each image's tokens; None where they form no plain grid.
     """
 
     inputs: DecoderInputs
     prompt_tail: tuple[int, ...]
+    image_grids: Grids | None = None
 
 
 class ExampleReader:
@@ -162,21 +168,21 @@ class ExampleReader:
         """Process an example, with noise on its images. Raises ExampleError for one beyond the context."""
         images = example.images if noise is None else noise.of_images(example.images)
         inputs, length = encode_turn(self._processor, example.turn, images, torch.device("cpu"), self._vlm.dtype)
-        return self._fitting(inputs if noise is None else noise.of_inputs(inputs), length)
+        return self._fitting(inputs if noise is None else noise.of_inputs(inputs), length, len(images))
 
     def process_prompt(self, example: PromptExample) -> ProcessedExample:
         """The same for a prompt without a reference."""
         place = torch.device("cpu"), self._vlm.dtype
         inputs = encode_prompt(self._processor, example.messages, example.images, *place, example.template_arguments)
-        return self._fitting(inputs, inputs["input_ids"].shape[1])
+        return self._fitting(inputs, inputs["input_ids"].shape[1], len(example.images))
 
-    def _fitting(self, inputs: dict[str, Any], prompt_length: int) -> ProcessedExample:
+    def _fitting(self, inputs: dict[str, Any], prompt_length: int, image_count: int) -> ProcessedExample:
         length = inputs["input_ids"].shape[1]
         if length > self._vlm.context_length:
             fits_alone = prompt_length < min(length, self._vlm.context_length)
             name = "references" if fits_alone else "prompts"
             raise self._too_long(name, prompt_length, length - prompt_length)
-        return ProcessedExample(inputs, prompt_length)
+        return ProcessedExample(inputs, prompt_length, image_count)
 
     def encode(self, examples: Sequence[ProcessedExample]) -> list[EncodedExample | Exception]:
         """Encode the images, and what surrounds them, as the text decoder takes them.
@@ -193,7 +199,8 @@ class ExampleReader:
         length, ids = example.prompt_length, example.inputs["input_ids"][0]
         inputs = capture_decoder_inputs(self._vlm, example.inputs, length, vision)
         check_decoding(self._vlm, inputs, ids, len(ids) + self._generated)
-        return EncodedExample(inputs, tuple(ids[:length][-CONTEXT_TOKENS:].tolist()))
+        grids = image_grids(self._vlm, example.inputs, inputs.image_positions, example.image_count)
+        return EncodedExample(inputs, tuple(ids[:length][-CONTEXT_TOKENS:].tolist()), grids)
 
     def _too_long(self, name: str, prompt_length: int, response_length: int) -> ExampleError:
         return ExampleError(

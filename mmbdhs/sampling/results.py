@@ -25,6 +25,8 @@ class BDHSSample:
     sentences: how each sentence was spliced; empty for an unguided response.
     response_ids: the tokens of an unguided response; None for a guided one.
     noise_steps, noise_range: as in the config, if the image was noisy; 0 and None if image tokens were hidden.
+    image_tokens: number of the example's image tokens.
+    image_grids: rows and columns of each image's tokens, in raster order; None where they form no plain grid.
     """
 
     key: int | str
@@ -37,6 +39,8 @@ class BDHSSample:
     response_ids: tuple[int, ...] | None = None
     noise_steps: int = 0
     noise_range: str | None = None
+    image_tokens: int = 0
+    image_grids: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

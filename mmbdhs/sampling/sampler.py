@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class Sampler:
         self._again: deque[Callable[[], _Pair | Result]] = deque()  # too similar, to be sampled once more
         self._unscored: list[_Pair] = []
         self._unreadable: list[Result] = []
+
+    @property
+    def live_branches(self) -> int:
+        """The number of branches that are decoding or wait for a slot."""
+        return self._scheduler.branch_count
 
     def run(self, examples: Iterable[tuple[Any, ...]]) -> Generator[Result]:
         """Yield (index, result) as results finish, of those that finish together failures last.
@@ -261,6 +266,7 @@ def _text(pair: _Pair) -> str:
 
 
 def _sample(pair: _Pair, similarity: float, config: BDHSConfig) -> BDHSSample:
+    encoded = cast(EncodedExample, pair.inputs)
     return BDHSSample(
         key=pair.example.key,
         rejected=pair.rejected,
@@ -272,6 +278,8 @@ def _sample(pair: _Pair, similarity: float, config: BDHSConfig) -> BDHSSample:
         response_ids=None if pair.response is None else tuple(pair.response.ids),
         noise_steps=config.noise_steps,
         noise_range=config.noise_range if config.noise_steps else None,
+        image_tokens=len(encoded.inputs.image_positions),
+        image_grids=encoded.image_grids,
     )
 
 

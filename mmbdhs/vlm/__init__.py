@@ -9,7 +9,7 @@ side by side), `decoder_inputs` (the model prepares its decoder's inputs and is 
 `attention_interface` (the mask trick: masks as functions of token indices), `path_choice` (what a choice between paths
 of attention needs), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
 (logits), `exactness` (leaving tokens out is compared with masking them), `vision_batches` (the images of several
-examples through the vision tower at once).
+examples through the vision tower at once), `image_grids` (where on its image a token is).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -46,6 +46,7 @@ from mmbdhs.vlm.exactness import (
     text_excerpt,
     token_counts,
 )
+from mmbdhs.vlm.image_grids import Grids, image_grids
 from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, RuleMask, rule_of
 from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, step_logits
 from mmbdhs.vlm.path_choice import LayerShape, fastest_path, least_seconds, path_override
@@ -60,6 +61,7 @@ __all__ = [
     "CONTEXT_TOKENS",
     "VLM",
     "DecoderInputs",
+    "Grids",
     "LayerCall",
     "LayerShape",
     "MaskRule",
@@ -85,6 +87,7 @@ __all__ = [
     "excerpt_inputs",
     "fastest_path",
     "first_tokens",
+    "image_grids",
     "least_seconds",
     "linear_head",
     "logits_of",
