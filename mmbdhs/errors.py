@@ -27,3 +27,7 @@ class ExampleError(ValueError):
     def __reduce__(self) -> tuple[type[ExampleError], tuple[str, int | None]]:
         """Copies and pickles keep the index."""
         return type(self), (self.reason, self.index)
+
+
+class TextOnlyError(ExampleError):
+    """An example without an image, so there is nothing to hide."""

@@ -24,7 +24,7 @@ from mmbdhs import (
     sample_responses,
     train,
 )
-from mmbdhs.data import read_records
+from mmbdhs.data import open_records, read_records
 from mmbdhs.evaluation import pope
 from mmbdhs.logprobs import encode_responses, reference_logps, response_logps, separate_logps
 from mmbdhs.losses import dpo_loss
@@ -104,7 +104,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a text for prompts of responses": (lambda: responses(prompts="abc", images=[IMAGE] * 3), "prompts: needs a list"),
     "a stream of responses": (lambda: list(iter_responses(*miniature(), IMAGE, "a")), "images: needs an iterable"),
     "a text for responses": (lambda: encode_responses(*miniature(), IMAGE, PROMPT, "abc"), "responses: needs a list"),
-    "images that are text": (lambda: read_records(_file('{"images": "a.png"}')), "line 1: images: needs a list"),
+    "a number for data": (lambda: open_records(3), "data: needs a .json, .jsonl or .parquet file, a folder"),
+    "a line that is no record": (lambda: read_records(_file('{"images": "a", "prompt": 3}')), "row 0: prompt: needs a"),
     # Model, processor and configuration.
     "a name for the model": (
         lambda: sampled(model="llava"),

@@ -2,33 +2,40 @@
 
 Read in this order: `images`, `messages` (both in all their forms), `keys` (how an example addresses its random
 draws), `records` (pairs in the layout of TRL's vision preference datasets), `pair_faults` (pairs that teach nothing),
-`jsonl` and `files` (how they are stored).
+`jsonl` and `files` (how they are stored). Data that others published comes in through `tables` and `arrow_tables` (all
+forms of files as raw rows), `layouts` with `conversations` (what a row says) and `readers` (both as records).
 """
 
 from mmbdhs.data.files import sync, write_whole
+from mmbdhs.data.fingerprints import data_fingerprint
 from mmbdhs.data.images import Images, ImageSource, load_images
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.keys import as_key, content_key, is_null, key_address
 from mmbdhs.data.messages import ChatPrompt, Messages, Prompt, as_chat, as_messages, as_response, message_text
 from mmbdhs.data.pair_faults import PAIR_FAULTS, pair_faults
-from mmbdhs.data.records import preference_record, read_records, usable_rows
+from mmbdhs.data.readers import TURNS, Records, open_records, read_records, usable_rows
+from mmbdhs.data.records import preference_record
 
 __all__ = [
     "PAIR_FAULTS",
+    "TURNS",
     "ChatPrompt",
     "ImageSource",
     "Images",
     "Messages",
     "Prompt",
+    "Records",
     "as_chat",
     "as_key",
     "as_messages",
     "as_response",
     "content_key",
+    "data_fingerprint",
     "is_null",
     "key_address",
     "load_images",
     "message_text",
+    "open_records",
     "pair_faults",
     "preference_record",
     "read_jsonl",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from mmbdhs.checks import check_on_error
@@ -17,14 +17,11 @@ _LOG = logging.getLogger("mmbdhs")
 Row: TypeAlias = dict[str, Any]
 
 
-def read_jsonl(
-    path: str | os.PathLike[str], read: Callable[[Row], Row] | None = None, on_error: str = "raise"
-) -> list[Row]:
+def read_jsonl(path: str | os.PathLike[str], on_error: str = "raise") -> list[Row]:
     """Read the objects of a JSON Lines file. Empty lines are left out.
 
     path: the file.
-    read: makes of an object what is returned for it, and raises ExampleError if it cannot be used. None: the object.
-    on_error: "raise" at the first line that is not a JSON object or cannot be used, or "skip" such lines and log each.
+    on_error: "raise" at the first line that is not a JSON object, or "skip" such lines and log each.
 
     Raises ValueError that names the file and the line.
     """
@@ -35,7 +32,7 @@ def read_jsonl(
             if not line.strip():
                 continue
             try:
-                rows.append(_read_line(number, line, read))
+                rows.append(parse_line(number, line))
             except ExampleError as error:
                 if on_error == "raise":
                     raise ValueError(f"{os.fspath(path)}: {error}") from error
@@ -43,19 +40,15 @@ def read_jsonl(
     return rows
 
 
-def _read_line(number: int, line: bytes, read: Callable[[Row], Row] | None) -> Row:
+def parse_line(number: int, line: bytes) -> Row:
+    """The object in a line. Raises ExampleError that names the line for anything else."""
     try:
         row = json.loads(line)
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too many lists in lists
         raise ExampleError(f"needs one JSON object a line, line {number} is none ({error})") from error
     if not isinstance(row, dict):
         raise ExampleError(f"needs one JSON object a line, got {type(row).__name__} in line {number}")
-    if read is None:
-        return row
-    try:
-        return read(row)
-    except ExampleError as error:
-        raise ExampleError(f"line {number}: {error.reason}") from error
+    return row
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Row]) -> int:

@@ -5,7 +5,7 @@ moment, and `options` makes commands of dataclasses.
 """
 
 from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, write_record
-from mmbdhs.runs.identity import data_fingerprint, describe, differences, installed_versions, model_fingerprint
+from mmbdhs.runs.identity import describe, differences, installed_versions, model_fingerprint
 from mmbdhs.runs.options import check_known, load_model, parse_options, parse_settings, parse_value
 from mmbdhs.runs.signals import Signals, caught_signals
 
@@ -15,7 +15,6 @@ __all__ = [
     "caught_signals",
     "check_known",
     "check_same_run",
-    "data_fingerprint",
     "describe",
     "differences",
     "installed_versions",

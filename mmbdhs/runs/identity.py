@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
@@ -48,30 +48,6 @@ def _described(name: str, value: Any) -> Any:
 
 def _name(value: Any) -> str:
     return f"{getattr(value, '__module__', None) or 'builtins'}.{getattr(value, '__qualname__', type(value).__name__)}"
-
-
-def data_fingerprint(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The number of records and a hash of them."""
-    known = getattr(records, "_fingerprint", None)  # of a datasets.Dataset, which would decode every image
-    if isinstance(known, str):
-        return {"records": len(records), "fingerprint": known}
-    digest = blake2b(digest_size=16)
-    for record in records:
-        digest.update(
-            repr([(name, _content(value)) for name, value in sorted(record.items())]).encode("utf-8", "replace")
-        )
-    return {"records": len(records), "fingerprint": digest.hexdigest()}
-
-
-def _content(value: Any) -> Any:
-    """A value of a record for hashing: images in memory by their size, because there may be many."""
-    if isinstance(value, (list, tuple)):
-        return [_content(item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: _content(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return blake2b(value, digest_size=8).hexdigest()
-    return (value.size, value.mode) if hasattr(value, "getpixel") else str(value)
 
 
 def model_fingerprint(model: nn.Module) -> str:

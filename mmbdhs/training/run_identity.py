@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from mmbdhs.runs import data_fingerprint, describe, installed_versions, model_fingerprint
+from mmbdhs.data import data_fingerprint
+from mmbdhs.runs import describe, installed_versions, model_fingerprint
 from mmbdhs.training.config import TrainConfig
 
 _PACKAGES = ("mmbdhs", "torch", "transformers", "accelerate", "peft")
@@ -30,7 +31,7 @@ def run_identity(
     """The identity of a run, before the model is changed for training.
 
     Models count by their parameters' names, shapes, dtypes and a few values of each; records by their text, keys and
-    image paths, or by the fingerprint of a `datasets.Dataset`.
+    image paths, or by the fingerprint of `Records` or a `datasets.Dataset`.
     """
     settings = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in _WITHOUT_EFFECT}
     return {

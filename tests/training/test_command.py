@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from helpers.preference_records import apart, scene_records
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from mmbdhs import miniature
@@ -74,14 +76,28 @@ def test_lines_that_cannot_be_used_are_left_out_if_they_may_be(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with open(tmp_path / "pairs.jsonl", "a") as file:
-        file.write('{"images": null}\n{\n')
+        file.write('{"images": null, "prompt": "What?"}\n{\n')
     run = [*arguments, "--batch-size", "9", "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="2"):
         main(run)
-    assert "line 10: images: needs at least one image" in capsys.readouterr().err
+    assert "records: row 10: needs one JSON object a line, line 11 is none" in capsys.readouterr().err
     assert main([*run, "--on-error", "skip"]) == 0
     (row,) = (json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines())
     assert (row["step"], row["skipped"]) == (1, 0)
+
+
+def test_published_data_trains_as_the_same_pairs_in_json_lines(arguments: list[str], tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    rows = [{"ds_name": "RLAIF-V", "key": line["key"], "question": line["prompt"]} for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        image = {"bytes": (tmp_path / line["images"][0]).read_bytes(), "path": "gone.png"}
+        row |= {"image": image, "chosen": line["chosen"], "rejected": line["rejected"]}
+    parquet.write_table(pyarrow.Table.from_pylist([*rows, rows[0] | {"image": None}]), tmp_path / "rlaif.parquet")
+    files = [tmp_path / name / "final/model.safetensors" for name in ("lines", "rlaif")]
+    for file, data in zip(files, ("pairs.jsonl", "rlaif.parquet"), strict=True):
+        more = ["--data", str(tmp_path / data), "--max-steps", "2", "--output", str(file.parents[1])]
+        assert main([*arguments, *more]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 class Stop(logging.Handler):
@@ -122,8 +138,8 @@ def test_a_signal_ends_the_command_with_its_status(
         (["--output", "x", "--conf"], "argument --config: expected one argument"),
         ([], "the following arguments are required: --output"),
         (["--output", __file__], f"output: needs a folder, {__file__} is a file"),
-        (["--output", "x", "--data", "gone.jsonl"], "No such file or directory: 'gone.jsonl'"),
-        (["--output", "x", "--data", __file__], "test_command.py: needs one JSON object a line, line 1 is none"),
+        (["--output", "x", "--data", "gone.jsonl"], "data: needs a file or folder that is there, got '"),
+        (["--output", "x", "--data", __file__], "test_command.py: needs a file that ends in .json, .jsonl, "),
         (
             ["--output", "x", "--model", "/gone"],
             "--model: needs a folder or name of model and processor, got '/gone'",

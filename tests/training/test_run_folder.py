@@ -15,11 +15,12 @@ import torch
 from helpers.preference_records import fresh_miniature, full_run, scene_records
 
 from mmbdhs import BDHSConfig
+from mmbdhs.data import data_fingerprint
 from mmbdhs.losses import dpo_loss, ipo_loss
+from mmbdhs.runs import describe, differences, model_fingerprint
 from mmbdhs.training import OnlineBDHSSource, StoredSource, pairwise, train
 from mmbdhs.training import checkpoints as files
 from mmbdhs.training.run_folder import run_folder
-from mmbdhs.runs import data_fingerprint, describe, differences, model_fingerprint
 from mmbdhs.training.run_identity import run_identity
 
 DPO = pairwise(dpo_loss, beta=0.1)
