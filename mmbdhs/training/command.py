@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mmbdhs.data import read_records, usable_rows
+from mmbdhs.data import open_records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
 from mmbdhs.runs import FolderInUseError, load_model, parse_options
 from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source
@@ -36,7 +36,9 @@ class CommandOptions:
     _argument_group_name: ClassVar[str] = "model, data and method"
 
     model: str = field(metadata={"help": "folder or name of model and processor"})
-    data: Path = field(metadata={"help": "JSONL file of preference records; image paths are relative to its folder"})
+    data: Path = field(
+        metadata={"help": "JSON, JSONL or Parquet file, or folder of a data set, in a layout of docs/data.md"}
+    )
     dtype: str | None = field(
         default=None, metadata={"help": "dtype of the weights; None: float32, or the stored dtype with adapters"}
     )
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         source, objective = parse_source(options.source, annotator), parse_objective(options.loss)
         check_fit(source, objective)
         check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
-        records = read_records(options.data, config.on_error)
+        records = open_records(options.data)
         usable_rows(records, needed_columns(source), config.on_error)
         dtype = options.dtype or ("auto" if config.lora_rank else "float32")
         model, processor = load_model(options.model, dtype)

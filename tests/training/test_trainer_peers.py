@@ -11,7 +11,8 @@ from helpers.preference_records import apart, fresh_miniature, full_run, scene_r
 
 from mmbdhs import BDHSConfig, bdhs_sample
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
-from mmbdhs.data.records import preference_record, read_records
+from mmbdhs.data.readers import open_records
+from mmbdhs.data.records import preference_record
 from mmbdhs.losses import dpo_loss
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import StoredSource
@@ -69,7 +70,7 @@ def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_p
     peer, start = fresh_miniature()[0], fresh_miniature()[0].state_dict()
     settings = {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0, "log_steps": 1}
     config = full_run(tmp_path / "ours", epochs=STEPS, **settings)
-    train(model, processor, read_records(pairs), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
+    train(model, processor, open_records(pairs), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
     peer.model.vision_tower.requires_grad_(False)
     theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
     ours = read_jsonl(tmp_path / "ours/log.jsonl")
