@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+
+# Commands with many options, whose modules take seconds to import.
+_WITH_OWN_PARSER = {"sample": "mmbdhs.pairs.command", "train": "mmbdhs.training.command"}
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -40,10 +44,8 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["train"]:  # has a parser of its own, whose imports take seconds
-        from mmbdhs.training import command
-
-        return command.main(words[1:])
+    if words[:1] and words[0] in _WITH_OWN_PARSER:
+        return import_module(_WITH_OWN_PARSER[words[0]]).main(words[1:])
     parser = argparse.ArgumentParser(prog="mmbdhs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of wrong captions of N images by ρ_th instead",
     )
     demo.set_defaults(run=_demo)
+    commands.add_parser("sample", help="sample a rejected response for every example of a data set")
     commands.add_parser("train", help="align a model with preference pairs")
     arguments = parser.parse_args(words)
     return arguments.run(arguments)

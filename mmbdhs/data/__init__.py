@@ -3,12 +3,13 @@
 Read in this order: `images`, `messages` (both in all their forms), `keys` (how an example addresses its random
 draws), `records` (pairs in the layout of TRL's vision preference datasets), `pair_faults` (pairs that teach nothing),
 `jsonl` and `files` (how they are stored). Data that others published comes in through `tables` and `arrow_tables` (all
-forms of files as raw rows), `layouts` with `conversations` (what a row says) and `readers` (both as records).
+forms of files as raw rows, known by their `fingerprints`), `layouts` with `conversations` (what a row says) and
+`readers` (both as records).
 """
 
-from mmbdhs.data.files import sync, write_whole
+from mmbdhs.data.files import remove_unfinished, sync, whole_file, write_whole
 from mmbdhs.data.fingerprints import data_fingerprint
-from mmbdhs.data.images import Images, ImageSource, load_images
+from mmbdhs.data.images import Images, ImageSource, load_images, stored_image
 from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.keys import as_key, content_key, is_null, key_address
 from mmbdhs.data.messages import ChatPrompt, Messages, Prompt, as_chat, as_messages, as_response, message_text
@@ -40,8 +41,11 @@ __all__ = [
     "preference_record",
     "read_jsonl",
     "read_records",
+    "remove_unfinished",
+    "stored_image",
     "sync",
     "usable_rows",
+    "whole_file",
     "write_jsonl",
     "write_whole",
 ]

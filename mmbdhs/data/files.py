@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_whole(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> int:
-    """Write a file under a temporary name in the same folder, have it written to the disk, then rename it. Returns the
-    number of chunks.
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing under a temporary name in the same folder; at the end of the context have it written to
+    the disk, and rename it.
 
-    Until then an older file of that name stays as it is, also when a chunk cannot be made.
+    Until then an older file of that name stays as it is, also when the context ends with an error.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(handle, "wb") as file:
-            count = sum(1 for chunk in chunks if file.write(chunk) >= 0)
+            yield file
         os.chmod(temporary, 0o644)
         sync(temporary)
         os.replace(temporary, target)
@@ -27,7 +31,19 @@ def write_whole(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> int:
         os.unlink(temporary)
         raise
     sync(target.parent)
-    return count
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Delete what processes that were killed left of a file that they wrote by `whole_file`."""
+    target = Path(path)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        left.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> int:
+    """Write a file by `whole_file`. Returns the number of chunks."""
+    with whole_file(path) as file:
+        return sum(1 for chunk in chunks if file.write(chunk) >= 0)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -87,6 +87,32 @@ def locate_image(image: Any, *, allow_urls: bool = False) -> Image | bytes | str
     raise ExampleError(f"images: needs a PIL image, a path or encoded bytes, got {type(image).__name__}")
 
 
+def stored_image(image: ImageSource, *, embed: bool) -> dict[str, bytes | str | None]:
+    """An image as `datasets` stores it: {"bytes": the encoded file or None, "path": its name, its path, or None}.
+
+    image: one image in any form of `ImageSource`. A PIL image is encoded as PNG.
+    embed: whether to store the file's content and name, instead of the path alone. What has no path is embedded.
+
+    Raises ExampleError for a file that is not there.
+    """
+    located = locate_image(image)
+    if isinstance(located, str):
+        require_file(located)
+        if not embed:
+            return {"bytes": None, "path": os.path.abspath(located)}
+        with open(located, "rb") as file:
+            return {"bytes": file.read(), "path": os.path.basename(located)}
+    path = image.get("path") if isinstance(image, Mapping) else None
+    return {"bytes": located if isinstance(located, bytes) else _as_png(located), "path": path}
+
+
+def _as_png(image: Image) -> bytes:
+    file = io.BytesIO()
+    with _library("an image that can be encoded as PNG", _name(image)):
+        image.save(file, format="PNG")
+    return file.getvalue()
+
+
 def require_file(path: str) -> None:
     """Raise ExampleError if no regular file is there. Nothing is opened: a named pipe would block for ever."""
     if not os.path.exists(path):

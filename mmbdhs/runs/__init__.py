@@ -4,8 +4,14 @@
 moment, and `options` makes commands of dataclasses.
 """
 
-from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, write_record
-from mmbdhs.runs.identity import describe, differences, installed_versions, model_fingerprint
+from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, read_record, write_record
+from mmbdhs.runs.identity import (
+    describe,
+    differences,
+    installed_versions,
+    model_fingerprint,
+    processor_fingerprint,
+)
 from mmbdhs.runs.options import check_known, load_model, parse_options, parse_settings, parse_value
 from mmbdhs.runs.signals import Signals, caught_signals
 
@@ -24,5 +30,7 @@ __all__ = [
     "parse_options",
     "parse_settings",
     "parse_value",
+    "processor_fingerprint",
+    "read_record",
     "write_record",
 ]

@@ -31,11 +31,10 @@ def check_same_run(folder: Path, identity: dict[str, Any], free: Collection[str]
 
     Returns the differences that are free. Raises FolderInUseError that names all others.
     """
-    record = folder / RECORD
-    if not record.is_file():
+    record, old = folder / RECORD, read_record(folder)
+    if not old:
         _LOG.warning("%s is missing, so whether this is the same run cannot be checked", record)
         return []
-    old = json.loads(record.read_text(encoding="utf-8"))
     found = differences(old, json.loads(json.dumps(identity)))
     allowed = [line for line in found if line.partition(":")[0] in free]
     if other := [line for line in found if line not in allowed]:
@@ -44,6 +43,18 @@ def check_same_run(folder: Path, identity: dict[str, Any], free: Collection[str]
             f"choose another folder. To continue in spite of a difference, delete its entry in {record}"
         )
     return allowed
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The identity of a run in the folder's run.json; empty where there is none. Raises ValueError for another file."""
+    record = folder / RECORD
+    if not record.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{record}: needs a JSON object, got another text ({error})") from error
+    return found
 
 
 def write_record(folder: Path, identity: dict[str, Any]) -> None:

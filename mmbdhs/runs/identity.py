@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,17 @@ def model_fingerprint(model: nn.Module) -> str:
     for part in _parameter_parts(model):
         digest.update(repr(part).encode())
     return digest.hexdigest()
+
+
+def processor_fingerprint(processor: Any) -> str:
+    """A hash of a processor's settings, chat template and tokenizer."""
+    tokenizer, images = getattr(processor, "tokenizer", processor), getattr(processor, "image_processor", None)
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Every call sets these two anew.
+    rules = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    parts = [type(processor).__name__, template, rules, images and images.to_dict()]
+    return blake2b(json.dumps(parts, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
 
 
 def _parameter_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:

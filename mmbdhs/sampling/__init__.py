@@ -19,10 +19,12 @@ from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each
 from mmbdhs.sampling.povid import povid_sample
 from mmbdhs.sampling.responses import iter_responses, sample_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
-from mmbdhs.sampling.similarity import Similarity, SimilarityModel, resolve_similarity
+from mmbdhs.sampling.sampler import Sampler
+from mmbdhs.sampling.similarity import DEFAULT_MODEL, Similarity, SimilarityModel, resolve_similarity
 from mmbdhs.sampling.splicing import Reference, SentenceSplice
 
 __all__ = [
+    "DEFAULT_MODEL",
     "EXAMPLE_ERRORS",
     "BDHSConfig",
     "BDHSFailure",
@@ -34,6 +36,7 @@ __all__ = [
     "POVIDSample",
     "Reference",
     "SampledResponse",
+    "Sampler",
     "SamplingConfig",
     "SentenceSplice",
     "Similarity",

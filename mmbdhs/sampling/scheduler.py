@@ -48,6 +48,11 @@ class Scheduler(Generic[J]):
         """The number of jobs with branches in the pool."""
         return len(self._running)
 
+    @property
+    def branch_count(self) -> int:
+        """The number of branches in the pool."""
+        return len(self._pool)
+
     def advance(
         self, next_job: Callable[[], J | None], start: Callable[[list[J]], list[Started | Exception]]
     ) -> list[tuple[J, Exception | None]]:

@@ -27,6 +27,7 @@ EXPECTED = {
     "splice": {"work", "ours", "python"},
     "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
     "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
+    "dataset": {"pairs", "shard_size"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
     "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},

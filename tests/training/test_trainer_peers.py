@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.pair_runs import write_scenes
 from helpers.preference_records import apart, fresh_miniature, full_run, scene_records
 
 from mmbdhs import BDHSConfig, bdhs_sample
@@ -14,6 +16,7 @@ from mmbdhs.data.jsonl import read_jsonl, write_jsonl
 from mmbdhs.data.readers import open_records
 from mmbdhs.data.records import preference_record
 from mmbdhs.losses import dpo_loss
+from mmbdhs.pairs import sample_dataset
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import StoredSource
 from mmbdhs.training.trainer import train
@@ -24,24 +27,32 @@ datasets = pytest.importorskip("datasets")
 STEPS = 3
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Sampled pairs in a file as the library writes it, with image paths."""
-    model, processor = fresh_miniature()
+def jsonl_pairs(folder: Path) -> tuple[Path, Any]:
+    """Sampled pairs in a JSONL file with image paths, and as TRL gets them."""
     records = []
     for record in scene_records(4):
-        image = tmp_path / f"{record['key']}.png"
+        image = folder / f"{record['key']}.png"
         record["images"][0].save(image)
         asked = [image], [record["prompt"]], [record["chosen"]]
-        (sample,) = bdhs_sample(model, processor, *asked, BDHSConfig(), lambda a, b: [0.0] * len(a), [record["key"]])
+        (sample,) = bdhs_sample(*fresh_miniature(), *asked, BDHSConfig(), unlike, [record["key"]])
         records.append(preference_record([image], record["prompt"], record["chosen"], sample, 0))
-    write_jsonl(tmp_path / "pairs.jsonl", records)
-    return tmp_path / "pairs.jsonl"
+    file = folder / "pairs.jsonl"
+    write_jsonl(file, records)
+    return file, datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
 
 
-def with_trl(model: Any, processor: Any, pairs: Path, folder: Path) -> list[dict[str, float]]:
-    """Train with TRL, which opens image paths itself."""
-    data = datasets.load_dataset("json", data_files=str(pairs), split="train", cache_dir=str(folder / "cache"))
+def shard_pairs(folder: Path) -> tuple[Path, Any]:
+    """The same for the folder of a run, whose shards hold the images."""
+    run = sample_dataset(*fresh_miniature(), write_scenes(folder / "scenes", 4), folder / "run", BDHSConfig(), unlike)
+    return run.folder, datasets.load_dataset(str(run.folder), split="train", cache_dir=str(folder / "cache"))
+
+
+def unlike(first: list[str], second: list[str]) -> list[float]:
+    return [0.0] * len(first)
+
+
+def with_trl(model: Any, processor: Any, data: Any, folder: Path) -> list[dict[str, float]]:
+    """Train with TRL, which opens images itself."""
     settings = trl.DPOConfig(
         str(folder),
         per_device_train_batch_size=4,
@@ -62,7 +73,11 @@ def with_trl(model: Any, processor: Any, pairs: Path, folder: Path) -> list[dict
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [jsonl_pairs, shard_pairs])
+def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(
+    saved: Callable[[Path], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    pairs, data = saved(tmp_path)
     model, processor = fresh_miniature()
     processor = copy.deepcopy(processor)
     # TRL leaves out the BOS if the template does not write it; transformers and this library let the tokenizer add it.
@@ -72,7 +87,7 @@ def test_trl_trains_on_what_is_saved_and_takes_the_same_steps(pairs: Path, tmp_p
     config = full_run(tmp_path / "ours", epochs=STEPS, **settings)
     train(model, processor, open_records(pairs), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
     peer.model.vision_tower.requires_grad_(False)
-    theirs = with_trl(peer, processor, pairs, tmp_path / "theirs")
+    theirs = with_trl(peer, processor, data, tmp_path / "theirs")
     ours = read_jsonl(tmp_path / "ours/log.jsonl")
     for name, its_name in (("loss", "loss"), ("margin", "rewards/margins"), ("grad_norm", "grad_norm")):
         assert [row[name] for row in ours] == pytest.approx(

@@ -1,0 +1,12 @@
+"""From a data set to a data set: pairs on disk, and what there is to see about them.
+
+Read in this order: `config` (settings), `sampling_run` (`sample_dataset`, the front door), `run_folder` (what a run
+keeps on disk), `shard_sampler` (one shard after another), `shards` (Parquet files), `figures` (what is counted),
+`progress` and `card` (how it is shown). `ray_workers` spreads a run over a cluster, `command` is `mmbdhs sample`.
+"""
+
+from mmbdhs.pairs.config import DatasetConfig
+from mmbdhs.pairs.figures import Figures
+from mmbdhs.pairs.sampling_run import SamplingResult, sample_dataset
+
+__all__ = ["DatasetConfig", "Figures", "SamplingResult", "sample_dataset"]

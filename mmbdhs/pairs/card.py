@@ -1,0 +1,37 @@
+"""The dataset card of a run: README.md, as the Hub shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from mmbdhs.pairs.figures import Figures
+
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def dataset_card(record: Mapping[str, Any], figures: Figures, shards: int, total: int) -> str:
+    """The text of a dataset card.
+
+    record: of run.json.
+    figures: of the shards that are there.
+    shards, total: how many are there, and how many the run has.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.from_string(files("mmbdhs.pairs").joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        record=record,
+        figures=figures,
+        accepted=figures.accepted(record["config"]["max_iterations"]),
+        dropped=figures.of("dropped"),
+        quantiles=_QUANTILES,
+        shards=shards,
+        total=total,
+        size=next((name for most, name in _SIZES if figures.pairs < most), "10M<n<100M"),
+    )

@@ -1,0 +1,145 @@
+"""`mmbdhs sample`: from a data set to a data set of pairs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from mmbdhs.data import open_records
+from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.pairs.config import DatasetConfig
+from mmbdhs.pairs.ray_workers import sample_on_ray
+from mmbdhs.pairs.sampling_run import Parts, SamplingResult, open_folder, sample_dataset, sampling_parts
+from mmbdhs.runs import FolderInUseError, load_model, parse_options
+from mmbdhs.sampling import BDHSConfig
+
+DESCRIPTION = """Sample a rejected response for every example of a data set. OUT gets Parquet shards that TRL's
+DPOTrainer and `mmbdhs train` read, errors.jsonl, and a dataset card. The same command continues a run that was stopped
+at any moment, and on a CPU ends with the same bytes. SIGTERM ends it after the current shard, with status 143. For
+several GPUs start it with torchrun or accelerate launch; --ray uses a cluster."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The options of `mmbdhs sample` that are no settings of sampling.
+
+    model: folder or name of model and processor.
+    data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
+        docs/data.md.
+    out: folder for the pairs.
+    similarity: folder or name of a sentence embedding model; None: the paper's all-mpnet-base-v2.
+    dtype: dtype of the weights; auto: the stored one.
+    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
+    ray: address of a Ray cluster whose machines share the disk of OUT, or "local" for one on this machine.
+    workers: processes of Ray; None: one for each GPU, or two where there is none.
+    config: JSON file of an object with settings of sampling; options override it.
+    """
+
+    _argument_group_name: ClassVar[str] = "model and data"
+
+    model: str
+    data: str
+    out: str
+    similarity: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    ray: str | None = None
+    workers: int | None = None
+    config: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command. Returns the exit status: 1 if the folder holds another run or the run fails, 128 + signal number
+    after a signal. Wrong arguments and data, which are found before the model is loaded, end the process with status 2,
+    as those of any other command do."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        arguments = options, settings, _ = parse_arguments(argv)
+        open_folder(options.out, open_records(options.data, turns=settings.turns), settings)
+        run = _on_ray if options.ray else _here
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise SystemExit(_failed(error, 2)) from error
+    try:
+        result = run(*arguments)
+    except (FolderInUseError, UnsupportedModelError, ImportError, OSError, ValueError) as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print(_told(result))
+    return 128 + result.interrupted if result.interrupted else 0
+
+
+def _here(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
+    model, processor = _loaded(options)
+    records = open_records(options.data, turns=settings.turns)
+    return sample_dataset(model, processor, records, options.out, config, options.similarity, settings)
+
+
+def _on_ray(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
+    folder = open_folder(options.out, open_records(options.data, turns=settings.turns), settings)
+    make_parts = partial(_parts, options, settings, config)
+    return sample_on_ray(folder, make_parts, config.max_iterations, str(options.ray), options.workers, progress=True)
+
+
+def _parts(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> Parts:
+    return sampling_parts(
+        *_loaded(options),
+        open_records(options.data, turns=settings.turns),
+        options.out,
+        config,
+        options.similarity,
+        settings,
+    )
+
+
+def _loaded(options: SampleOptions) -> tuple[Any, Any]:
+    model, processor = load_model(options.model, options.dtype)
+    return model.to(_device(options.device)), processor
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[SampleOptions, DatasetConfig, BDHSConfig]:
+    """The command's options. Raises ValueError or TypeError for wrong arguments."""
+    usage = "mmbdhs sample --model MODEL --data DATA --out OUT [OPTION ...]"
+    options, settings, config = parse_options(argv, (SampleOptions, DatasetConfig, BDHSConfig), usage, DESCRIPTION)
+    return options, settings, config
+
+
+def _device(name: str | None) -> torch.device:
+    if name is not None:
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device: needs a device such as cuda:1 or cpu, got {name!r}") from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, _local_rank())
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _failed(error: Exception, status: int) -> int:
+    print(f"mmbdhs sample: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _told(result: SamplingResult) -> str:
+    """What the run made, in words."""
+    figures, dropped = result.figures, result.figures.of("dropped")
+    lines = [f"{figures.pairs} pairs of {figures.examples} examples are in {result.folder}"]
+    if dropped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in dropped.items())
+        lines.append(f"without a pair: {kinds}; errors.jsonl names each")
+    if result.missing:
+        why = "interrupted" if result.interrupted else "other processes are at work"
+        lines.append(f"{why}: {result.missing} of {result.shards} shards are missing; the same command continues")
+    return "\n".join(lines)
