@@ -57,12 +57,16 @@ def split_conversation(messages: Messages, turn: int, column: str) -> tuple[Mess
 
     turn: number of the assistant's turn, from 0; -1 for the last.
 
-    Raises ExampleError if there is no such turn, and TextOnlyError if no image comes before it.
+    Raises ExampleError if there is no such turn, or none of the user's right before it, and TextOnlyError if no image
+    comes before it.
     """
     answers = answer_places(messages)
     if not -len(answers) <= turn < len(answers):
         raise ExampleError(f"{column}: needs {max(turn + 1, 1)} turn(s) from gpt, got {len(answers)}")
     end = answers[turn]
+    before = messages[end - 1]["role"] if end else "no turn"
+    if before != "user":
+        raise ExampleError(f"{column}: needs a turn from human right before the chosen one, got {before}")
     if not placeholder_count(messages[:end]):
         raise TextOnlyError(f"{column}: needs an image before the chosen turn, got none")
     return messages[:end], message_text(messages[end])

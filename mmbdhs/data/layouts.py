@@ -103,9 +103,7 @@ def _read_trl(row: Row, images: list[Any], turn: int) -> Row:
 def _read_llava_instruct(row: Row, images: list[Any], turn: int) -> Row:
     messages = conversation(row.get("conversations"), "conversations", len(images))
     prompt, chosen = split_conversation(messages, turn, "conversations")
-    # Images of later turns belong to neither prompt nor response.
-    seen = images[: placeholder_count(prompt)]
-    as_chat(prompt, len(seen), "conversations")
+    seen = images[: placeholder_count(prompt)]  # those of later turns belong to neither prompt nor response
     return {"images": seen, "prompt": prompt, "chosen": as_response(chosen, "conversations")}
 
 

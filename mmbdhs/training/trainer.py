@@ -81,7 +81,8 @@ def train(
     """Align a model with preference pairs. The model is trained in place.
 
     model, processor: a vision-language model of `transformers`, or a PEFT model around one, and its processor.
-    records: in TRL's vision preference layout, images as PIL images or paths, with the columns that `source` needs.
+    records: in TRL's vision preference layout, as `mmbdhs.data.open_records` makes them of data in any other, with the
+        columns that `source` needs.
     source: makes the candidate responses of each example, see `pair_sources`.
     objective: makes the losses of their log-probabilities, see `objectives`.
     config: all other settings.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,6 @@ from helpers.published_rows import (
     TALK,
     TRL,
     TURNS,
-    assistant,
     gpt,
     human,
     rating,
@@ -32,6 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmbdhs.data import ChatPrompt, as_chat, as_response, open_records
+from mmbdhs.data.layouts import LAYOUTS
 from mmbdhs.errors import ExampleError, TextOnlyError
 
 ROWS = [
@@ -199,7 +201,16 @@ CASES = [
         {"conversations": [{"from": 3}]},
         "conversations: needs turns from system, human, user, gpt, assistant",
     ),
-    ("LLaVA-Instruct", {"conversations": [gpt("Hi"), human("Hi")]}, "conversations: needs an image before the chosen"),
+    (
+        "LLaVA-Instruct",
+        {"conversations": [gpt("Hi"), human("Hi")]},
+        "conversations: needs a turn from human right before the chosen one, got no turn",
+    ),
+    (
+        "LLaVA-Instruct",
+        {"conversations": [{"from": "system", "value": "Hi"}, gpt("Hi"), human("Hi")]},
+        "conversations: needs a turn from human right before the chosen one, got system",
+    ),
     (
         "LLaVA-Instruct",
         {"image": ["a", "b"]},
@@ -211,6 +222,11 @@ CASES = [
         "LLaVA-Instruct",
         {"image": "http://a.org/b"},
         "images: needs an image or a path, got 'http://a.org/b', which is a URL",
+    ),
+    (
+        "LLaVA-Instruct",
+        {"conversations": [human("Hi"), gpt("A"), gpt("B")]},
+        "conversations: needs a turn from human right before the chosen one, got assistant",
     ),
     ("POVID", {"rejected_conversations": None}, "rejected_conversations: needs a list of objects, got NoneType"),
     ("POVID", {"rejected_conversations": TALK[:2]}, "rejected_conversations: needs the 2 turn(s) from gpt of conv"),
@@ -312,5 +328,9 @@ def test_any_json_in_any_column_gives_a_record_or_an_example_error(layout, data)
         assert as_response(record["chosen"], "chosen")
 
 
-def test_messages_of_the_helpers_are_those_of_trl():
-    assert TURNS[1] == assistant("Black.") == {"role": "assistant", "content": [{"type": "text", "text": "Black."}]}
+def test_the_documentation_has_the_table_of_layouts():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = page.partition("| layout | columns that recognise it")[2].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines[: len(LAYOUTS)]]
+    assert cells == [[layout.name, re.sub(r"(\w+)(?=,|$| or )", r"`\1`", layout.needs)] for layout in LAYOUTS]
+    assert not lines[len(LAYOUTS)]
