@@ -70,9 +70,9 @@ def test_ctrl_c_ends_the_command_with_a_line(
         (["--mask-threshold", "2"], "mask_threshold: needs a number in [0, 1], got 2"),
         (["--shard-size", "many"], "shard_size: needs an integer in"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
-        (["--model", "nothing"], "--model: needs a folder or name of model and processor, got 'nothing'"),
+        (["--model", "/nothing"], "--model: needs a folder or name of model and processor, got '/nothing'"),
         (["--dtype", "float7"], "--dtype: needs auto or the name of a torch dtype, got 'float7'"),
-        (["--similarity", "nothing"], "similarity: the sentence embedding model 'nothing' could not be loaded"),
+        (["--similarity", "/nothing"], "similarity: the sentence embedding model '/nothing' could not be loaded"),
         (["--device", "abacus"], "--device: "),
     ],
 )
