@@ -50,7 +50,7 @@ class Scale:
     runs: tuple[tuple[int, int], ...] = RUNS
 
 
-QUICK = Scale(pairs=400, judged=150, runs=RUNS[:1])
+QUICK = Scale(pairs=200, judged=100, runs=RUNS[:1])
 
 
 @dataclass(frozen=True)
