@@ -24,15 +24,11 @@ def announcements(done: subprocess.CompletedProcess) -> list[str]:
     return [line for line in done.stdout.splitlines() if "mmbdhs:" in line]
 
 
-@pytest.mark.slow
-def test_cpu_build(tmp_path: Path) -> None:
+def test_cuda_off(tmp_path: Path) -> None:
+    """`.ci/run` builds a wheel so, and checks what it holds."""
     done = configure(tmp_path, "-DMMBDHS_CUDA=off")
     assert done.returncode == 0, done.stderr
     assert announcements(done) == ["-- mmbdhs: CPU build (MMBDHS_CUDA=off)"]
-    subprocess.run([CMAKE, "--build", tmp_path], check=True, capture_output=True)
-    code = "import _extension as e; print(e.build_info()['cuda'], hasattr(e, 'count_visible_cuda'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "none False\n"
 
 
 def test_without_cuda_compiler(tmp_path: Path) -> None:
