@@ -45,10 +45,10 @@ class ParquetTable:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Row:
-        return _row(self._one_row(index, light=False)[0])
+        return _row(self._one_row(index, skip_bytes=False)[0])
 
-    def glimpse(self, index: int) -> Row:
-        found, unread = self._one_row(index, light=True)
+    def without_bytes(self, index: int) -> Row:
+        found, unread = self._one_row(index, skip_bytes=True)
         row = _row(found)
         return row | {name: _with_stand_ins(row[name]) for name in unread}
 
@@ -59,15 +59,15 @@ class ParquetTable:
             else:
                 yield from [None] * self._footers[file].row_group(group).num_rows
 
-    def _one_row(self, index: int, *, light: bool) -> tuple[Any, set[str]]:
+    def _one_row(self, index: int, *, skip_bytes: bool) -> tuple[Any, set[str]]:
         """A table of one row, and the columns in which the images' bytes are left out."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         key, rows, unread = self._kept
-        if key != (number, light):
+        if key != (number, skip_bytes):
             file, group = self._groups[number]
-            leaves, unread = self._leaves(file, group) if light else (None, set())
+            leaves, unread = self._leaves(file, group) if skip_bytes else (None, set())
             rows = self._read(file, group, leaves)
-            self._kept = (number, light), rows, unread
+            self._kept = (number, skip_bytes), rows, unread
         return rows.slice(index - int(self._ends[number]) + rows.num_rows, 1), unread
 
     def _leaves(self, file: int, group: int) -> tuple[list[str], set[str]]:
@@ -106,8 +106,8 @@ class DatasetTable:
     def __getitem__(self, index: int) -> Row:
         return _row(self._dataset[index])
 
-    def glimpse(self, index: int) -> Row:
-        return _row(self._dataset[index], light=True)
+    def without_bytes(self, index: int) -> Row:
+        return _row(self._dataset[index], skip_bytes=True)
 
     def column(self, name: str) -> Iterator[Any]:
         if name not in self.columns:
@@ -157,23 +157,24 @@ def _with_stand_ins(value: Any) -> Any:
     return [_with_stand_ins(item) for item in value] if isinstance(value, list) else value | {"bytes": b""}
 
 
-def _row(table: Any, *, light: bool = False) -> Row:
+def _row(table: Any, *, skip_bytes: bool = False) -> Row:
     """The first row of an Arrow table."""
     return {
-        name: _python(column[0], light=light) for name, column in zip(table.column_names, table.columns, strict=True)
+        name: _python(column[0], skip_bytes=skip_bytes)
+        for name, column in zip(table.column_names, table.columns, strict=True)
     }
 
 
-def _python(scalar: Any, *, light: bool = False) -> Any:
+def _python(scalar: Any, *, skip_bytes: bool = False) -> Any:
     """The value of an Arrow scalar. JSON, as which `datasets` stores values of mixed types, is read.
 
-    light: whether b"" takes the place of all bytes, which Arrow leaves on the disk then.
+    skip_bytes: whether b"" takes the place of all bytes, so that Arrow does not read them.
     """
     kind = str(scalar.type)
-    if not scalar.is_valid or not ("arrow.json" in kind or (light and "binary" in kind)):
+    if not scalar.is_valid or not ("arrow.json" in kind or (skip_bytes and "binary" in kind)):
         return scalar.as_py()
     if kind.startswith("struct"):
-        return {name: _python(item, light=light) for name, item in scalar.items()}
+        return {name: _python(item, skip_bytes=skip_bytes) for name, item in scalar.items()}
     if "list" in kind.partition("<")[0]:
-        return [_python(item, light=light) for item in scalar]
+        return [_python(item, skip_bytes=skip_bytes) for item in scalar]
     return json.loads(scalar.as_py()) if "arrow.json" in kind else b""

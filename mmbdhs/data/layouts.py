@@ -59,7 +59,7 @@ class Layout:
 def find_layout(columns: Collection[str]) -> Layout:
     """The layout of data with these columns; the more special one where several match.
 
-    Raises ValueError with the columns beside those of all layouts.
+    Raises ValueError with the columns, and those of all layouts.
     """
     for layout in LAYOUTS:
         if layout.matches(columns):

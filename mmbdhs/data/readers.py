@@ -35,16 +35,17 @@ class Records(Sequence[Row]):
 
     source: the data, a path made absolute.
     layout: the name of the data's layout.
-    turns: which turn of a conversation is chosen, as `open_records` takes it.
+    turns, image_folder: as `open_records` takes them, a path made absolute.
     columns: the columns that records may have, as far as they are known beforehand.
     fingerprint: changes with the data, its layout and `turns`.
     """
 
-    def __init__(self, data: Data, turns: str) -> None:
+    def __init__(self, data: Data, turns: str, image_folder: Path | None) -> None:
         one_of("turns", turns, TURNS)
         self.source = Path(data).absolute() if isinstance(data, (str, os.PathLike)) else data
-        self.turns = turns
+        self.turns, self.image_folder = turns, image_folder
         self._table = open_table(self.source)
+        self._folder = image_folder or self._table.folder
         if not len(self._table):
             raise ValueError("data: needs at least one row, got none")
         self._layout = find_layout(self._table.columns)
@@ -61,9 +62,9 @@ class Records(Sequence[Row]):
             return [self[number] for number in range(len(self))[index]]
         return self._record(index, self._table.__getitem__)
 
-    def glimpse(self, index: int) -> Row:
+    def without_bytes(self, index: int) -> Row:
         """The record, with b"" in place of encoded images where these can be left unread. For checks of columns."""
-        return self._record(index, self._table.glimpse)
+        return self._record(index, self._table.without_bytes)
 
     def row(self, index: int) -> int:
         """The number, from 0, of the row in the source that a record is made of."""
@@ -72,12 +73,12 @@ class Records(Sequence[Row]):
     def source_id(self, index: int) -> str | None:
         """The source's id of a record, also of one that cannot be used; None if there is none."""
         try:
-            return _source_id(self._table.glimpse(self.row(index)))
+            return _source_id(self._table.without_bytes(self.row(index)))
         except ExampleError:
             return None
 
     def __reduce__(self) -> tuple[Callable[..., Records], tuple[Any, ...]]:
-        return _reopened, (self.source, self.turns, self.fingerprint)
+        return _reopened, (self.source, self.turns, self.image_folder, self.fingerprint)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The row of a record, and the number of the assistant's turn that is chosen."""
@@ -97,7 +98,7 @@ class Records(Sequence[Row]):
 
     def _made(self, row: Row, turn: int) -> Row:
         layout = self._layout
-        images = [_placed(image, self._table.folder) for image in row_images(row, layout.images)]
+        images = [_placed(image, self._folder) for image in row_images(row, layout.images)]
         kept = {name: value for name, value in given_columns(row).items() if name not in layout.images}
         names = {"images": images, **kept} if layout.keeps_columns else {"images": images}
         record = names | layout.read(row, images, turn)
@@ -108,24 +109,29 @@ class Records(Sequence[Row]):
         return record | {name: value for name, value in extra.items() if value is not None}
 
 
-def open_records(data: Data, *, turns: str = "last") -> Records:
+def open_records(data: Data, *, turns: str = "last", image_folder: str | os.PathLike[str] | None = None) -> Records:
     """Open preference data, or data with chosen responses alone, in any layout of docs/data.md.
 
     Little is read before a record is asked for: of a JSON or JSONL file all, of Parquet files the footers.
 
     data: a .json, .jsonl or .parquet file; a folder or glob pattern of Parquet files; a folder of
-        `datasets.save_to_disk`; a `datasets.Dataset` or `DatasetDict`; a list of mappings; or `Records`. Relative paths
-        of images start from the file's folder, or from the folder given; those of data in memory stay as they are.
+        `datasets.save_to_disk`; a `datasets.Dataset` or `DatasetDict`; a list of mappings; or `Records`.
     turns: which turn from "gpt" is the chosen response where a row holds a conversation (LLaVA-Instruct, POVID):
         "last", "first", or "every", which makes a record of each turn. Earlier turns stay in the prompt. The default
         uses the whole conversation and gives one record a row; "first" gives the shortest prompts.
+    image_folder: where relative paths of images start. None: the folder of the file, or the folder given as data; paths
+        of data in memory stay as they are, and `Records` keep theirs.
 
     Raises ValueError for data that is missing or broken, without rows, or in no known layout, TypeError for data in no
     known form, and ImportError without the libraries that the form needs.
     """
+    folder = None if image_folder is None else Path(image_folder).absolute()
     if isinstance(data, Records):
-        return data if data.turns == turns else open_records(data.source, turns=turns)
-    records = Records(data, turns)
+        folder = folder or data.image_folder
+        if (data.turns, data.image_folder) == (turns, folder):
+            return data
+        data = data.source
+    records = Records(data, turns, folder)
     _LOG.info("data: %d records in the layout %s", len(records), records.layout)
     return records
 
@@ -176,10 +182,10 @@ def usable_rows(records: Iterable[Any], columns: Sequence[str], on_error: str = 
 def _reads(records: Iterable[Any]) -> Iterator[Callable[[], Any]]:
     """For each record a function that reads it as far as checks need it."""
     if isinstance(records, Records):
-        return (partial(records.glimpse, index) for index in range(len(records)))
+        return (partial(records.without_bytes, index) for index in range(len(records)))
     if is_dataset(records):  # by itself it would decode every image
         table = open_table(records)
-        return (partial(table.glimpse, index) for index in range(len(table)))
+        return (partial(table.without_bytes, index) for index in range(len(table)))
     return (partial(lambda record: record, record) for record in records)
 
 
@@ -225,8 +231,8 @@ def _record_columns(columns: Sequence[str], layout: Layout) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["images", "prompt", *own, *kept, *extra]))
 
 
-def _reopened(data: Data, turns: str, fingerprint: str) -> Records:
-    records = Records(data, turns)
+def _reopened(data: Data, turns: str, image_folder: Path | None, fingerprint: str) -> Records:
+    records = Records(data, turns, image_folder)
     if records.fingerprint != fingerprint:
         raise ValueError(f"data: needs the content that it had when it was opened first, {data} has changed")
     return records

@@ -52,7 +52,7 @@ class Table(Protocol):
     def __getitem__(self, index: int) -> Row:
         """A row, counted from 0. Raises ExampleError for one that is no object."""
 
-    def glimpse(self, index: int) -> Row:
+    def without_bytes(self, index: int) -> Row:
         """The row, with b"" in place of encoded images where these can be left unread."""
 
     def column(self, name: str) -> Iterator[Any]:
@@ -84,7 +84,7 @@ class ListTable:
             raise ExampleError(f"needs a mapping from columns to values, got {type(row).__name__}")
         return dict(row)
 
-    glimpse = __getitem__
+    without_bytes = __getitem__
 
     def column(self, name: str) -> Iterator[Any]:
         return (row.get(name) if isinstance(row, Mapping) else None for row in self._rows)
@@ -93,7 +93,7 @@ class ListTable:
 class JsonLinesTable:
     """A file with one JSON object a line, of which only the lines' beginnings are held in memory.
 
-    Empty lines are left out. The columns are those of the first 1000 lines. The file is opened anew for each row, so
+    Empty lines are left out. The columns are those of the first 1000 lines. The file is opened again for each row, so
     that threads and processes do not share a position in it.
     """
 
@@ -119,7 +119,7 @@ class JsonLinesTable:
             file.seek(self._begins[index])
             return parse_line(self._numbers[index], file.readline())
 
-    glimpse = __getitem__
+    without_bytes = __getitem__
 
     def column(self, name: str) -> Iterator[Any]:
         return (None if row is None else row.get(name) for row in self._objects())

@@ -50,7 +50,7 @@ def test_a_published_row_in_every_form(layout, row, record, form, tmp_path):
     assert (records.layout, len(records)) == (layout, 2)
     image = "a.png" if form in IN_MEMORY else str(tmp_path / "a.png")
     assert list(records) == [{"images": [image], **record}] * 2
-    assert [records.glimpse(number) for number in (0, 1)] == list(records)
+    assert [records.without_bytes(number) for number in (0, 1)] == list(records)
     assert set(records[0]) <= set(records.columns)
     as_chat(ChatPrompt.of_record(records[0]), 1)
 
@@ -64,7 +64,7 @@ def test_an_image_as_bytes_in_every_form_that_holds_bytes(layout, form, tmp_path
     image = {"bytes": PNG, "path": "a.png"}
     records = open_records(stored(form, [row | {"image": image}] * 2, tmp_path, {"image": Image()}))
     assert records[1] == {"images": [image], **record}
-    assert records.glimpse(1) == {"images": [image | {"bytes": b""}], **record}
+    assert records.without_bytes(1) == {"images": [image | {"bytes": b""}], **record}
 
 
 def llava(*turns: dict[str, str], image: Any = "a.png", **more: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_first_last_and_every_turn():
         records[3]
 
 
-def test_every_turn_of_povid_has_its_twin():
+def test_every_turn_of_povid_has_its_rejected_response():
     row = llava(*TALK, rejected_conversations=SPOILT)
     for turns, expected in (("first", ["White."]), ("last", ["On a car."]), ("every", ["White.", "On a car."])):
         assert [record["rejected"] for record in open_records([row], turns=turns)] == expected

@@ -44,6 +44,17 @@ def test_images_in_memory_stay_as_they_are(image):
     assert record["images"][0] is image
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_images_in_a_folder_of_their_own(form, tmp_path, monkeypatch):
+    data = stored(form, [PUBLISHED["LLaVA-Instruct"][0][0]], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    records = open_records(data, image_folder="coco")
+    for one in (records, pickle.loads(pickle.dumps(records)), open_records(records, image_folder=tmp_path / "coco")):
+        assert one[0]["images"] == [str(tmp_path / "coco" / "a.png")]
+    assert open_records(records) is records
+    assert records.fingerprint == open_records(data).fingerprint
+
+
 BAD_LINES = {
     '{"images": ["a.png", null]}': "images: needs at least one image for each prompt, got None",
     '{"images": 3}': "images: needs a PIL image, a path or encoded bytes, got int",

@@ -16,6 +16,7 @@ from helpers.published_rows import PNG, TALK
 from pyarrow import parquet
 
 from mmbdhs.data import open_records, usable_rows
+from mmbdhs.data.fingerprints import parquet_fingerprint
 from mmbdhs.data.tables import open_table
 from mmbdhs.errors import ExampleError
 
@@ -35,7 +36,7 @@ def check_rows(table: object, rows: list[object], columns: tuple[str, ...]) -> N
     order = random.Random(0).sample(range(len(rows)), len(rows))
     assert len(table) == len(rows) and table.columns == columns
     assert [table[number] for number in order] == [rows[number] for number in order]
-    assert [table.glimpse(number) for number in order] == [rows[number] for number in order]
+    assert [table.without_bytes(number) for number in order] == [rows[number] for number in order]
     for name in columns:
         assert list(table.column(name)) == [row.get(name) for row in rows]
     assert list(table.column("none such")) == [None] * len(rows)
@@ -101,6 +102,19 @@ def test_threads_read_the_same_rows(tmp_path):
             assert list(pool.map(open_table(data).__getitem__, order)) == [ROWS[number] for number in order]
 
 
+def test_the_fingerprint_of_parquet_files_sees_names_sizes_and_both_ends(tmp_path):
+    def found(name: str = "a", changed: int | None = None, more: bytes = b"") -> str:
+        content = bytearray(3 * 2**20)
+        if changed is not None:
+            content[changed] = 1
+        (tmp_path / name).write_bytes(content + more)
+        return parquet_fingerprint([tmp_path / name], [100])
+
+    seen = [0, 2**20 - 1, 2**21 - 100, 3 * 2**20 - 1]
+    assert len({found(), found("b"), found(more=b"x"), *(found(changed=place) for place in seen)}) == 7
+    assert found() == found(changed=2**20) == found(changed=2**21 - 101)
+
+
 def write_images(path: Path, images: list[object], kind: str) -> None:
     """Parquet of conversations in groups of two, with the images in a column `image`, or in lists in `images`."""
     image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
@@ -136,7 +150,7 @@ def test_what_does_not_need_the_images_reads_none_of_them(kind, tmp_path):
     records = open_records(path, turns="every")
     assert len(records) == 4 and usable_rows(records, ["images", "prompt", "chosen"]) == [0, 1, 2, 3]
     stand_in = {"images": [{"bytes": b"", "path": "a.png"}] * (1 if kind == "image" else 2)}
-    assert [records.glimpse(number) for number in range(4)] == [record | stand_in for record in whole]
+    assert [records.without_bytes(number) for number in range(4)] == [record | stand_in for record in whole]
     assert len(list(open_table(path).column("conversations"))) == 4
     with pytest.raises(
         ValueError, match=r"a\.parquet: needs a file that is whole, got one that is cut short or broken"
@@ -155,7 +169,7 @@ def test_images_are_looked_at_where_some_lack_their_bytes(tmp_path):
         usable_rows(records, ["images"])
 
 
-def test_glimpses_of_a_dataset_read_no_bytes():
+def test_rows_of_a_dataset_without_bytes():
     image = {"bytes": PNG, "path": "a.png"}
     types = datasets.Features({"images": datasets.List(datasets.Image()), "raw": datasets.Value("binary")})
     dataset = datasets.Dataset.from_dict({"images": [[image], [], None], "raw": [b"x", None, b"z"]}, features=types)
@@ -165,8 +179,8 @@ def test_glimpses_of_a_dataset_read_no_bytes():
         {"images": [], "raw": None},
         {"images": None, "raw": b"z"},
     ]
-    assert [table.glimpse(number)["raw"] for number in range(3)] == [b"", None, b""]
-    assert table.glimpse(0)["images"] == [{"bytes": b"", "path": "a.png"}]
+    assert [table.without_bytes(number)["raw"] for number in range(3)] == [b"", None, b""]
+    assert table.without_bytes(0)["images"] == [{"bytes": b"", "path": "a.png"}]
 
 
 def test_the_split_that_is_read(tmp_path):
