@@ -112,7 +112,7 @@ class Records(Sequence[Row]):
 def open_records(data: Data, *, turns: str = "last", image_folder: str | os.PathLike[str] | None = None) -> Records:
     """Open preference data, or data with chosen responses alone, in any layout of docs/data.md.
 
-    Little is read before a record is asked for: of a JSON or JSONL file all, of Parquet files the footers.
+    Opening reads a JSON or JSONL file once, and the footers of Parquet files. A record is read when it is asked for.
 
     data: a .json, .jsonl or .parquet file; a folder or glob pattern of Parquet files; a folder of
         `datasets.save_to_disk`; a `datasets.Dataset` or `DatasetDict`; a list of mappings; or `Records`.
