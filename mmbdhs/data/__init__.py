@@ -2,9 +2,9 @@
 
 Read in this order: `images`, `messages` (both in all their forms), `keys` (how an example addresses its random
 draws), `records` (pairs in the layout of TRL's vision preference datasets), `pair_faults` (pairs that teach nothing),
-`jsonl` and `files` (how they are stored). Data that others published comes in through `tables` and `arrow_tables` (all
-forms of files as raw rows, known by their `fingerprints`), `layouts` with `conversations` (what a row says) and
-`readers` (both as records).
+`jsonl` and `files` (how they are stored). Published data is read by `tables` and `arrow_tables` (files of any form as
+raw rows), `conversations` and `layouts` (what a row says), and `readers` (rows as records). `fingerprints` tell whether
+data has changed.
 """
 
 from mmbdhs.data.files import remove_unfinished, sync, whole_file, write_whole
