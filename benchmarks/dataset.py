@@ -39,11 +39,11 @@ COLUMNS = {
 
 def main(options: Options) -> None:
     print("\nms a pair, ours with its shards on disk; peak_mib: what one run adds to its process at most")
-    count, sizes = (16, (8,)) if options.quick else (1000, (100, 250, 500, 1000))
+    count, sizes = (16, (8,)) if options.quick else (400, (50, 100, 200, 400))
     with tempfile.TemporaryDirectory() as folder, Table("dataset", COLUMNS, options) as table:
         data = write_scenes(Path(folder), count)
         for size in sizes:
-            table.add(pairs=count, shard_size=size, **speed(data, count, size, 1 if options.quick else 5))
+            table.add(pairs=count, shard_size=size, **speed(data, count, size, 1 if options.quick else 3))
         for pairs in (16,) if options.quick else (500, 5000):
             data = write_scenes(Path(folder), pairs)
             table.add(pairs=pairs, shard_size=100, peak_mib=peak_of(data))
@@ -84,7 +84,8 @@ def speed(data: Path, count: int, shard_size: int, runs: int) -> dict[str, float
 
 def sample(model: Any, processor: Any, data: Path, out: Path, shard_size: int) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    sample_dataset(model, processor, data, out, CONFIG, unlike, DatasetConfig(shard_size=shard_size), progress=False)
+    settings = DatasetConfig(shard_size=shard_size, drop_identical=False)
+    sample_dataset(model, processor, data, out, CONFIG, unlike, settings, progress=False)
 
 
 def unlike(first: list[str], second: list[str]) -> list[float]:

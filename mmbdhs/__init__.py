@@ -1,7 +1,8 @@
 """Bias-driven hallucination sampling for vision-language models.
 
-`bdhs_sample` makes rejected responses, `mmbdhs.losses` and `mmbdhs.logprobs` serve any training loop, `train` is the
-reference trainer, and `mmbdhs.evaluation` scores the result. Names resolve at first use, so `import mmbdhs` is light.
+`sample_dataset` makes rejected responses for a data set and `bdhs_sample` for lists in memory, `mmbdhs.losses` and
+`mmbdhs.logprobs` serve any training loop, `train` is the reference trainer, and `mmbdhs.evaluation` scores the result.
+Names resolve at first use, so `import mmbdhs` is light.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from mmbdhs.errors import UnsupportedModelError as UnsupportedModelError
     from mmbdhs.native import masked_attention as masked_attention
     from mmbdhs.native import shared_prefix_attention as shared_prefix_attention
+    from mmbdhs.pairs import DatasetConfig as DatasetConfig
+    from mmbdhs.pairs import sample_dataset as sample_dataset
     from mmbdhs.sampling import BDHSConfig as BDHSConfig
     from mmbdhs.sampling import BDHSFailure as BDHSFailure
     from mmbdhs.sampling import BDHSSample as BDHSSample
@@ -36,6 +39,7 @@ _WINGS = {
     "data": ["ChatPrompt"],
     "errors": ["ExampleError", "UnsupportedModelError"],
     "native": ["masked_attention", "shared_prefix_attention"],
+    "pairs": ["DatasetConfig", "sample_dataset"],
     "sampling": [
         "BDHSConfig",
         "BDHSFailure",

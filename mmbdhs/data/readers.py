@@ -105,7 +105,10 @@ class Records(Sequence[Row]):
         if "chosen" in self.columns and "chosen" not in record:
             raise ExampleError("chosen: needs a response, got none")
         record.pop("id", None)
-        extra = {"key": kept.get("key"), "id": _source_id(row)}
+        key = kept.get("key")
+        if self._ends is not None and key is not None:
+            key = f"{key}/{turn}"  # each turn has random draws of its own
+        extra = {"key": key, "id": _source_id(row)}
         return record | {name: value for name, value in extra.items() if value is not None}
 
 

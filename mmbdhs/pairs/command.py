@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mmbdhs.data import open_records
+from mmbdhs.data import Records, open_records
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.pairs.config import DatasetConfig
 from mmbdhs.pairs.ray_workers import sample_on_ray
@@ -35,6 +35,7 @@ class SampleOptions:
     data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
         docs/data.md.
     out: folder for the pairs.
+    image_folder: where relative paths of images start; None: the folder of the data.
     similarity: folder or name of a sentence embedding model; None: the paper's all-mpnet-base-v2.
     dtype: dtype of the weights; auto: the stored one.
     device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
@@ -48,6 +49,7 @@ class SampleOptions:
     model: str
     data: str
     out: str
+    image_folder: str | None = None
     similarity: str | None = None
     dtype: str = "auto"
     device: str | None = None
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         arguments = options, settings, _ = parse_arguments(argv)
-        open_folder(options.out, open_records(options.data, turns=settings.turns), settings)
+        open_folder(options.out, _records(options, settings), settings)
         run = _on_ray if options.ray else _here
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(_failed(error, 2)) from error
@@ -78,14 +80,18 @@ def main(argv: Sequence[str]) -> int:
     return 128 + result.interrupted if result.interrupted else 0
 
 
+def _records(options: SampleOptions, settings: DatasetConfig) -> Records:
+    return open_records(options.data, turns=settings.turns, image_folder=options.image_folder)
+
+
 def _here(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
     model, processor = _loaded(options)
-    records = open_records(options.data, turns=settings.turns)
+    records = _records(options, settings)
     return sample_dataset(model, processor, records, options.out, config, options.similarity, settings)
 
 
 def _on_ray(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
-    folder = open_folder(options.out, open_records(options.data, turns=settings.turns), settings)
+    folder = open_folder(options.out, _records(options, settings), settings)
     make_parts = partial(_parts, options, settings, config)
     return sample_on_ray(folder, make_parts, config.max_iterations, str(options.ray), options.workers, progress=True)
 
@@ -93,7 +99,7 @@ def _on_ray(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig)
 def _parts(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> Parts:
     return sampling_parts(
         *_loaded(options),
-        open_records(options.data, turns=settings.turns),
+        _records(options, settings),
         options.out,
         config,
         options.similarity,

@@ -76,7 +76,7 @@ def sample_dataset(
 
     model, processor: a VLM of `transformers` and its processor.
     data: examples with images and a good response, in any layout that `mmbdhs.data.open_records` reads: a path, a
-        `datasets.Dataset`, or a list of records.
+        `datasets.Dataset`, a list of records, or what `open_records` returns.
     out: the folder.
     config: settings of Algorithm 1; None for the paper's.
     similarity: as in `bdhs_sample`.
@@ -90,7 +90,7 @@ def sample_dataset(
     config, settings = config or BDHSConfig(), settings or DatasetConfig()
     instance("config", config, BDHSConfig)
     instance("settings", settings, DatasetConfig)
-    records = open_records(data, turns=settings.turns)
+    records = data if isinstance(data, Records) else open_records(data, turns=settings.turns)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     held = open_folder(out, records, settings)
     with locked(held.path) if rank == 0 else nullcontext(), caught_signals(signal.SIGTERM) as received:
@@ -120,14 +120,14 @@ def sampling_parts(
 
 
 def open_folder(out: str | os.PathLike[str], records: Records, settings: DatasetConfig) -> RunFolder:
-    """The folder of a run, made if it is not there. Raises ValueError for a file in its place and for no examples, and
-    ImportError that names the extra without the libraries for Parquet."""
+    """The folder of a run, made if it is not there. Raises ValueError for a file in its place and for data without
+    chosen responses, and ImportError that names the extra without the libraries for Parquet."""
     require_pyarrow()
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise ValueError(f"out: needs a folder, {path} is a file")
-    if not len(records):
-        raise ValueError("data: needs at least one example, got none")
+    if "chosen" not in records.columns:
+        raise ValueError(f"data: needs a column chosen with good responses, got {', '.join(records.columns)}")
     path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path, min(settings.limit or len(records), len(records)), settings.shard_size)
 

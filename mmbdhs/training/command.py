@@ -39,6 +39,12 @@ class CommandOptions:
     data: Path = field(
         metadata={"help": "JSON, JSONL or Parquet file, or folder of a data set, in a layout of docs/data.md"}
     )
+    turns: str = field(
+        default="last", metadata={"help": "turns of conversations that are trained on: first, last or every"}
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "where relative paths of images start; None: the folder of the data"}
+    )
     dtype: str | None = field(
         default=None, metadata={"help": "dtype of the weights; None: float32, or the stored dtype with adapters"}
     )
@@ -77,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         source, objective = parse_source(options.source, annotator), parse_objective(options.loss)
         check_fit(source, objective)
         check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
-        records = open_records(options.data)
+        records = open_records(options.data, turns=options.turns, image_folder=options.image_folder)
         usable_rows(records, needed_columns(source), config.on_error)
         dtype = options.dtype or ("auto" if config.lora_rank else "float32")
         model, processor = load_model(options.model, dtype)

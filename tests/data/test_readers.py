@@ -226,3 +226,10 @@ def test_data_without_rows_is_refused(tmp_path):
     for data in ([], tmp_path / "a.json"):
         with pytest.raises(ValueError, match="data: needs at least one row, got none"):
             open_records(data)
+
+
+def test_each_turn_of_a_keyed_conversation_has_its_own_draws() -> None:
+    turns = [{"from": who, "value": text} for text in ("One.", "Two.") for who in ("human", "gpt")]
+    data = [{"key": 7, "image": "a.png", "conversations": turns}]
+    assert [record["key"] for record in open_records(data, turns="every")] == ["7/0", "7/1"]
+    assert open_records(data)[0]["key"] == 7

@@ -255,12 +255,14 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         DatasetConfig(**settings)
 
 
-def test_a_file_in_place_of_the_folder_and_no_examples(scenes: Path, tmp_path: Path) -> None:
+def test_data_that_cannot_be_sampled_and_a_file_in_place_of_the_folder(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"out: needs a folder, .* is a file"):
         run(scenes, tmp_path / "file")
     with pytest.raises(ValueError, match="data: needs at least one row, got none"):
         run([], tmp_path / "run")
+    with pytest.raises(ValueError, match="data: needs a column chosen with good responses, got images, prompt"):
+        run([{"images": ["a.png"], "prompt": "What?"}], tmp_path / "run")
 
 
 def test_a_limit_samples_the_first_examples(scenes: Path, whole: Path, tmp_path: Path) -> None:
