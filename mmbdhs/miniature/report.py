@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import io
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,49 +13,12 @@ from PIL import Image, ImageDraw
 
 from mmbdhs.sampling import BDHSSample
 
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _RED, _PLAIN = "\033[1;31m", "\033[0m"
 _SIDE = 240  # pixels of an image on the page
 _STYLE = """body{margin:28px;background:#f4f2ee;color:#1d2026;font:17px/1.5 system-ui,sans-serif}
 article{display:flex;gap:22px;max-width:1080px;margin:0 auto 20px;padding:20px;background:#fff;border-radius:8px}
 img{width:240px;height:240px;image-rendering:pixelated;flex:none}
 dt{color:#7c8088;font-size:13px}dd{margin:0 0 8px}mark{background:none;color:#cf2233;font-weight:600}"""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a rejected response, and whether it departs from the reference."""
-
-    text: str
-    changed: bool
-
-
-def pieces(sample: BDHSSample) -> list[Piece]:
-    """The rejected response in stretches that tile it, changed and unchanged words apart.
-
-    Each sentence is compared word by word with its own reference sentence. An unguided response has no sentences to
-    compare with: all of it is changed.
-    """
-    if not sample.sentences:
-        return [Piece(sample.rejected, True)]
-    found: list[Piece] = []
-    begin = 0
-    for number, sentence in enumerate(sample.sentences, 1):
-        end = begin + len(sentence.kept + sentence.completion)
-        while end < len(sample.rejected) and sample.rejected[end].isspace():
-            end += 1
-        if number == len(sample.sentences):
-            end = len(sample.rejected)
-        found += _compared(sentence.reference, sample.rejected[begin:end])
-        begin = end
-    return found
-
-
-def _compared(reference: str, text: str) -> list[Piece]:
-    before, after = _WORDS.findall(reference), _WORDS.findall(text)
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    parts = [("".join(after[b:e]), tag != "equal") for tag, _, _, b, e in matcher.get_opcodes()]
-    return [Piece(part, changed and not part.isspace()) for part, changed in parts if part]
 
 
 def highlight(sample: BDHSSample, color: bool = True) -> str:
@@ -67,7 +28,7 @@ def highlight(sample: BDHSSample, color: bool = True) -> str:
     """
     coloured = color and not os.environ.get("NO_COLOR")
     left, right = (_RED, _PLAIN) if coloured else ("[[", "]]")
-    return "".join(f"{left}{piece.text}{right}" if piece.changed else piece.text for piece in pieces(sample))
+    return "".join(f"{left}{piece.text}{right}" if piece.changed else piece.text for piece in sample.pieces())
 
 
 @dataclass(frozen=True)
@@ -96,7 +57,7 @@ def page(cards: Sequence[Card]) -> str:
 
 def _card(card: Card) -> str:
     marked = "".join(
-        f"<mark>{escape(piece.text)}</mark>" if piece.changed else escape(piece.text) for piece in pieces(card.sample)
+        f"<mark>{escape(piece.text)}</mark>" if piece.changed else escape(piece.text) for piece in card.sample.pieces()
     )
     figures = f"similarity {card.sample.similarity:.2f}, iteration {card.sample.iterations}"
     rows = (("asked", escape(card.question)), ("chosen", escape(card.chosen)), (f"rejected ({figures})", marked))

@@ -7,11 +7,12 @@ joins them, and accepts the response if its meaning differs.
 Read in this order: `bdhs` (the public functions), `sampler` (Algorithm 1), `examples` (what is read and encoded),
 `reader_pool` (threads that read ahead), `image_corruption` (Eq. 6, 8, 9), `splicing` (Eq. 7) with `sentence_tokens`,
 `scheduler` (many examples share the decoder), `stopping` (where a completion ends), `similarity` (whether the meaning
-differs), `config` and `results`. `responses` samples without a reference, `povid` by teacher forcing, `llm_corruption`
-by a stronger language model, with its answers kept in an `answer_file`.
+differs), `config`, `results` and `changes` (the words that differ). `responses` samples without a reference, `povid` by
+teacher forcing, `llm_corruption` by a stronger language model, with its answers kept in an `answer_file`.
 """
 
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples
+from mmbdhs.sampling.changes import Piece, pieces
 from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
 from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader
 from mmbdhs.sampling.image_corruption import Noise
@@ -34,6 +35,7 @@ __all__ = [
     "ExampleReader",
     "Noise",
     "POVIDSample",
+    "Piece",
     "Reference",
     "SampledResponse",
     "Sampler",
@@ -47,6 +49,7 @@ __all__ = [
     "corrupt_responses",
     "iter_bdhs_samples",
     "iter_responses",
+    "pieces",
     "povid_sample",
     "resolve_similarity",
     "sample_responses",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mmbdhs.errors import ExampleError
+from mmbdhs.sampling.changes import Piece, pieces
 from mmbdhs.sampling.splicing import SentenceSplice
 
 _LOG = logging.getLogger("mmbdhs")
@@ -41,6 +42,13 @@ class BDHSSample:
     noise_range: str | None = None
     image_tokens: int = 0
     image_grids: tuple[tuple[int, int], ...] | None = None
+
+    def pieces(self, chosen: str | None = None) -> list[Piece]:
+        """The rejected response in stretches that tile it, changed and unchanged words apart.
+
+        chosen: what an unguided response is compared with. None: all of it is changed.
+        """
+        return pieces(self.rejected, [(one.reference, one.kept + one.completion) for one in self.sentences], chosen)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,21 @@
 
 from collections import Counter
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 from PIL import Image
 
-from mmbdhs.miniature.report import Card, highlight, masked_view, page, pieces
+from mmbdhs.miniature.report import Card, highlight, masked_view, page
+from mmbdhs.sampling import BDHSSample, SentenceSplice
 
 
-def splice(reference, kept, completion, swapped=False):
-    return SimpleNamespace(reference=reference, swapped=swapped, cut=1, kept=kept, completion=completion)
+def splice(reference: str, kept: str, completion: str, swapped: bool = False) -> SentenceSplice:
+    return SentenceSplice(reference, swapped, 1, kept, completion, (), ())
 
 
-def sample(rejected, *sentences, visible=(), guided=True):
-    return SimpleNamespace(
-        rejected=rejected,
-        sentences=sentences,
-        similarity=0.8125,
-        iterations=2,
-        guided=guided,
-        visible_image_tokens=visible,
-    )
+def sample(rejected: str, *sentences: SentenceSplice, visible: tuple[int, ...] = ()) -> BDHSSample:
+    return BDHSSample(0, rejected, 0.8125, 2, bool(sentences), visible, sentences)
 
 
 CAT = sample(
@@ -35,32 +27,16 @@ CAT = sample(
 )
 
 
-def test_changed_words_are_marked():
+def test_changed_words_are_marked() -> None:
     expected = "The cat is [[red]].  The cup is here.\n[[Yes]], there is [[a]] hat."
     assert highlight(CAT, color=False) == expected
 
 
-def test_colour_and_its_refusal(monkeypatch):
+def test_colour_and_its_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert highlight(CAT).startswith("The cat is \033[1;31mred\033[0m.")
     monkeypatch.setenv("NO_COLOR", "1")
     assert highlight(CAT) == highlight(CAT, color=False)
-
-
-def test_an_unguided_response_is_all_new():
-    assert highlight(sample("A dog.", guided=False), color=False) == "[[A dog.]]"
-
-
-def test_repeated_sentences_keep_their_places():
-    twice = sample("A b. A c.", splice("A b. ", "A", " b."), splice("A b.", "A", " c."))
-    assert highlight(twice, color=False) == "A b. A [[c]]."
-
-
-@given(st.lists(st.tuples(*[st.text(max_size=12)] * 3, st.sampled_from(["", " ", "\n", " \n "])), max_size=5))
-def test_pieces_tile_the_response(parts):
-    sentences = [splice(reference + white, kept, completion) for reference, kept, completion, white in parts]
-    rejected = "".join(kept + completion + white for _, kept, completion, white in parts)
-    assert "".join(piece.text for piece in pieces(sample(rejected, *sentences))) == rejected
 
 
 def test_visible_tokens_stay_bright_and_hidden_ones_dim() -> None:
