@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from html import escape
 from typing import TypeVar
 
 from mmbdhs.errors import ExampleError
@@ -11,6 +12,8 @@ from mmbdhs.sampling.changes import Piece, pieces
 from mmbdhs.sampling.splicing import SentenceSplice
 
 _LOG = logging.getLogger("mmbdhs")
+# Half transparent, so that the notebook's own colours stay readable, light or dark.
+_MARK = "background:rgba(224,60,60,.22);color:inherit;border-bottom:2px solid rgba(224,60,60,.85)"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ class BDHSSample:
         chosen: what an unguided response is compared with. None: all of it is changed.
         """
         return pieces(self.rejected, [(one.reference, one.kept + one.completion) for one in self.sentences], chosen)
+
+    def _repr_html_(self) -> str:
+        """The response with its changed words marked, and its figures, for notebooks."""
+        marked = "".join(
+            f'<mark style="{_MARK}">{escape(piece.text)}</mark>' if piece.changed else escape(piece.text)
+            for piece in self.pieces()
+        )
+        visible = f"{len(self.visible_image_tokens):,} of {self.image_tokens:,} image tokens visible"
+        image = f"noise N = {self.noise_steps}" if self.noise_steps else visible
+        guided = "guided" if self.guided else "unguided"
+        figures = f"similarity {self.similarity:.3f} · iteration {self.iterations} · {guided} · {image}"
+        return (
+            f'<div style="max-width:50em;white-space:pre-wrap;overflow-wrap:anywhere">{marked}</div>'
+            f'<div style="margin-top:.4em;font-size:.85em;opacity:.75">{figures}</div>'
+        )
 
 
 @dataclass(frozen=True)
