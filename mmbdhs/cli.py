@@ -35,6 +35,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from mmbdhs.pairs import write_report
+
+    try:
+        print(write_report(arguments.folder, arguments.output, most=arguments.most))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"mmbdhs report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs an integer of at least 1, got {text!r}")
@@ -64,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo.set_defaults(run=_demo)
     commands.add_parser("sample", help="sample a rejected response for every example of a data set")
+    report = commands.add_parser("report", help="write a page to look at the pairs of a run")
+    report.add_argument("folder", type=Path, help="run folder")
+    report.add_argument("--output", type=Path, metavar="FILE", help="the page; default: report.html in the folder")
+    report.add_argument("--most", type=_count, default=5000, metavar="N", help="how many pairs the page has at most")
+    report.set_defaults(run=_report)
     commands.add_parser("train", help="align a model with preference pairs")
     arguments = parser.parse_args(words)
     return arguments.run(arguments)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-NAMES = ("nvcc", "nvdisasm", "aarch64", "sanitizers")
+NAMES = ("nvcc", "nvdisasm", "aarch64", "sanitizers", "chromium")
 
 
 def lacking(name: str, needed: str) -> NoReturn:
