@@ -30,6 +30,7 @@ EXPECTED = {
     "dataset": {"pairs", "shard_size"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
+    "report_page": {"pairs", "seconds", "MiB"},
     "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},
 }
 
