@@ -26,12 +26,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from mmbdhs.miniature import demo
+    from mmbdhs.runs import FolderInUseError
 
     logging.disable_progress_bar()
     if arguments.stats:
         demo.print_stats(arguments.stats)
-    else:
+        return 0
+    try:
         demo.run(arguments.out, arguments.pairs, color=sys.stdout.isatty() or arguments.color)
+    except FolderInUseError as error:
+        print(f"mmbdhs demo: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="print the live backend and the versions of everything it rests on")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="sample rejected responses from the embedded miniature")
-    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs, page and images")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for pairs and page")
     demo.add_argument("--pairs", type=_count, default=12, help="how many pairs to sample")
     demo.add_argument("--color", action="store_true", help="mark changed words in colour even when piped")
     demo.add_argument(

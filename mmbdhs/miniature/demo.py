@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any, cast
 
 from PIL.Image import Image
 
-from mmbdhs.data import preference_record, write_jsonl
+from mmbdhs.data import message_text, open_records
 from mmbdhs.miniature import load
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption, is_wrong, questions
-from mmbdhs.miniature.report import Card, highlight, page
 from mmbdhs.miniature.world import Scene, make_scene, render
-from mmbdhs.sampling import BDHSConfig, BDHSSample, bdhs_sample
+from mmbdhs.pairs import sample_dataset, write_report
+from mmbdhs.sampling import BDHSConfig, BDHSSample, Piece, bdhs_sample, pieces
 
+_RED, _PLAIN = "\033[1;31m", "\033[0m"
 _THRESHOLDS = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -29,29 +31,43 @@ class _Pair:
 
 
 def run(out: Path, pairs: int, color: bool) -> None:
-    """Sample `pairs` rejected responses; print them, and write images, pairs.jsonl and pairs.html into `out`."""
+    """Sample rejected responses to `pairs` examples into the run folder `out`, print them, and write a page of them.
+
+    color: whether changed words are red; otherwise they are marked.
+
+    Raises FolderInUseError for a folder that holds another run.
+    """
     model, processor = load()
-    similarity = minilm()
-    chosen = _pairs(pairs)
+    records = [
+        {
+            "id": f"{one.scene.world}-{one.scene.index}",
+            "images": [one.image],
+            "prompt": one.prompt,
+            "chosen": one.chosen,
+        }
+        for one in _pairs(pairs)
+    ]
     config = BDHSConfig()
     start = time.perf_counter()
-    samples = _sample(model, processor, chosen, config, similarity)
+    result = sample_dataset(model, processor, records, out, config, minilm(), progress=False)
     seconds = time.perf_counter() - start
-    for pair, sample in zip(chosen, samples, strict=True):
-        print(f"\n  asked     {pair.prompt}\n  chosen    {pair.chosen}\n  rejected  {highlight(sample, color)}")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    records = []
-    for pair, sample in zip(chosen, samples, strict=True):
-        name = f"images/{pair.scene.world}-{pair.scene.index}.png"
-        pair.image.save(out / name)
-        records.append(preference_record([name], pair.prompt, pair.chosen, sample, config.seed))
-    write_jsonl(out / "pairs.jsonl", records)
-    vision = model.config.vision_config
-    grid = vision.image_size // vision.patch_size
-    cards = [Card(p.image, p.prompt, p.chosen, sample, grid) for p, sample in zip(chosen, samples, strict=True)]
-    (out / "pairs.html").write_text(page(cards), encoding="utf-8")
-    print(f"\n{pairs} pairs in {seconds:.1f} s, {config.mask_threshold:.0%} of the image tokens hidden.")
-    print(f"Pairs: {out / 'pairs.jsonl'}   Page: {out / 'pairs.html'}")
+    for record in open_records(out / "data") if result.figures.pairs else ():
+        prompt, chosen, rejected = (message_text(record[name][-1]) for name in ("prompt", "chosen", "rejected"))
+        spliced = [(one["reference"], one["kept"] + one["completion"]) for one in record["sentences"]]
+        shown = highlight(pieces(rejected, spliced, chosen), color)
+        print(f"\n  asked     {prompt}\n  chosen    {chosen}\n  rejected  {shown}")
+    print(f"\n{result.figures.pairs} pairs in {seconds:.1f} s, {config.mask_threshold:.0%} of the image tokens hidden.")
+    print(f"Pairs: {out / 'data'}   Page: {write_report(out)}")
+
+
+def highlight(found: Sequence[Piece], color: bool = True) -> str:
+    """A rejected response with the changed words in red, or [[marked]] where colour is not wanted.
+
+    color: False, or NO_COLOR in the environment, for marks in place of colour.
+    """
+    coloured = color and not os.environ.get("NO_COLOR")
+    left, right = (_RED, _PLAIN) if coloured else ("[[", "]]")
+    return "".join(f"{left}{piece.text}{right}" if piece.changed else piece.text for piece in found)
 
 
 def print_stats(images: int) -> None:
