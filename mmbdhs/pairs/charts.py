@@ -71,10 +71,10 @@ def accepted_chart(figures: Figures, iterations: int, last_unguided: bool) -> Ch
     ]
     return Chart(
         "Accepted by iteration",
-        "Share of the pairs whose response is not too similar to the reference: "
+        "Share of the responses that are not too similar to the reference, those that a filter left out included: "
         + ", ".join(f"{share:.1%} after {number}" for number, share in enumerate(shares, 1)),
         f"iterations ({iterations} is unguided)" if last_unguided and iterations > 1 else "iterations",
-        "share of the pairs",
+        "share of the responses",
         bars,
         [(_x((n + 0.5) / iterations), str(n + 1)) for n in range(0, iterations, math.ceil(iterations / 10))],
         [(_y(share), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)],

@@ -15,8 +15,8 @@ Count = tuple[str, Any]
 class Figures:
     """How many examples there are of each (name, value):
 
-    ("accepted", k): pairs whose response of iteration k is less similar than the threshold; k = 0 for pairs whose last
-        response was taken although it is not.
+    ("accepted", k): responses of iteration k that were taken as less similar than the threshold; k = 0 for last
+        responses, which are taken although they are not. Those that a filter left out count too.
     ("guided", 0 or 1), ("swapped", 0 or 1): pairs that the reference guided, and with a swapped yes/no.
     ("similarity", s): pairs of a similarity in [s, s + 1) hundredths.
     ("chosen_words", n), ("rejected_words", n): pairs by the length of a response.
@@ -27,11 +27,14 @@ class Figures:
     def __init__(self, counts: Iterable[tuple[str, Any, int]] = ()) -> None:
         self._counts: Counter[Count] = Counter({(name, value): count for name, value, count in counts})
 
-    def add_pair(self, chosen: str, sample: BDHSSample, threshold: float) -> None:
-        """Count a pair. threshold: ε_s."""
+    def add_response(self, sample: BDHSSample, threshold: float) -> None:
+        """Count a response, before any filter. threshold: ε_s."""
+        self._counts["accepted", sample.iterations if sample.similarity < threshold else 0] += 1
+
+    def add_pair(self, chosen: str, sample: BDHSSample) -> None:
+        """Count a pair."""
         swapped = any(sentence.swapped for sentence in sample.sentences)
         counted: list[Count] = [
-            ("accepted", sample.iterations if sample.similarity < threshold else 0),
             ("guided", int(sample.guided)),
             ("swapped", int(swapped)),
             ("similarity", int(100 * sample.similarity // 1)),
@@ -69,13 +72,11 @@ class Figures:
         return self.pairs + sum(self.of("dropped").values())
 
     def accepted(self, iterations: int) -> list[float]:
-        """After 1, 2, … iterations, the share of pairs whose response differs from the reference in meaning (the
-        paper's Figure 10)."""
+        """After 1, 2, … iterations, the share of responses that differ from the reference in meaning (the paper's
+        Figure 10)."""
         counts = self.of("accepted")
-        return [
-            sum(counts.get(one, 0) for one in range(1, last + 1)) / max(self.pairs, 1)
-            for last in range(1, iterations + 1)
-        ]
+        responses = max(sum(counts.values()), 1)
+        return [sum(counts.get(one, 0) for one in range(1, last + 1)) / responses for last in range(1, iterations + 1)]
 
     def quantile(self, name: str, share: float) -> float:
         """The value that `share` of the pairs do not exceed; NaN without pairs."""

@@ -105,8 +105,10 @@ class ShardSampler:
             for index, result in results:
                 chosen = known.pop(index)
                 found[index] = outcome = self._judged(index, result, chosen)
+                if isinstance(result, BDHSSample):
+                    figures.add_response(result, config.similarity_threshold)
                 if isinstance(outcome, BDHSSample):
-                    figures.add_pair(chosen, outcome, config.similarity_threshold)
+                    figures.add_pair(chosen, outcome)
                 notify(figures, sampler.live_branches)
         for outcome in found.values():
             if isinstance(outcome, Dropped):

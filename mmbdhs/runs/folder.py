@@ -39,8 +39,8 @@ def check_same_run(folder: Path, identity: dict[str, Any], free: Collection[str]
     allowed = [line for line in found if line.partition(":")[0] in free]
     if other := [line for line in found if line not in allowed]:
         raise FolderInUseError(
-            f"resume: needs the run of {folder}, this one differs in {'; '.join(other)}. Use its data and settings, or "
-            f"choose another folder. To continue in spite of a difference, delete its entry in {record}"
+            f"{folder} holds another run, this one differs in {'; '.join(other)}. Use its data and settings, or choose "
+            f"another folder. To continue in spite of a difference, delete its entry in {record}"
         )
     return allowed
 

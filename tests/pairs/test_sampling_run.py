@@ -268,3 +268,32 @@ def test_data_that_cannot_be_sampled_and_a_file_in_place_of_the_folder(scenes: P
 def test_a_limit_samples_the_first_examples(scenes: Path, whole: Path, tmp_path: Path) -> None:
     assert run(scenes, tmp_path / "run", limit=7).figures.pairs == 7
     assert rows_of(tmp_path / "run", "rejected") == rows_of(whole, "rejected")[:7]
+
+
+def test_filters_leave_out_and_count(scenes: Path, tmp_path: Path) -> None:
+    """Of texts that the model wrote itself, greedily and with all of the image, many are written again."""
+    config = BDHSConfig(max_iterations=1, mask_threshold=0.0, temperature=0.0)
+    records = [dict(record) for record in open_records(scenes)]
+    run(records, tmp_path / "own", config)
+    for record, row in zip(records, rows_of(tmp_path / "own", "rejected"), strict=True):
+        record["chosen"] = text(row["rejected"])
+    kept = run(records, tmp_path / "kept", config, drop_identical=False)
+    same = kept.figures.of("faults")["identical"]
+    assert 0 < same < 12 and kept.figures.pairs == 12
+    result = run(records, tmp_path / "run", config)
+    assert result.figures.of("dropped") == {"identical": same} and result.figures.pairs == 12 - same
+    assert result.figures.accepted(1) == kept.figures.accepted(1)  # what a filter leaves out counts here
+    errors = [json.loads(line) for line in (tmp_path / "run/errors.jsonl").read_text().splitlines()]
+    assert len(errors) == same and all(error["rejected"] == records[error["row"]]["chosen"] for error in errors)
+
+
+def test_responses_of_other_lengths_are_left_out_on_request() -> None:
+    from mmbdhs.pairs.shard_sampler import _filter_of
+
+    texts = "one two three four", "one two"
+    assert _filter_of(*texts, DatasetConfig()) is None
+    assert _filter_of(*texts, DatasetConfig(max_length_ratio=2)) is None
+    assert _filter_of(*texts, DatasetConfig(max_length_ratio=1.9)) == "length_ratio"
+    assert _filter_of("a b", "b b b b b", DatasetConfig(drop_garbled=True)) == "garbled"
+    assert _filter_of("a b", "b b b b b", DatasetConfig()) is None
+    assert _filter_of("a b", " a  b", DatasetConfig()) == "identical"

@@ -209,7 +209,7 @@ def test_only_the_run_of_a_checkpoint_resumes_from_it(tmp_path: Path) -> None:
     run()
     with pytest.raises(ValueError, match=r"output: needs .* already contains checkpoint-000001. Pass resume=True to"):
         run()
-    with pytest.raises(ValueError, match=r"resume: needs the run of .* in config\.seed: 0, now 1\. Use its data"):
+    with pytest.raises(ValueError, match=r"holds another run, .* in config\.seed: 0, now 1\. Use its data"):
         run(resume=True, seed=1)
 
 
