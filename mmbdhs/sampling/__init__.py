@@ -21,8 +21,8 @@ from mmbdhs.sampling.povid import povid_sample
 from mmbdhs.sampling.responses import iter_responses, sample_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
 from mmbdhs.sampling.sampler import Sampler
-from mmbdhs.sampling.similarity import DEFAULT_MODEL, Similarity, SimilarityModel, resolve_similarity
-from mmbdhs.sampling.splicing import Reference, SentenceSplice
+from mmbdhs.sampling.similarity import DEFAULT_MODEL, Similarity, SimilarityModel, resolve_similarity, scores
+from mmbdhs.sampling.splicing import Reference, SentenceSplice, leading_answer
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -49,8 +49,10 @@ __all__ = [
     "corrupt_responses",
     "iter_bdhs_samples",
     "iter_responses",
+    "leading_answer",
     "pieces",
     "povid_sample",
     "resolve_similarity",
     "sample_responses",
+    "scores",
 ]

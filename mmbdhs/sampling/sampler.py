@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.responses import token_draws, whole_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample
 from mmbdhs.sampling.scheduler import Scheduler, Started
-from mmbdhs.sampling.similarity import Similarity
+from mmbdhs.sampling.similarity import Similarity, scores
 from mmbdhs.sampling.splicing import Reference
 from mmbdhs.sampling.stopping import ResponseBranch, SentenceBranch
 from mmbdhs.vlm import CONTEXT_TOKENS, VLM, Processor
@@ -64,10 +63,14 @@ class Sampler:
     response or lets the example start once more.
 
     similarity: (responses, references) -> how alike each pair is.
+    yield_similar: whether to yield the samples of iterations whose response is too similar, too.
     """
 
-    def __init__(self, vlm: VLM, processor: Processor, config: BDHSConfig, similarity: Similarity) -> None:
+    def __init__(
+        self, vlm: VLM, processor: Processor, config: BDHSConfig, similarity: Similarity, yield_similar: bool = False
+    ) -> None:
         self._vlm, self._processor, self._config, self._similarity = vlm, processor, config, similarity
+        self._yield_similar = yield_similar
         self._reader = ExampleReader(vlm, processor, max(config.max_sentence_tokens, config.max_new_tokens))
         self._scheduler: Scheduler[_Pair] = Scheduler(vlm, processor, config)
         self._readers = ReaderPool(config.num_workers, vlm.device)
@@ -238,24 +241,15 @@ class Sampler:
     def _score(self) -> list[Result]:
         """Accept responses that differ in meaning, and whatever text the last iteration brought."""
         pairs, self._unscored = self._unscored, []
-        references = [pair.example.reference for pair in pairs]
-        scores = _numbers(self._similarity([pair.rejected for pair in pairs], references))
-        if len(scores) != len(pairs) or not all(map(math.isfinite, scores)):
-            raise ValueError(f"similarity: needs {len(pairs)} numbers for {len(pairs)} pairs of texts, got {scores}")
+        scored = scores(self._similarity, [pair.rejected for pair in pairs], [pair.example.reference for pair in pairs])
         results: list[Result] = []
-        for pair, score in zip(pairs, scores, strict=True):
-            if score >= self._config.similarity_threshold and pair.iteration < self._config.max_iterations:
-                self._draw_again(pair)
-            else:
+        for pair, score in zip(pairs, scored, strict=True):
+            again = score >= self._config.similarity_threshold and pair.iteration < self._config.max_iterations
+            if self._yield_similar or not again:
                 results.append((pair.example.index, _sample(pair, score, self._config)))
+            if again:
+                self._draw_again(pair)
         return results
-
-
-def _numbers(scores: Any) -> list[float]:
-    try:
-        return [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"similarity: needs a list of numbers, got {scores!r}") from error
 
 
 def _text(pair: _Pair) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -37,6 +38,21 @@ def resolve_similarity(similarity: SimilarityModel = None) -> Similarity:
         "similarity: needs a SentenceTransformer, its name, or a callable (list[str], list[str]) -> scores, "
         f"got {type(similarity).__name__}"
     )
+
+
+def scores(similarity: Similarity, responses: list[str], references: list[str]) -> list[float]:
+    """How alike each response and its reference are. Raises TypeError and ValueError for a similarity that does not
+    return one finite number for each pair."""
+    found = similarity(responses, references)
+    try:
+        numbers = [float(score) for score in found]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"similarity: needs a list of numbers, got {found!r}") from error
+    if len(numbers) != len(responses) or not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"similarity: needs {len(responses)} numbers for {len(responses)} pairs of texts, got {numbers}"
+        )
+    return numbers
 
 
 def _load(name: str) -> Any:

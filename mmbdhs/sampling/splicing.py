@@ -181,6 +181,14 @@ def _places(text: str, table: Tensor) -> list[Place]:
     return [Place(begin, *row) for begin, row in zip(begins, rows, strict=False)]
 
 
+def leading_answer(text: str) -> str | None:
+    """The yes or no that a text begins with, in lower case, as Algorithm 1 finds it; None if there is none."""
+    flat, offsets = ragged([text])
+    table, _ = ops.split_sentences(flat, offsets)
+    begin, end = table[0, 2:4].tolist() if len(table) else (-1, -1)
+    return bytes(flat[begin:end].tolist()).decode().lower() if begin >= 0 else None
+
+
 def ragged(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The texts' UTF-8 bytes one after another, uint8 [N], and where each begins, int64 [texts + 1]."""
     encoded = [text.encode() for text in texts]
