@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,14 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
-
 from mmbdhs.data import Records, open_records
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.pairs.config import DatasetConfig
 from mmbdhs.pairs.ray_workers import sample_on_ray
 from mmbdhs.pairs.sampling_run import Parts, SamplingResult, open_folder, sample_dataset, sampling_parts
-from mmbdhs.runs import FolderInUseError, load_model, parse_options
+from mmbdhs.runs import FolderInUseError, check_device, fail, load_model, parse_options
 from mmbdhs.sampling import BDHSConfig
 
 DESCRIPTION = """Sample a rejected response for every example of a data set. OUT gets Parquet shards that TRL's
@@ -68,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
         open_folder(options.out, _records(options, settings), settings)
         run = _on_ray if options.ray else _here
     except (OSError, ValueError, TypeError, ImportError) as error:
-        raise SystemExit(_failed(error, 2)) from error
+        raise SystemExit(fail("sample", error, 2)) from error
     try:
         result = run(*arguments)
     except (FolderInUseError, UnsupportedModelError, ImportError, OSError, ValueError) as error:
-        return _failed(error, 1)
+        return fail("sample", error, 1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -109,7 +106,7 @@ def _parts(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) 
 
 def _loaded(options: SampleOptions) -> tuple[Any, Any]:
     model, processor = load_model(options.model, options.dtype)
-    return model.to(_device(options.device)), processor
+    return model.to(check_device(options.device)), processor
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[SampleOptions, DatasetConfig, BDHSConfig]:
@@ -117,25 +114,6 @@ def parse_arguments(argv: Sequence[str]) -> tuple[SampleOptions, DatasetConfig, 
     usage = "mmbdhs sample --model MODEL --data DATA --out OUT [OPTION ...]"
     options, settings, config = parse_options(argv, (SampleOptions, DatasetConfig, BDHSConfig), usage, DESCRIPTION)
     return options, settings, config
-
-
-def _device(name: str | None) -> torch.device:
-    if name is not None:
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"--device: needs a device such as cuda:1 or cpu, got {name!r}") from error
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, _local_rank())
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def _failed(error: Exception, status: int) -> int:
-    print(f"mmbdhs sample: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
 
 
 def _told(result: SamplingResult) -> str:

@@ -12,17 +12,19 @@ from mmbdhs.runs.identity import (
     model_fingerprint,
     processor_fingerprint,
 )
-from mmbdhs.runs.options import check_known, load_model, parse_options, parse_settings, parse_value
+from mmbdhs.runs.options import check_device, check_known, fail, load_model, parse_options, parse_settings, parse_value
 from mmbdhs.runs.signals import Signals, caught_signals
 
 __all__ = [
     "FolderInUseError",
     "Signals",
     "caught_signals",
+    "check_device",
     "check_known",
     "check_same_run",
     "describe",
     "differences",
+    "fail",
     "installed_versions",
     "load_model",
     "locked",

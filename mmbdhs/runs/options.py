@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -113,3 +115,22 @@ def load_model(name: str, dtype: str) -> tuple[Any, Any]:
         return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model: needs a folder or name of model and processor, got {name!r}: {error}") from error
+
+
+def check_device(name: str | None) -> torch.device:
+    """The device with this name; without one an accelerator if there is any, under torchrun one for each process.
+    Raises ValueError that names the option."""
+    if name is not None:
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device: needs a device such as cuda:1 or cpu, got {name!r}") from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, local_rank)
+
+
+def fail(command: str, error: Exception, status: int) -> int:
+    """Print an error as one line. Returns the status."""
+    print(f"mmbdhs {command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return status

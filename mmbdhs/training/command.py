@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import ClassVar
 
 from mmbdhs.data import open_records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
-from mmbdhs.runs import FolderInUseError, load_model, parse_options
+from mmbdhs.runs import FolderInUseError, fail, load_model, parse_options
 from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.learner import NonFiniteLossError
@@ -90,23 +89,18 @@ def main(argv: Sequence[str]) -> int:
         if annotator is not None:
             annotator.load(model, processor)
     except FolderInUseError as error:
-        return _failed(error, 1)
+        return fail("train", error, 1)
     except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(_failed(error, 2)) from error
+        raise SystemExit(fail("train", error, 2)) from error
     try:
         result = train(model, processor, records, source, objective, config)
     except (FolderInUseError, ExampleError, UnsupportedModelError, NonFiniteLossError) as error:
-        return _failed(error, 1)
+        return fail("train", error, 1)
     if result.interrupted:
         print(f"interrupted after {result.steps} steps; --resume true continues from {result.folder}")
         return 128 + result.interrupted
     print(f"{result.steps} steps; model and processor are in {result.folder}")
     return 0
-
-
-def _failed(error: Exception, status: int) -> int:
-    print(f"mmbdhs train: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
