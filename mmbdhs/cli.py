@@ -9,7 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 # Commands with many options, whose modules take seconds to import.
-_WITH_OWN_PARSER = {"sample": "mmbdhs.pairs.command", "train": "mmbdhs.training.command"}
+_WITH_OWN_PARSER = {
+    "sample": "mmbdhs.pairs.command",
+    "train": "mmbdhs.training.command",
+    "tune": "mmbdhs.pairs.tune_command",
+}
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -86,5 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("--most", type=_count, default=5000, metavar="N", help="how many pairs the page has at most")
     report.set_defaults(run=_report)
     commands.add_parser("train", help="align a model with preference pairs")
+    commands.add_parser("tune", help="try settings of sampling on a small sample of a data set")
     arguments = parser.parse_args(words)
     return arguments.run(arguments)

@@ -1,0 +1,103 @@
+"""`mmbdhs tune`: settings of sampling for one's own data, from a small sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from mmbdhs.data import open_records
+from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.pairs.tune import MASK_THRESHOLDS, SIMILARITY_THRESHOLDS, check_settings, tune
+from mmbdhs.pairs.tune_plot import require_matplotlib
+from mmbdhs.runs import check_device, fail, load_model, parse_options
+from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig
+
+DESCRIPTION = """Try ρ_th, ε_s and similarity models on a small sample of a data set, and recommend settings for `mmbdhs
+sample`. Prints a table of the share of records with an accepted response after each iteration, and writes tune.json and
+tune.png to OUT. If OUT is the folder of a run, `mmbdhs report` shows the table too. --mask-threshold and
+--similarity-threshold are the settings to keep unless the sample speaks against them."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of `mmbdhs tune` that are no settings of sampling.
+
+    model: folder or name of model and processor.
+    data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
+        docs/data.md.
+    out: folder for tune.json and tune.png.
+    image_folder: where relative paths of images start; None: the folder of the data.
+    rows: how many records are sampled, evenly spaced in the data; None: all.
+    mask_thresholds: the ρ_th to try.
+    similarity_thresholds: the ε_s to try.
+    similarity: folders or names of the sentence embedding models to try.
+    turns: which turn of a conversation is the reference: first, last or every.
+    dtype: dtype of the weights; auto: the stored one.
+    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one.
+    config: JSON file of an object with settings of sampling; options override it.
+    """
+
+    _argument_group_name: ClassVar[str] = "model, data and what to try"
+
+    model: str
+    data: str
+    out: str
+    image_folder: str | None = None
+    rows: int | None = 50
+    mask_thresholds: list[float] = field(default_factory=list(MASK_THRESHOLDS).copy)
+    similarity_thresholds: list[float] = field(default_factory=list(SIMILARITY_THRESHOLDS).copy)
+    similarity: list[str] = field(default_factory=[DEFAULT_MODEL].copy)
+    turns: str = "last"
+    dtype: str = "auto"
+    device: str | None = None
+    config: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command. Returns the exit status: 1 if the run fails. Wrong arguments and data, which are found before
+    the model is loaded, end the process with status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        options, config = parse_arguments(argv)
+        records = open_records(options.data, turns=options.turns, image_folder=options.image_folder)
+        device = check_device(options.device)
+        require_matplotlib()
+        model, processor = load_model(options.model, options.dtype)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise SystemExit(fail("tune", error, 2)) from error
+    try:
+        report = tune(
+            model.to(device),
+            processor,
+            records,
+            config,
+            mask_thresholds=options.mask_thresholds,
+            similarity_thresholds=options.similarity_thresholds,
+            similarities=_short_names(options.similarity),
+            rows=options.rows,
+        )
+        files = report.save(options.out)
+    except (UnsupportedModelError, OSError, ValueError) as error:
+        return fail("tune", error, 1)
+    print(report)
+    print(f"\n{' and '.join(map(str, files))} have the details.")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[TuneOptions, BDHSConfig]:
+    """The command's options. Raises ValueError or TypeError for wrong arguments."""
+    usage = "mmbdhs tune --model MODEL --data DATA --out OUT [OPTION ...]"
+    options, config = parse_options(argv, (TuneOptions, BDHSConfig), usage, DESCRIPTION)
+    check_settings(config, options.mask_thresholds, options.similarity_thresholds, options.similarity, options.rows)
+    if (path := Path(options.out)).exists() and not path.is_dir():
+        raise ValueError(f"--out: needs a folder, {path} is a file")
+    return options, config
+
+
+def _short_names(models: Sequence[str]) -> dict[str, str]:
+    """The models by the last parts of their names, or by their whole names if two of them end alike."""
+    short = {Path(name).name: name for name in models}
+    return short if len(short) == len(set(models)) else {name: name for name in models}
