@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
         files = report.save(options.out)
     except (UnsupportedModelError, OSError, ValueError) as error:
         return fail("tune", error, 1)
-    print(report)
+    print(report.side_by_side())
+    print(f"\n{report}")
     print(f"\n{' and '.join(map(str, files))} have the details.")
     return 0
 

@@ -24,8 +24,8 @@ def require_matplotlib() -> None:
 
 
 def draw(report: TuneReport, path: Path) -> None:
-    """Save a PNG with a row for each similarity model: the share accepted by iteration at the ε_s nearest to the
-    recommended one, the similarity by iteration, and the share accepted and the flips missed by ε_s."""
+    """Save a PNG with a row for each similarity model: the share accepted by iteration with the recommended ε_s,
+    the similarity by iteration, and the share accepted and the flips missed by ε_s."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def _accepted(axes: Any, report: TuneReport, name: str) -> None:
         axes.plot(numbers, [share.value for share in shares], marker="o", color=color, label=f"ρ_th = {mask:g}")
         axes.fill_between(numbers, [s.low for s in shares], [s.high for s in shares], color=color, alpha=0.1)
     axes.set_ylim(0, 1.02)
-    _finish(axes, f"accepted after each iteration, ε_s = {threshold:g}", "iteration", numbers)
+    _finish(axes, f"accepted by {name} with ε_s = {threshold:g}", "iteration", numbers)
     axes.legend(frameon=False)
 
 
@@ -77,10 +77,11 @@ def _thresholds(axes: Any, report: TuneReport, name: str) -> None:
         ("flips missed", "--", report.missed_flips),
         ("restatements accepted", ":", report.accepted_restatements),
     ):
-        axes.plot(places, [share(one).value for one in settings], style, color=_GREY, label=label)
+        if share(settings[0]).count:
+            axes.plot(places, [share(one).value for one in settings], style, color=_GREY, label=label)
+            axes.legend(frameon=False)
     axes.set_ylim(0, 1.02)
-    _finish(axes, f"accepted after iteration {last}", "ε_s", places)
-    axes.legend(frameon=False)
+    _finish(axes, f"accepted after iteration {last} by {name}", "ε_s", places)
 
 
 def _colored(report: TuneReport) -> list[tuple[str, float]]:

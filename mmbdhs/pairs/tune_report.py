@@ -22,7 +22,7 @@ from mmbdhs.sampling import BDHSConfig, leading_answer
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _WITHIN = 0.02 + 1e-9  # of the best share; what is smaller, few records can tell
-_EXAMPLES = 5
+_EXAMPLES = 3
 _WORD = re.compile(r"\w+")
 _EMPTY_WORDS = frozenset(
     ("a", "an", "the", "this", "that", "these", "those", "there", "it", "s", "is", "are", "was", "were", "be", "and")
@@ -257,6 +257,14 @@ class TuneReport:
             | {"responses": [asdict(one) for one in self.candidates if one.record == record and one.iteration == 1]}
             for record, question in list(self.questions.items())[:_EXAMPLES]
         ]
+
+    def side_by_side(self) -> str:
+        """The examples as text."""
+        lines = []
+        for one in self.examples:
+            lines += ["", f"asked     {one['prompt']}", f"chosen    {one['chosen']}"]
+            lines += [f"ρ_th {row['mask_threshold']:<4g} {row['text']}" for row in one["responses"]]
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """All of the report, JSON-ready."""

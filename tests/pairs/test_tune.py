@@ -96,7 +96,7 @@ def test_the_files(report: TuneReport, tmp_path: Path) -> None:
     assert 0 <= match["low"] <= match["accepted"] <= match["high"] <= 1
     assert len(found["rows"]) == 2 * 2 * 4 * 3
     assert found["recommendation"] == report.recommendation.reason
-    assert [len(one["responses"]) for one in found["examples"]] == [2] * 5
+    assert [len(one["responses"]) for one in found["examples"]] == [2] * 3
     with Image.open(picture) as image:
         low, high = image.convert("L").getextrema()
         assert image.size[0] > 1000 and low < 100 < high
@@ -236,3 +236,8 @@ def test_the_table_marks_the_recommended_setting() -> None:
     assert " ".join(lines[1].split()) == "ρ_th ε_s 1 95% after 1 flips missed restated accepted similarity"
     assert [line for line in lines if "<- recommended" in line] == [lines[5]]
     assert lines[5].split()[:4] == ["1", "0.95", "100%", "21%"]
+
+
+def test_examples_show_one_record_under_each_rho() -> None:
+    shown = worked([(0.5, 0, "Yes, a dog.", 0.3), (1.0, 0, "No.", 0.3)]).side_by_side().splitlines()
+    assert shown == ["", "asked     A cat?", "chosen    Yes, a cat.", "ρ_th 0.5  Yes, a dog.", "ρ_th 1    No."]
