@@ -28,6 +28,7 @@ EXPECTED = {
     "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
     "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
     "dataset": {"pairs", "shard_size"},
+    "scale": {"work", "of"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
     "report_page": {"pairs", "seconds", "MiB"},
