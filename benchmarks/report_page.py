@@ -137,7 +137,8 @@ def write_run(folder: Path, rows: Iterable[dict[str, Any]], dropped: Sequence[Dr
             return
         figures = Figures()
         for one in shard:
-            figures.add_pair(message_text(one["chosen"][0]), as_sample(one), CONFIG.similarity_threshold)
+            figures.add_response(as_sample(one), CONFIG.similarity_threshold)
+            figures.add_pair(message_text(one["chosen"][0]), as_sample(one))
         for one in dropped:
             figures.add_dropped(one.kind)
         write_shard(shard_path(folder, number), schema, shard, dropped, figures)

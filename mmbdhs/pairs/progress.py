@@ -19,7 +19,7 @@ class ProgressBar:
     def __init__(self, folder: RunFolder, iterations: int, shown: bool) -> None:
         from tqdm.auto import tqdm
 
-        self._iterations, self._done = iterations, folder.figures()
+        self._iterations, self._done = iterations, folder.figures() if shown else Figures()
         self._bar: Any = tqdm(
             total=folder.examples, initial=self._done.examples, desc="sampling", unit="pair", disable=not shown
         )

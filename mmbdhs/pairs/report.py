@@ -108,8 +108,21 @@ def _charts(figures: Figures, config: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def _tuned(path: Path) -> Any:
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+def _tuned(path: Path) -> dict[str, Any] | None:
+    """What `mmbdhs tune` found: its recommendation, and for each setting that was tried the share of records with an
+    accepted response after each iteration. None where it has not run."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: needs what mmbdhs tune writes, got another text ({error})") from error
+    names = ("mask_threshold", "similarity_threshold", "similarity")
+    settings: dict[tuple[Any, ...], list[float]] = {}
+    for row in found["rows"]:
+        settings.setdefault(tuple(row[name] for name in names), []).append(row["accepted"])
+    best = tuple(found["recommended"][name] for name in names)
+    return {"reason": found["recommendation"], "best": best, "settings": settings}
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,18 @@ class RunFolder:
             file.write(b"".join(map(_line, dropped)))
 
     def write_texts(self) -> Figures:
-        """Write errors.jsonl and the dataset card from what the shards say. Returns the figures."""
+        """Write errors.jsonl and the dataset card from what the shards say. Returns the figures.
+
+        Where shards of other processes have appeared meanwhile, both are written again, so that what is written last
+        tells of all.
+        """
+        while True:
+            before = self.missing()
+            figures = self._write_texts()
+            if self.missing() == before:
+                return figures
+
+    def _write_texts(self) -> Figures:
         present = list(self._present())
         write_whole(self.path / "errors.jsonl", (_line(one) for dropped, _ in present for one in dropped))
         figures = sum((figures for _, figures in present), Figures())

@@ -43,7 +43,7 @@ class SamplingResult(NamedTuple):
     """The result of `sample_dataset`.
 
     folder: of the run.
-    figures: of all shards that are there.
+    figures: of all shards that are there. In a process of torchrun that is done before the others: of its own shards.
     shards: how many the run has.
     missing: how many of them are not there yet: after a signal, or while other processes are at work.
     interrupted: the signal that ended the run early, or None.
@@ -95,12 +95,17 @@ def sample_dataset(
     held = open_folder(out, records, settings)
     with locked(held.path) if rank == 0 else nullcontext(), caught_signals(signal.SIGTERM) as received:
         folder, sampler = sampling_parts(model, processor, records, out, config, similarity, settings)
+        own = Figures()
         with ProgressBar(folder, config.max_iterations, shown=progress and rank == 0) as bar:
             for number in folder.missing(rank, world_size):
                 if received:
                     break
-                bar.finish_shard(sample_into(folder, sampler, number, bar.show))
-        return finished(folder, received[-1] if received else None)
+                own += (figures := sample_into(folder, sampler, number, bar.show))
+                bar.finish_shard(figures)
+        stopped = received[-1] if received else None
+        if rank and (missing := folder.missing()):  # the last of the processes to end tells of all shards
+            return SamplingResult(folder.path, own, folder.shards, len(missing), stopped)
+        return finished(folder, stopped)
 
 
 def sampling_parts(

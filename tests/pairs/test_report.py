@@ -318,12 +318,27 @@ def test_more_pairs_than_wanted_are_counted_but_not_shown(folder: Path, tmp_path
 
 def test_settings_that_were_tried_are_a_table(tmp_path: Path, window: Tab) -> None:
     write_run(tmp_path, [])
-    rows = [{"mask_threshold": 0.9, "similarity": "<b>", "iteration": 1, "accepted": 0.73456}, {"mask_threshold": 1.0}]
-    (tmp_path / "tune.json").write_text(json.dumps({"rows": rows, "recommendation": "Take <0.9>."}))
+    best = {"mask_threshold": 0.9, "similarity_threshold": 0.97, "similarity": "<b>"}
+    rows = [
+        setting | {"iteration": number, "accepted": share}
+        for setting, shares in ((best, (0.5, 0.73456)), (best | {"mask_threshold": 1.0}, (0.25, 1.0)))
+        for number, share in enumerate(shares, 1)
+    ]
+    (tmp_path / "tune.json").write_text(
+        json.dumps({"rows": rows, "recommendation": "Take <0.9>.", "recommended": best})
+    )
     window.open(write_report(tmp_path))
-    assert texts(window, "th") == ["mask threshold", "similarity", "iteration", "accepted"]
-    assert texts(window, "td") == ["0.9", "<b>", "1", "0.735", "1", "", "", ""]
+    assert texts(window, "th") == ["ρth", "εs", "similarity", "1", "2"]
+    assert texts(window, "td") == ["0.9", "0.97", "<b>", "50%", "73%", "1.0", "0.97", "<b>", "25%", "100%"]
+    assert texts(window, ".best td")[:1] == ["0.9"]
     assert texts(window, "#tune + p") == ["Take <0.9>."] and texts(window, "#count") == ["0 pairs"]
+
+
+def test_a_broken_file_of_settings_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    (tmp_path / "tune.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tune\.json: needs what mmbdhs tune writes"):
+        write_report(tmp_path)
 
 
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
