@@ -13,7 +13,7 @@ from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.pairs.tune import MASK_THRESHOLDS, SIMILARITY_THRESHOLDS, check_settings, tune
 from mmbdhs.pairs.tune_plot import require_matplotlib
 from mmbdhs.runs import check_device, fail, load_model, parse_options
-from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig
+from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig, resolve_similarity
 
 DESCRIPTION = """Try ρ_th, ε_s and similarity models on a small sample of a data set, and recommend settings for `mmbdhs
 sample`. Prints a table of the share of records with an accepted response after each iteration, and writes tune.json and
@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         records = open_records(options.data, turns=options.turns, image_folder=options.image_folder)
         device = check_device(options.device)
         require_matplotlib()
+        similarities = {name: resolve_similarity(one) for name, one in _short_names(options.similarity).items()}
         model, processor = load_model(options.model, options.dtype)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("tune", error, 2)) from error
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
             config,
             mask_thresholds=options.mask_thresholds,
             similarity_thresholds=options.similarity_thresholds,
-            similarities=_short_names(options.similarity),
+            similarities=similarities,
             rows=options.rows,
         )
         files = report.save(options.out)

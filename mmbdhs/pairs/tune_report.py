@@ -112,7 +112,10 @@ class TuneReport:
         """The first iteration whose response is less similar than ε_s, by the number of each record that has one."""
         found: dict[int, int] = {}
         for one in self.candidates:
-            if one.mask_threshold == mask_threshold and one.similarities[setting.similarity] < setting[1]:
+            if (
+                one.mask_threshold == mask_threshold
+                and one.similarities[setting.similarity] < setting.similarity_threshold
+            ):
                 found[one.record] = min(found.get(one.record, one.iteration), one.iteration)
         return found
 
@@ -138,13 +141,18 @@ class TuneReport:
     def missed_flips(self, setting: Setting) -> Estimate:
         """The share of flipped answers that the model calls similar: with this ε_s they would be drawn again, although
         they say the opposite. Responses to one record are not independent, which widens the interval."""
-        return _clustered(self.flipped, [one.similarities[setting.similarity] >= setting[1] for one in self.flipped])
+        return _clustered(
+            self.flipped, [one.similarities[setting.similarity] >= setting.similarity_threshold for one in self.flipped]
+        )
 
     def accepted_restatements(self, setting: Setting) -> Estimate:
         """The share of restatements that the model calls different: with this ε_s they would become rejected responses,
         although they say what the reference says. Responses to one record are not independent, which widens the
         interval."""
-        return _clustered(self.restated, [one.similarities[setting.similarity] < setting[1] for one in self.restated])
+        return _clustered(
+            self.restated,
+            [one.similarities[setting.similarity] < setting.similarity_threshold for one in self.restated],
+        )
 
     def errors(self, setting: Setting) -> float:
         """The mean of the shares of flips missed and restatements accepted, as far as the sample has any; 0 if it has
