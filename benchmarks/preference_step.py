@@ -4,9 +4,10 @@ A LLaVA-1.6 shape with random weights, 2,928 image tokens in every prompt, B pro
 first preferred to each of the others. "plain" is a right-padded batch of B·N rows with log-probabilities at the
 responses alone; responses of one length make its rows free of padding and masks, its best case. "trl" is the loss of
 TRL's DPOTrainer, where it is installed; it knows pairs only. Gradient checkpointing, which it would turn on by itself,
-is off for all. "stored" is ours with the reference's log-probabilities known, which TRL refuses for images. Losses and
-gradients of all sides are asserted equal. On a GPU "sdpa" is ours without FlexAttention, and the 7B shape with LoRA
-follows, if PEFT is there.
+is off for all. "trl_step" is the same from the rows of a data set on, with images to be decoded and processed; "packed"
+is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "stored" is ours with the
+log-probabilities of the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
+without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
@@ -39,8 +41,8 @@ RESPONSE_TOKENS = 80
 BETA = 0.1
 COLUMNS = {
     **{"shape": "<45", "prompts": ">1", "responses": ">1", "threads": ">1"},
-    **{name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl")},
-    **{name: ">5.2f" for name in ("over_plain", "over_trl", "stored_over_trl")},
+    **{name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl", "trl_step", "packed", "known")},
+    **{name: ">5.2f" for name in ("over_plain", "over_trl", "stored_over_trl", "packed_over_trl", "known_over_trl")},
     **{"ours_mib": ">5.0f", "plain_mib": ">5.0f", "trl_mib": ">5.0f", "memory": ">4.2f"},
 }
 
@@ -82,6 +84,7 @@ def measure(size: Size, prompts: int, responses: int, options: Options) -> dict[
         losses["sdpa"] = by_sdpa(losses["ours"])
     if responses == 2 and find_spec("trl"):
         losses["trl"] = trl(policy, reference, batch)
+        losses |= trl_steps(policy, reference, batch)
     sides = {name: Step(policy, loss) for name, loss in losses.items()}
     difference = largest_difference(sides)
     assert difference < (1e-4 if size.dtype == torch.float32 else 0.1), f"gradients differ by {difference:.1e}"
@@ -93,6 +96,7 @@ def measure(size: Size, prompts: int, responses: int, options: Options) -> dict[
     ratios = {"over_plain": ms["plain"] / ms["ours"], "memory": mib["ours_mib"] / mib["plain_mib"]}
     if "trl" in ms:
         ratios |= {"over_trl": ms["trl"] / ms["ours"], "stored_over_trl": ms["trl"] / ms["stored"]}
+        ratios |= {"packed_over_trl": ms["trl_step"] / ms["packed"], "known_over_trl": ms["trl_step"] / ms["known"]}
     return {
         **{"shape": shape, "prompts": prompts, "responses": responses, **ms, **ratios, **mib},
         **{"image_tokens": IMAGE_TOKENS, "response_tokens": RESPONSE_TOKENS, "difference": difference},
@@ -208,13 +212,56 @@ def plain(policy: Any, reference: Any, batch: Batch) -> Loss:
 
 def trl(policy: Any, reference: Any, batch: Batch) -> Loss:
     """What a DPOTrainer does with its batch, its metrics included. It gives both models a forward with a fused head."""
+    from trl import DPOTrainer
+
+    trainer = trainer_of(DPOTrainer, policy, reference, batch)
+    inputs = _loaded(trainer, reference.dtype)
+    return lambda: trainer._compute_loss(policy, inputs, return_outputs=False)
+
+
+def trl_steps(policy: Any, reference: Any, batch: Batch) -> dict[str, Loss]:
+    """The same from the rows of the data set on: TRL's own, packed, and packed with the reference known."""
+    from trl import DPOTrainer
+
+    from mmbdhs.trl import PackedDPOTrainer
+
+    found: dict[str, Loss] = {}
+    columns: list[dict[str, float]] = [{} for _ in batch.images]
+    for name, kind in (("trl_step", DPOTrainer), ("packed", PackedDPOTrainer), ("known", PackedDPOTrainer)):
+        if name == "known":
+            trainer = trainer_of(PackedDPOTrainer, policy, reference, batch)
+            chosen, rejected = trainer.compute_ref_log_probs(reference, _loaded(trainer, reference.dtype))
+            pairs = zip(chosen.tolist(), rejected.tolist(), strict=True)
+            columns = [{"ref_chosen_logps": one, "ref_rejected_logps": other} for one, other in pairs]
+        trainer = trainer_of(kind, policy, reference, batch, columns)
+        found[name] = partial(_step, trainer, policy, reference.dtype)
+    return found
+
+
+def _step(trainer: Any, policy: Any, dtype: torch.dtype) -> Tensor:
+    return trainer._compute_loss(policy, _loaded(trainer, dtype), return_outputs=False)
+
+
+def _loaded(trainer: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The data set as a batch: images are decoded and processed."""
+    inputs = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    return {name: value.to(dtype) if name == "pixel_values" else value for name, value in inputs.items()}
+
+
+def trainer_of(kind: type, policy: Any, reference: Any, batch: Batch, columns: Sequence[dict[str, float]] = ()) -> Any:
+    """A trainer of TRL, whose data are the batch.
+
+    columns: more of each row.
+    """
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     rows = [
         {"images": [image], "prompt": PROMPT, "chosen": chosen, "rejected": rejected}
         for image, (chosen, rejected) in zip(batch.images, batch.texts, strict=True)
     ]
+    if columns:
+        rows = [row | more for row, more in zip(rows, columns, strict=True)]
     settings = DPOConfig(
         tempfile.gettempdir(),
         per_device_train_batch_size=len(rows),
@@ -226,10 +273,7 @@ def trl(policy: Any, reference: Any, batch: Batch) -> Loss:
         report_to="none",
     )
     data = Dataset.from_list(rows)
-    trainer = DPOTrainer(policy, reference, settings, train_dataset=data, processing_class=batch.processor)
-    inputs = trainer._prepare_inputs(trainer.data_collator(list(data)))
-    inputs["pixel_values"] = inputs["pixel_values"].to(reference.dtype)
-    return lambda: trainer._compute_loss(policy, inputs, return_outputs=False)
+    return kind(policy, reference, settings, train_dataset=data, processing_class=batch.processor)
 
 
 class Step:

@@ -11,7 +11,7 @@ FLOORS = (
     {"vlm", "losses", "evaluation", "doctor"},
     {"decoding", "logprobs", "runs"},
     {"sampling"},
-    {"training", "pairs"},
+    {"training", "pairs", "trl"},
     {"miniature"},
     {"cli", "__init__"},
     {"__main__"},

@@ -10,7 +10,7 @@ log-probabilities), `padded` (the plain way), `responses` (what both take and re
 """
 
 from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
-from mmbdhs.logprobs.packed import predicted_ids, response_logps
+from mmbdhs.logprobs.packed import predicted_ids, response_logps, scored_tokens
 from mmbdhs.logprobs.padded import separate_logps
 from mmbdhs.logprobs.preferences import (
     EncodedResponses,
@@ -21,10 +21,12 @@ from mmbdhs.logprobs.preferences import (
     stored_reference_logps,
 )
 from mmbdhs.logprobs.responses import ResponseLogps, fit_context
+from mmbdhs.logprobs.token_logps import TokenStatistics
 
 __all__ = [
     "EncodedResponses",
     "ResponseLogps",
+    "TokenStatistics",
     "chunked_logps",
     "encode_chat",
     "encode_record",
@@ -34,6 +36,7 @@ __all__ = [
     "predicted_ids",
     "reference_logps",
     "response_logps",
+    "scored_tokens",
     "separate_logps",
     "stored_reference_logps",
 ]

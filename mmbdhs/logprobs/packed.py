@@ -28,7 +28,7 @@ from mmbdhs.logprobs.responses import (
     checked_responses,
     checked_targets,
 )
-from mmbdhs.logprobs.token_logps import token_logps
+from mmbdhs.logprobs.token_logps import TokenStatistics, token_logps, token_statistics
 from mmbdhs.vlm import (
     VLM,
     DecoderInputs,
@@ -83,6 +83,26 @@ def response_logps(
         labels = torch.cat([text for texts in ids for text in texts])
         tokens = token_logps(vlm, torch.cat(before), labels.to(before[0].device), temperature)
         return as_response_logps(tokens, ids, masks)
+
+
+def scored_tokens(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Responses
+) -> tuple[list[list[Tensor]], TokenStatistics]:
+    """The log-probabilities of each response's tokens, with gradients, and the statistics of all these tokens.
+
+    The arguments are those of `response_logps`.
+
+    Returns for each prompt a tensor float32 [R] for each response, and statistics of the tokens of all responses one
+    after another.
+    """
+    vlm = VLM.of(model)
+    with vlm.lock:
+        vlm.require_whole_parameters()
+        ids = checked_responses(vlm, prompts, responses, 1.0, False)
+        hidden = torch.cat(_states_before(vlm, prompts, ids))
+        labels = torch.cat([text for texts in ids for text in texts]).to(hidden.device)
+        found = iter(token_logps(vlm, hidden, labels, 1.0).split([len(text) for texts in ids for text in texts]))
+        return [[next(found) for _ in texts] for texts in ids], token_statistics(vlm, hidden, labels)
 
 
 @torch.no_grad()

@@ -1,0 +1,173 @@
+"""`PackedDPOTrainer` takes the steps of TRL's `DPOTrainer`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_models
+from helpers.plain import picture
+from helpers.preference_records import apart, fresh_miniature, scene_records
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+from peft import LoraConfig  # noqa: E402
+
+from mmbdhs.trl import PackedCollator, PackedDPOTrainer  # noqa: E402
+
+STEPS = 5
+PLAIN = {"max_length": None, "bf16": False, "use_cpu": True, "save_strategy": "no", "report_to": "none"}
+PLAIN |= {"logging_steps": 1, "disable_dropout": True, "learning_rate": 1e-3}
+# Of the mean over all tokens; both sides round differently.
+METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+METRICS += ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy")
+
+
+def pairs(family: str) -> Any:
+    """A data set of 8 pairs whose responses and images differ in length and size."""
+    if family == "miniature":
+        records = [{name: one[name] for name in ("images", "prompt", "chosen", "rejected")} for one in scene_records(8)]
+    else:
+        texts = ["A red car.", "A dog sits on the table, e.g. a van.", "No, it is 3.5 dollars!", "Green."]
+        sizes = (64, 64), (90, 33), (33, 90), (112, 70)
+        records = [
+            {"images": [picture(n, *sizes[n % 4])], "prompt": "Describe it.", "chosen": texts[n % 4]}
+            | {"rejected": texts[(n + 1) % 4]}
+            for n in range(8)
+        ]
+    for record in records:
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+            record[name] = [{"role": role, "content": record[name]}]
+    return datasets.Dataset.from_list(records)
+
+
+def loaded(family: str) -> tuple[Any, Any]:
+    model, processor = fresh_miniature() if family == "miniature" else getattr(tiny_models, family)()
+    return copy.deepcopy(model), copy.deepcopy(processor)
+
+
+def trained(
+    trainer: type, family: str, folder: Path, data: Any = None, **settings: Any
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Parameters and log of a run."""
+    model, processor = loaded(family)
+    config = trl.DPOConfig(
+        str(folder),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=STEPS,
+        **PLAIN,
+        **settings,
+    )
+    torch.manual_seed(0)
+    data = pairs(family) if data is None else data
+    run = trainer(
+        model,
+        None,
+        config,
+        train_dataset=data,
+        eval_dataset=data.select(range(3)),
+        processing_class=processor,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    run.train()
+    held_out = {name.removeprefix("eval_"): value for name, value in run.evaluate().items()}
+    log = [row for row in run.state.log_history if "loss" in row] + [held_out | {"grad_norm": 0.0}]
+    return {name: value.detach().clone() for name, value in run.model.state_dict().items()}, log
+
+
+@pytest.mark.parametrize("family", ["miniature", "llava", "llava_next", "qwen2_5_vl"])
+def test_steps_are_those_of_trl(family: str, tmp_path: Path) -> None:
+    ours, our_log = trained(PackedDPOTrainer, family, tmp_path / "ours")
+    theirs, their_log = trained(trl.DPOTrainer, family, tmp_path / "theirs")
+    start, _ = trained(trl.DPOTrainer, family, tmp_path / "start", lr_scheduler_type="constant", warmup_steps=10**6)
+    assert len(our_log) == len(their_log) == STEPS + 1
+    for ours_row, theirs_row in zip(our_log, their_log, strict=True):
+        for name in METRICS:
+            assert float(ours_row[name]) == pytest.approx(float(theirs_row[name]), rel=1e-4, abs=1e-5), name
+    moved = [name for name in ours if "lora" in name]
+    assert (
+        moved and apart({n: ours[n] for n in moved}, {n: theirs[n] for n in moved}, {n: start[n] for n in moved}) < 1e-3
+    )
+
+
+def test_a_second_model_is_the_reference_where_there_are_no_adapters(tmp_path: Path) -> None:
+    """All parameters are trained, and the reference is another model than the policy."""
+    logs = []
+    for trainer in (PackedDPOTrainer, trl.DPOTrainer):
+        policy, processor = loaded("llava")
+        reference = copy.deepcopy(policy)
+        with torch.no_grad():
+            reference.lm_head.weight += 0.01
+        config = trl.DPOConfig(str(tmp_path), max_steps=3, per_device_train_batch_size=3, **PLAIN)
+        run = trainer(policy, reference, config, train_dataset=pairs("llava"), processing_class=processor)
+        run.train()
+        logs.append([row for row in run.state.log_history if "loss" in row])
+    for ours, theirs in zip(*logs, strict=True):
+        for name in METRICS:
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4, abs=1e-5), name
+
+
+def test_stored_reference_log_probabilities_take_the_place_of_a_reference(tmp_path: Path) -> None:
+    data = pairs("llava")
+    model, processor = loaded("llava")
+    run = PackedDPOTrainer(
+        model,
+        None,
+        trl.DPOConfig(str(tmp_path), **PLAIN),
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
+    )
+    batch = run._prepare_inputs(run.data_collator(list(data)))
+    chosen, rejected = run.compute_ref_log_probs(run.model, batch)
+    stored = data.add_column("ref_chosen_logps", chosen.tolist()).add_column("ref_rejected_logps", rejected.tolist())
+    with_stored, _ = trained(PackedDPOTrainer, "llava", tmp_path / "stored", stored)
+    without, _ = trained(PackedDPOTrainer, "llava", tmp_path / "without")
+    for name in with_stored:
+        torch.testing.assert_close(with_stored[name], without[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", [["ipo"], ["sigmoid", "sft"], ["apo_zero"]])
+def test_other_losses_of_trl(loss_type: list[str], tmp_path: Path) -> None:
+    logs = [
+        trained(trainer, "llava", tmp_path, loss_type=loss_type)[1] for trainer in (PackedDPOTrainer, trl.DPOTrainer)
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4, abs=1e-5)
+
+
+def test_responses_are_cut_and_prompts_are_not(tmp_path: Path) -> None:
+    _, processor = loaded("llava")
+    examples = list(pairs("llava"))[:2]
+    whole = PackedCollator(processor)(examples)
+    prompt = whole["packed_prompts"][0]["input_ids"].shape[1]
+    cut = PackedCollator(processor, max_length=prompt + 2)(examples)
+    assert cut["completion_mask"].sum(dim=1).tolist() == [2, 2, 2, 2] and cut["input_ids"].shape[1] == prompt + 2
+    assert torch.equal(cut["input_ids"], whole["input_ids"][:, : prompt + 2])
+    with pytest.raises(ValueError, match=f"max_length: needs more than the {prompt} tokens of an image prompt, got 10"):
+        PackedCollator(processor, max_length=10)(examples)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"data_collator": print}, ValueError, "data_collator: needs None"),
+        ({"train_dataset": "text"}, ValueError, "train_dataset: needs a column images or image"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(
+    change: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    model, processor = loaded("llava")
+    data = pairs("llava")
+    arguments = {"train_dataset": data, "processing_class": processor} | change
+    if arguments["train_dataset"] == "text":
+        arguments["train_dataset"] = data.remove_columns("images")
+    settings = LoraConfig(r=4, target_modules=["q_proj"])
+    with pytest.raises(error, match=message):
+        PackedDPOTrainer(model, None, trl.DPOConfig(str(tmp_path), **PLAIN), peft_config=settings, **arguments)
