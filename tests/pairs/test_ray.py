@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-KILLS, SEED = int(os.environ.get("MMBDHS_RAY_KILLS", "2")), 0
+KILLS, SEED = int(os.environ.get("MMBDHS_RAY_KILLS", "1")), 0
 
 
 @pytest.mark.slow
