@@ -14,6 +14,7 @@ from mmbdhs.data import Records, open_records
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.pairs.config import DatasetConfig
 from mmbdhs.pairs.ray_workers import sample_on_ray
+from mmbdhs.pairs.run_folder import RunFolder
 from mmbdhs.pairs.sampling_run import Parts, SamplingResult, open_folder, sample_dataset, sampling_parts
 from mmbdhs.runs import FolderInUseError, check_device, fail, load_model, parse_options
 from mmbdhs.sampling import BDHSConfig
@@ -37,7 +38,7 @@ class SampleOptions:
     dtype: dtype of the weights; auto: the stored one.
     device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
     ray: address of a Ray cluster whose machines share the disk of OUT, or "local" for one on this machine.
-    workers: processes of Ray; None: one for each GPU, or two where there is none.
+    workers: processes of Ray; None: as many as the cluster's GPUs allow, or its cores where there is no GPU.
     config: JSON file of an object with settings of sampling; options override it.
     """
 
@@ -62,12 +63,12 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         arguments = options, settings, _ = parse_arguments(argv)
-        open_folder(options.out, _records(options, settings), settings)
-        run = _on_ray if options.ray else _here
+        records = open_records(options.data, turns=settings.turns, image_folder=options.image_folder)
+        folder = open_folder(options.out, records, settings)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("sample", error, 2)) from error
     try:
-        result = run(*arguments)
+        result = _on_ray(folder, records, *arguments) if options.ray else _here(records, *arguments)
     except (FolderInUseError, UnsupportedModelError, ImportError, OSError, ValueError) as error:
         return fail("sample", error, 1)
     except KeyboardInterrupt:
@@ -77,31 +78,20 @@ def main(argv: Sequence[str]) -> int:
     return 128 + result.interrupted if result.interrupted else 0
 
 
-def _records(options: SampleOptions, settings: DatasetConfig) -> Records:
-    return open_records(options.data, turns=settings.turns, image_folder=options.image_folder)
-
-
-def _here(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
+def _here(records: Records, options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
     model, processor = _loaded(options)
-    records = _records(options, settings)
     return sample_dataset(model, processor, records, options.out, config, options.similarity, settings)
 
 
-def _on_ray(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
-    folder = open_folder(options.out, _records(options, settings), settings)
-    make_parts = partial(_parts, options, settings, config)
+def _on_ray(
+    folder: RunFolder, records: Records, options: SampleOptions, settings: DatasetConfig, config: BDHSConfig
+) -> SamplingResult:
+    make_parts = partial(_parts, records, options, settings, config)
     return sample_on_ray(folder, make_parts, config.max_iterations, str(options.ray), options.workers, progress=True)
 
 
-def _parts(options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> Parts:
-    return sampling_parts(
-        *_loaded(options),
-        _records(options, settings),
-        options.out,
-        config,
-        options.similarity,
-        settings,
-    )
+def _parts(records: Records, options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> Parts:
+    return sampling_parts(*_loaded(options), records, options.out, config, options.similarity, settings)
 
 
 def _loaded(options: SampleOptions) -> tuple[Any, Any]:
