@@ -59,7 +59,7 @@ class Figures:
 
     def of(self, name: str) -> dict[Any, int]:
         """The counts of one name by value, sorted."""
-        return {value: count for other, value, count in self.rows() if other == name}
+        return dict(sorted((value, count) for (other, value), count in self._counts.items() if other == name))
 
     @property
     def pairs(self) -> int:
@@ -80,9 +80,10 @@ class Figures:
 
     def quantile(self, name: str, share: float) -> float:
         """The value that `share` of the pairs do not exceed; NaN without pairs."""
-        below = 0
-        for value, count in (counts := self.of(name)).items():
+        counts, below = self.of(name), 0
+        needed = share * sum(counts.values())
+        for value, count in counts.items():
             below += count
-            if below >= share * sum(counts.values()):
+            if below >= needed:
                 return float(value)
         return float("nan")
