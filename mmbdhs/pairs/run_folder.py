@@ -11,7 +11,7 @@ from typing import Any
 from mmbdhs.data import write_whole
 from mmbdhs.pairs.card import dataset_card
 from mmbdhs.pairs.figures import Figures
-from mmbdhs.pairs.shards import Dropped, read_footer, shard_path
+from mmbdhs.pairs.shards import Dropped, read_footer, shard_path, shard_paths
 from mmbdhs.runs import check_same_run, read_record, write_record
 
 _NAMES = ("model.name", "similarity.name")  # what has the same fingerprint may be elsewhere
@@ -35,7 +35,7 @@ class RunFolder:
         differences."""
         if read_record(self.path):
             check_same_run(self.path, identity, {_REDUCED, *_NAMES})
-        elif any(self.path.glob("data/train-*.parquet")):
+        elif shard_paths(self.path):
             raise ValueError(
                 f"out: {self.path} has shards but no run.json, so they cannot be continued. Choose another folder"
             )
