@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from mmbdhs.data import Records, open_records
 from mmbdhs.errors import UnsupportedModelError
-from mmbdhs.pairs.config import DatasetConfig
+from mmbdhs.pairs.config import DatasetConfig, InputOptions
 from mmbdhs.pairs.ray_workers import sample_on_ray
 from mmbdhs.pairs.run_folder import RunFolder
 from mmbdhs.pairs.sampling_run import Parts, SamplingResult, open_folder, sample_dataset, sampling_parts
@@ -25,35 +25,22 @@ at any moment, and on a CPU ends with the same bytes. SIGTERM ends it after the 
 several GPUs start it with torchrun or accelerate launch; --ray uses a cluster."""
 
 
-@dataclass(frozen=True)
-class SampleOptions:
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(InputOptions):
     """The options of `mmbdhs sample` that are no settings of sampling.
 
-    model: folder or name of model and processor.
-    data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
-        docs/data.md.
     out: folder for the pairs.
-    image_folder: where relative paths of images start; None: the folder of the data.
     similarity: folder or name of a sentence embedding model; None: the paper's all-mpnet-base-v2.
-    dtype: dtype of the weights; auto: the stored one.
-    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
     ray: address of a Ray cluster whose machines share the disk of OUT, or "local" for one on this machine.
     workers: processes of Ray; None: as many as the cluster's GPUs allow, or its cores where there is no GPU.
-    config: JSON file of an object with settings of sampling; options override it.
     """
 
     _argument_group_name: ClassVar[str] = "model and data"
 
-    model: str
-    data: str
     out: str
-    image_folder: str | None = None
     similarity: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
     ray: str | None = None
     workers: int | None = None
-    config: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from mmbdhs.data import open_records
 from mmbdhs.errors import UnsupportedModelError
+from mmbdhs.pairs.config import InputOptions
 from mmbdhs.pairs.tune import MASK_THRESHOLDS, SIMILARITY_THRESHOLDS, check_settings, tune
 from mmbdhs.pairs.tune_plot import require_matplotlib
 from mmbdhs.runs import check_device, fail, load_model, parse_options
@@ -21,39 +22,26 @@ tune.png to OUT. If OUT is the folder of a run, `mmbdhs report` shows the table 
 --similarity-threshold are the settings to keep unless the sample speaks against them."""
 
 
-@dataclass(frozen=True)
-class TuneOptions:
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(InputOptions):
     """The options of `mmbdhs tune` that are no settings of sampling.
 
-    model: folder or name of model and processor.
-    data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
-        docs/data.md.
     out: folder for tune.json and tune.png.
-    image_folder: where relative paths of images start; None: the folder of the data.
     rows: how many records are sampled, evenly spaced in the data; None: all.
     mask_thresholds: the ρ_th to try.
     similarity_thresholds: the ε_s to try.
     similarity: folders or names of the sentence embedding models to try.
     turns: which turn of a conversation is the reference: first, last or every.
-    dtype: dtype of the weights; auto: the stored one.
-    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one.
-    config: JSON file of an object with settings of sampling; options override it.
     """
 
     _argument_group_name: ClassVar[str] = "model, data and what to try"
 
-    model: str
-    data: str
     out: str
-    image_folder: str | None = None
     rows: int | None = 50
     mask_thresholds: list[float] = field(default_factory=list(MASK_THRESHOLDS).copy)
     similarity_thresholds: list[float] = field(default_factory=list(SIMILARITY_THRESHOLDS).copy)
     similarity: list[str] = field(default_factory=[DEFAULT_MODEL].copy)
     turns: str = "last"
-    dtype: str = "auto"
-    device: str | None = None
-    config: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
