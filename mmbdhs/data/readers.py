@@ -35,16 +35,16 @@ class Records(Sequence[Row]):
 
     source: the data, a path made absolute.
     layout: the name of the data's layout.
-    turns, image_folder: as `open_records` takes them, a path made absolute.
+    turns, image_folder, split: as `open_records` takes them, a path made absolute.
     columns: the columns that records may have, as far as they are known beforehand.
     fingerprint: changes with the data, its layout and `turns`.
     """
 
-    def __init__(self, data: Data, turns: str, image_folder: Path | None) -> None:
+    def __init__(self, data: Data, turns: str, image_folder: Path | None, split: str = "train") -> None:
         one_of("turns", turns, TURNS)
         self.source = Path(data).absolute() if isinstance(data, (str, os.PathLike)) else data
-        self.turns, self.image_folder = turns, image_folder
-        self._table = open_table(self.source)
+        self.turns, self.image_folder, self.split = turns, image_folder, split
+        self._table = open_table(self.source, split)
         self._folder = image_folder or self._table.folder
         if not len(self._table):
             raise ValueError("data: needs at least one row, got none")
@@ -78,7 +78,7 @@ class Records(Sequence[Row]):
             return None
 
     def __reduce__(self) -> tuple[Callable[..., Records], tuple[Any, ...]]:
-        return _reopened, (self.source, self.turns, self.image_folder, self.fingerprint)
+        return _reopened, (self.source, self.turns, self.image_folder, self.split, self.fingerprint)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The row of a record, and the number of the assistant's turn that is chosen."""
@@ -112,7 +112,13 @@ class Records(Sequence[Row]):
         return record | {name: value for name, value in extra.items() if value is not None}
 
 
-def open_records(data: Data, *, turns: str = "last", image_folder: str | os.PathLike[str] | None = None) -> Records:
+def open_records(
+    data: Data,
+    *,
+    turns: str = "last",
+    image_folder: str | os.PathLike[str] | None = None,
+    split: str = "train",
+) -> Records:
     """Open preference data, or data with chosen responses alone, in any layout of docs/data.md.
 
     Opening reads a JSON or JSONL file once, and the footers of Parquet files. A record is read when it is asked for.
@@ -124,6 +130,7 @@ def open_records(data: Data, *, turns: str = "last", image_folder: str | os.Path
         uses the whole conversation and gives one record a row; "first" gives the shortest prompts.
     image_folder: where relative paths of images start. None: the folder of the file, or the folder given as data; paths
         of data in memory stay as they are, and `Records` keep theirs.
+    split: which split is read where there are several.
 
     Raises ValueError for data that is missing or broken, without rows, or in no known layout, TypeError for data in no
     known form, and ImportError without the libraries that the form needs.
@@ -131,10 +138,10 @@ def open_records(data: Data, *, turns: str = "last", image_folder: str | os.Path
     folder = None if image_folder is None else Path(image_folder).absolute()
     if isinstance(data, Records):
         folder = folder or data.image_folder
-        if (data.turns, data.image_folder) == (turns, folder):
+        if (data.turns, data.image_folder, data.split) == (turns, folder, split):
             return data
         data = data.source
-    records = Records(data, turns, folder)
+    records = Records(data, turns, folder, split)
     _LOG.info("data: %d records in the layout %s", len(records), records.layout)
     return records
 
@@ -234,8 +241,8 @@ def _record_columns(columns: Sequence[str], layout: Layout) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["images", "prompt", *own, *kept, *extra]))
 
 
-def _reopened(data: Data, turns: str, image_folder: Path | None, fingerprint: str) -> Records:
-    records = Records(data, turns, image_folder)
+def _reopened(data: Data, turns: str, image_folder: Path | None, split: str, fingerprint: str) -> Records:
+    records = Records(data, turns, image_folder, split)
     if records.fingerprint != fingerprint:
         raise ValueError(f"data: needs the content that it had when it was opened first, {data} has changed")
     return records

@@ -142,18 +142,19 @@ _FILES: dict[str, Callable[[Path], Table]] = {
 }
 
 
-def open_table(data: Data) -> Table:
+def open_table(data: Data, split: str = "train") -> Table:
     """Open data in any of its forms.
 
-    data: a path, a datasets.Dataset, or a list of mappings. Of a folder with several splits, and of a DatasetDict, the
-        split "train" is read.
+    data: a path, a datasets.Dataset, or a list of mappings.
+    split: which split of a folder with several of them, or of a DatasetDict, is read.
 
     Raises ValueError, naming the file, for one that is missing, of another type or broken, TypeError for anything else
     than `FORMS`, and ImportError where a library for the form is missing.
     """
     if isinstance(data, (str, os.PathLike)):
-        return _open_path(Path(data))
+        return _open_path(Path(data), split)
     if isinstance(data, (list, tuple)):
+        _known_split(split, [""], "data")
         return ListTable(data)
     if _is(data, "IterableDataset", "IterableDatasetDict"):
         raise TypeError(
@@ -161,9 +162,10 @@ def open_table(data: Data) -> Table:
             "it with to_parquet and pass the file"
         )
     if _is(data, "DatasetDict"):
-        data = data[_train_split(list(data), "the DatasetDict")]
+        return DatasetTable(data[_known_split(split, list(data), "the DatasetDict")])
     if not is_dataset(data):
         raise TypeError(f"data: needs {FORMS}, got {kind_of(data)}")
+    _known_split(split, [str(data.split or "")], "the Dataset")
     return DatasetTable(data)
 
 
@@ -178,9 +180,10 @@ def _is(data: Any, *names: str) -> bool:
     return library is not None and isinstance(data, tuple(getattr(library, name) for name in names))
 
 
-def _open_path(path: Path) -> Table:
+def _open_path(path: Path, split: str) -> Table:
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, split)
+    _known_split(split, [""], path)
     if path.is_file():
         if (suffix := path.suffix.lower()) not in _FILES:
             raise ValueError(f"{path}: needs a file that ends in {', '.join(_FILES)}, got {path.suffix or 'no suffix'}")
@@ -196,30 +199,36 @@ def _open_path(path: Path) -> Table:
     return ParquetTable(shards, Path(os.path.commonpath([shard.parent for shard in shards])))
 
 
-def _open_folder(folder: Path) -> Table:
+def _open_folder(folder: Path, split: str) -> Table:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return DatasetTable(load_saved(folder / _train_split(splits, folder)), folder)
+        return DatasetTable(load_saved(folder / _known_split(split, splits, folder)), folder)
     if (folder / "state.json").is_file():
-        return DatasetTable(load_saved(folder), folder)
+        saved = load_saved(folder)
+        _known_split(split, [str(saved.split or "")], folder)
+        return DatasetTable(saved, folder)
     shards = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
     if not shards:
         raise ValueError(f"{folder}: needs .parquet files or what datasets.save_to_disk writes, got neither")
     names = [_SHARD.fullmatch(shard.name) for shard in shards]
     splits = list(dict.fromkeys(name[1] if name else "" for name in names))
+    split = _known_split(split, splits, folder)
     if len(splits) > 1:
-        split = _train_split(splits, folder)
         shards = [shard for shard, name in zip(shards, names, strict=True) if name and name[1] == split]
     return ParquetTable(shards, folder)
 
 
-def _train_split(splits: Sequence[str], where: Any) -> str:
-    if len(splits) == 1:
-        return splits[0]
-    if "train" not in splits:
-        found = ", ".join(split or "(no split)" for split in splits)
-        raise ValueError(f"{where}: needs a split train, or one split alone, got {found}. Pass one of them")
-    return "train"
+def _known_split(split: str, splits: Sequence[str], where: Any) -> str:
+    """The split of this name, or the only one if "train" is asked for, which is the default.
+
+    splits: those that are there; "" for data without a name.
+
+    Raises ValueError for a split that is not there.
+    """
+    if split not in splits and (split != "train" or len(splits) > 1):
+        found = ", ".join(name or "data without splits" for name in splits)
+        raise ValueError(f"{where}: needs a split {split}, got {found}. Pass one of them as split")
+    return split if split in splits else splits[0]
 
 
 def _open_json(path: Path) -> Table:

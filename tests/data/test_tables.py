@@ -195,7 +195,7 @@ def test_the_split_that_is_read(tmp_path):
     one, two = (datasets.Dataset.from_list([{"n": number}]) for number in (1, 2))
     for splits in ({"train": one, "test": two}, {"other": one}):
         assert open_table(datasets.DatasetDict(splits))[0] == {"n": 1}
-    message = "needs a split train, or one split alone, got a, b. Pass one of them"
+    message = "needs a split train, got a, b. Pass one of them as split"
     datasets.DatasetDict({"a": one, "b": two}).save_to_disk(tmp_path / "saved")
     for number, name in enumerate("ab"):
         (tmp_path / "shards").mkdir(exist_ok=True)
@@ -278,3 +278,23 @@ def test_a_line_that_is_no_object_is_one_bad_row(tmp_path):
     assert (len(table), table[2], list(table.column("a"))) == (3, {"a": 3}, [1, None, 3])
     with pytest.raises(ExampleError, match="needs one JSON object a line, got list in line 2"):
         table[1]
+
+
+def test_another_split_than_train_is_read_where_it_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    one, two = (datasets.Dataset.from_list([{"n": number}]) for number in (1, 2))
+    both = datasets.DatasetDict({"train": one, "test": two})
+    both.save_to_disk(tmp_path / "saved")
+    (tmp_path / "shards").mkdir()
+    for name, part in both.items():
+        part.to_parquet(tmp_path / f"shards/{name}-00000-of-00001.parquet")
+    for data in (both, tmp_path / "saved", tmp_path / "shards"):
+        assert [open_table(data, split)[0] for split in ("train", "test")] == [{"n": 1}, {"n": 2}]
+        with pytest.raises(ValueError, match=r"needs a split dev, got (train, test|test, train)"):
+            open_table(data, "dev")
+    named = datasets.Dataset.from_list([{"n": 3}], split="test")
+    assert open_table(named)[0] == open_table(named, "test")[0] == {"n": 3}
+    (tmp_path / "one.json").write_text('[{"n": 1}]')
+    for data in ([{"n": 1}], tmp_path / "one.json", one, named):
+        with pytest.raises(ValueError, match=r"needs a split dev, got (data without splits|test)"):
+            open_table(data, "dev")
