@@ -83,14 +83,14 @@ class Run:
         """The same for all methods, settled on the validation world."""
         return TrainConfig(
             output,
-            epochs=self.scale.epochs,
-            lora_rank=0,
-            batch_size=16,
-            micro_batch_size=16,
+            num_train_epochs=self.scale.epochs,
+            lora_r=0,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=1,
             learning_rate=3e-4,
-            schedule="linear",
-            warmup_ratio=0.05,
-            log_steps=1000,
+            lr_scheduler_type="linear",
+            warmup_steps=0.05,
+            logging_steps=1000,
             seed=self.seed,
             on_error="skip",
         )

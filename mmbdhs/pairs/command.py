@@ -6,17 +6,17 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from mmbdhs.data import Records, open_records
+from mmbdhs.data import Records
 from mmbdhs.errors import UnsupportedModelError
-from mmbdhs.pairs.config import DatasetConfig, InputOptions
+from mmbdhs.pairs.config import DatasetConfig
 from mmbdhs.pairs.ray_workers import sample_on_ray
 from mmbdhs.pairs.run_folder import RunFolder
 from mmbdhs.pairs.sampling_run import Parts, SamplingResult, open_folder, sample_dataset, sampling_parts
-from mmbdhs.runs import FolderInUseError, check_device, fail, load_model, parse_options
+from mmbdhs.runs import FolderInUseError, InputOptions, check_device, fail, load_model, parse_options
 from mmbdhs.sampling import BDHSConfig
 
 DESCRIPTION = """Sample a rejected response for every example of a data set. OUT gets Parquet shards that TRL's
@@ -29,7 +29,8 @@ several GPUs start it with torchrun or accelerate launch; --ray uses a cluster."
 class SampleOptions(InputOptions):
     """The options of `mmbdhs sample` that are no settings of sampling.
 
-    out: folder for the pairs.
+    output_dir: folder for the pairs.
+    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
     similarity: folder or name of a sentence embedding model; None: the paper's all-mpnet-base-v2.
     ray: address of a Ray cluster whose machines share the disk of OUT, or "local" for one on this machine.
     workers: processes of Ray; None: as many as the cluster's GPUs allow, or its cores where there is no GPU.
@@ -37,7 +38,8 @@ class SampleOptions(InputOptions):
 
     _argument_group_name: ClassVar[str] = "model and data"
 
-    out: str
+    output_dir: str = field(metadata={"aliases": ["--output", "--out"]})
+    device: str | None = None
     similarity: str | None = None
     ray: str | None = None
     workers: int | None = None
@@ -50,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         arguments = options, settings, _ = parse_arguments(argv)
-        records = open_records(options.data, turns=settings.turns, image_folder=options.image_folder)
-        folder = open_folder(options.out, records, settings)
+        records = options.open_records(settings.turns)
+        folder = open_folder(options.output_dir, records, settings)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("sample", error, 2)) from error
     try:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _here(records: Records, options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> SamplingResult:
     model, processor = _loaded(options)
-    return sample_dataset(model, processor, records, options.out, config, options.similarity, settings)
+    return sample_dataset(model, processor, records, options.output_dir, config, options.similarity, settings)
 
 
 def _on_ray(
@@ -78,17 +80,17 @@ def _on_ray(
 
 
 def _parts(records: Records, options: SampleOptions, settings: DatasetConfig, config: BDHSConfig) -> Parts:
-    return sampling_parts(*_loaded(options), records, options.out, config, options.similarity, settings)
+    return sampling_parts(*_loaded(options), records, options.output_dir, config, options.similarity, settings)
 
 
 def _loaded(options: SampleOptions) -> tuple[Any, Any]:
-    model, processor = load_model(options.model, options.dtype)
+    model, processor = load_model(options.model_name_or_path, options.dtype)
     return model.to(check_device(options.device)), processor
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[SampleOptions, DatasetConfig, BDHSConfig]:
     """The command's options. Raises ValueError or TypeError for wrong arguments."""
-    usage = "mmbdhs sample --model MODEL --data DATA --out OUT [OPTION ...]"
+    usage = "mmbdhs sample --model MODEL --data DATA --output OUT [OPTION ...]"
     options, settings, config = parse_options(argv, (SampleOptions, DatasetConfig, BDHSConfig), usage, DESCRIPTION)
     return options, settings, config
 

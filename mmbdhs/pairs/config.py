@@ -8,27 +8,6 @@ from mmbdhs.checks import integer, number_in, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions:
-    """What `mmbdhs sample` and `mmbdhs tune` take alike.
-
-    model: folder or name of model and processor.
-    data: a JSON, JSONL or Parquet file, a folder of Parquet files, or one saved by `datasets`, in any layout of
-        docs/data.md.
-    image_folder: where relative paths of images start; None: the folder of the data.
-    dtype: dtype of the weights; auto: the stored one.
-    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one, under torchrun one for each process.
-    config: JSON file of an object with settings of sampling; options override it.
-    """
-
-    model: str
-    data: str
-    image_folder: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    config: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """How a data set becomes pairs on disk.
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mmbdhs.data import open_records
 from mmbdhs.errors import UnsupportedModelError
-from mmbdhs.pairs.config import InputOptions
 from mmbdhs.pairs.tune import MASK_THRESHOLDS, SIMILARITY_THRESHOLDS, check_settings, tune
 from mmbdhs.pairs.tune_plot import require_matplotlib
-from mmbdhs.runs import check_device, fail, load_model, parse_options
+from mmbdhs.runs import InputOptions, check_device, fail, load_model, parse_options
 from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig, resolve_similarity
 
 DESCRIPTION = """Try ρ_th, ε_s and similarity models on a small sample of a data set, and recommend settings for `mmbdhs
@@ -26,7 +24,8 @@ tune.png to OUT. If OUT is the folder of a run, `mmbdhs report` shows the table 
 class TuneOptions(InputOptions):
     """The options of `mmbdhs tune` that are no settings of sampling.
 
-    out: folder for tune.json and tune.png.
+    output_dir: folder for tune.json and tune.png.
+    device: such as cuda, cuda:1 or cpu; None: a GPU if there is one.
     rows: how many records are sampled, evenly spaced in the data; None: all.
     mask_thresholds: the ρ_th to try.
     similarity_thresholds: the ε_s to try.
@@ -36,7 +35,8 @@ class TuneOptions(InputOptions):
 
     _argument_group_name: ClassVar[str] = "model, data and what to try"
 
-    out: str
+    output_dir: str = field(metadata={"aliases": ["--output", "--out"]})
+    device: str | None = None
     rows: int | None = 50
     mask_thresholds: list[float] = field(default_factory=list(MASK_THRESHOLDS).copy)
     similarity_thresholds: list[float] = field(default_factory=list(SIMILARITY_THRESHOLDS).copy)
@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options, config = parse_arguments(argv)
-        records = open_records(options.data, turns=options.turns, image_folder=options.image_folder)
+        records = options.open_records(options.turns)
         device = check_device(options.device)
         require_matplotlib()
         similarities = {name: resolve_similarity(one) for name, one in _short_names(options.similarity).items()}
-        model, processor = load_model(options.model, options.dtype)
+        model, processor = load_model(options.model_name_or_path, options.dtype)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("tune", error, 2)) from error
     try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             similarities=similarities,
             rows=options.rows,
         )
-        files = report.save(options.out)
+        files = report.save(options.output_dir)
     except (UnsupportedModelError, OSError, ValueError) as error:
         return fail("tune", error, 1)
     print(report.side_by_side())
@@ -79,11 +79,11 @@ def main(argv: Sequence[str]) -> int:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[TuneOptions, BDHSConfig]:
     """The command's options. Raises ValueError or TypeError for wrong arguments."""
-    usage = "mmbdhs tune --model MODEL --data DATA --out OUT [OPTION ...]"
+    usage = "mmbdhs tune --model MODEL --data DATA --output OUT [OPTION ...]"
     options, config = parse_options(argv, (TuneOptions, BDHSConfig), usage, DESCRIPTION)
     check_settings(config, options.mask_thresholds, options.similarity_thresholds, options.similarity, options.rows)
-    if (path := Path(options.out)).exists() and not path.is_dir():
-        raise ValueError(f"--out: needs a folder, {path} is a file")
+    if (path := Path(options.output_dir)).exists() and not path.is_dir():
+        raise ValueError(f"output_dir: needs a folder, {path} is a file")
     return options, config
 
 

@@ -1,7 +1,7 @@
 """What all runs have in common, whether they sample or train.
 
 `identity` says what a run's results depend on, `folder` keeps a folder to one run, `signals` ends a run at a good
-moment, and `options` makes commands of dataclasses.
+moment, `options` makes commands of dataclasses, and `inputs` finds model and data by name.
 """
 
 from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, read_record, write_record
@@ -12,11 +12,20 @@ from mmbdhs.runs.identity import (
     model_fingerprint,
     processor_fingerprint,
 )
-from mmbdhs.runs.options import check_device, check_known, fail, load_model, parse_options, parse_settings, parse_value
+from mmbdhs.runs.inputs import InputOptions, check_device, load_model, open_named
+from mmbdhs.runs.options import (
+    check_known,
+    fail,
+    load_object,
+    parse_options,
+    parse_settings,
+    parse_value,
+)
 from mmbdhs.runs.signals import Signals, caught_signals
 
 __all__ = [
     "FolderInUseError",
+    "InputOptions",
     "Signals",
     "caught_signals",
     "check_device",
@@ -27,8 +36,10 @@ __all__ = [
     "fail",
     "installed_versions",
     "load_model",
+    "load_object",
     "locked",
     "model_fingerprint",
+    "open_named",
     "parse_options",
     "parse_settings",
     "parse_value",

@@ -1,20 +1,22 @@
-"""What the commands that run a model have in common: dataclasses as options, values, and models by name."""
+"""Commands made of dataclasses: options, values, and objects by name."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
+import operator
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+import yaml
+from transformers import HfArgumentParser
 
 
 class _Parser(HfArgumentParser):
@@ -28,7 +30,7 @@ def parse_options(argv: Sequence[str], kinds: Sequence[type], usage: str, descri
 
     argv: words of the command line.
     kinds: dataclasses whose fields are the options. A field's help is in its metadata or in the docstring, as a line
-        "name: text". `--config FILE` takes a JSON object with fields of the last one; other words override it.
+        "name: text". `--config FILE` takes a YAML or JSON file with options; other words override it.
     usage, description: for --help.
 
     Raises ValueError or TypeError for wrong words.
@@ -41,10 +43,10 @@ def parse_options(argv: Sequence[str], kinds: Sequence[type], usage: str, descri
     needed = [one.name for one in every if one.default is one.default_factory is MISSING]
     parser.set_defaults(**dict.fromkeys(needed, argparse.SUPPRESS))  # no "(default: None)"
     # Numbers are read as JSON, so that they can be None and the dataclasses' own checks report wrong ones.
-    for number in (int, float):
-        parser.register("type", number, parse_value)
+    for kind in (int, float, dict[str, Any]):
+        parser.register("type", kind, parse_value)
     parser.register("type", str, lambda text: None if text == "None" else text)
-    argv = [*_config_file_arguments(argv, kinds[-1]), *argv]
+    argv = [*_config_file_arguments(argv, [one.name for one in every]), *argv]
     *found, unused = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     words = (word.lstrip("-").partition("=")[0].replace("-", "_") for word in unused)
     check_known("option", words, [one.name for one in every])
@@ -60,20 +62,25 @@ def documented_fields(kind: type) -> dict[str, str]:
     return found
 
 
-def _config_file_arguments(argv: Sequence[str], kind: type) -> list[str]:
-    """The settings in the file of --config as arguments. Arguments that follow override them."""
+def _config_file_arguments(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The options in the file of --config as arguments. Arguments that follow override them."""
     parser = _Parser(add_help=False)
     parser.add_argument("--config", type=Path)
     if (file := parser.parse_known_args(argv)[0].config) is None:
         return []
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--config: needs a JSON file, got {file}: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config: needs a JSON object, got {settings!r} in {file}")
-    check_known("config", settings, [one.name for one in fields(kind)])
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: needs a YAML or JSON file, got {file}: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"--config: needs options by their names, got {options!r} in {file}")
+    check_known("config", options, names)
+    words = ((name, value if isinstance(value, list) else [value]) for name, value in options.items())
+    return [word for name, values in words if values for word in (f"--{name}", *map(_word, values))]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_known(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
@@ -102,32 +109,20 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def load_model(name: str, dtype: str) -> tuple[Any, Any]:
-    """Model and processor, from a folder or by name.
+def load_object(option: str, name: str) -> Any:
+    """What `module:name` names, from a module that can be imported from the current folder.
 
-    dtype: "auto" for the stored one, or the name of a torch dtype.
+    option: named in the errors.
 
-    Raises ValueError that names the option if they cannot be loaded.
+    Raises ValueError for a module or a name that is not there.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"--dtype: needs auto or the name of a torch dtype, got {dtype!r}")
+    module, _, attribute = name.partition(":")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model: needs a folder or name of model and processor, got {name!r}: {error}") from error
-
-
-def check_device(name: str | None) -> torch.device:
-    """The device with this name; without one an accelerator if there is any, under torchrun one for each process.
-    Raises ValueError that names the option."""
-    if name is not None:
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"--device: needs a device such as cuda:1 or cpu, got {name!r}") from error
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, local_rank)
+        return operator.attrgetter(attribute)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{option}: needs an object that can be imported, got {name!r}: {error}") from error
 
 
 def fail(command: str, error: Exception, status: int) -> int:

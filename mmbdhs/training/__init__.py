@@ -3,9 +3,10 @@
 `train` needs three parts, and any of them may be your own callable: a *source* that makes the candidate responses of
 an example, an *objective* that makes a loss of their log-probabilities, and for Online-DPO an *annotator* that ranks
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
-step through `trainer` and `learner`. `trainable` chooses the trained parameters, `sharding` distributes the model over
-processes (FSDP2), `checkpoints` and `log` write files, `run_folder` keeps a folder to one run, which `run_identity`
-describes, `annotators` holds judges, `annotator_accuracy` measures them, and `command`, with `command_parts`, is
+step through `trainer` and `learner`. `preparation` makes model and devices ready, `trainable` chooses the trained
+parameters, `sharding` distributes the model over processes (FSDP2), and `schedule` makes the learning rates.
+`checkpoints` and `log` write files, `hub` the model card, `run_folder` keeps a folder to one run, which `run_identity`
+describes. `annotators` holds judges, `annotator_accuracy` measures them, and `command`, with `command_parts`, is
 `mmbdhs train`.
 """
 

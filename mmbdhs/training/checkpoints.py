@@ -30,12 +30,18 @@ _FULL = 16 * 2**20  # bytes; with less than that left, an error of writing means
 
 
 def save_model(
-    folder: Path, model: Any, processor: Any, weights: dict[str, Tensor], state: dict[str, Any] | None = None
+    folder: Path,
+    model: Any,
+    processor: Any,
+    weights: dict[str, Tensor],
+    card: str,
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Write the model, or only its adapters if it has any, the processor, and the trainer's state.
 
     folder: appears complete or not at all; an older folder of that name stays until the new one takes its place.
     weights: full tensors under the names of the model's state_dict.
+    card: text of the model card, in place of the one that PEFT writes.
     state: what `load_state` returns later; None for a model that is not a checkpoint.
 
     Raises what writing raises; on a full disk that is an OSError.
@@ -43,6 +49,7 @@ def save_model(
     with _complete_or_absent(folder) as partial:
         model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if state is not None:
             torch.save(state, partial / _STATE)
             sums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
@@ -56,7 +63,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def checkpoint_path(output: Path, step: int) -> Path:
     """The folder of the checkpoint after `step` optimiser steps."""
-    return output / f"checkpoint-{step:06d}"
+    return output / f"checkpoint-{step}"
 
 
 def checkpoints(output: Path) -> list[Path]:

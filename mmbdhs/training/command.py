@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mmbdhs.data import open_records, usable_rows
+from mmbdhs.data import Records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
-from mmbdhs.runs import FolderInUseError, fail, load_model, parse_options
-from mmbdhs.training.command_parts import check_fit, parse_annotator, parse_objective, parse_source
+from mmbdhs.runs import FolderInUseError, InputOptions, fail, load_model, open_named, parse_options
+from mmbdhs.training.command_parts import check_fit, loss_names, parse_annotator, parse_objective, parse_source
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.learner import NonFiniteLossError
 from mmbdhs.training.pair_sources import needed_columns
+from mmbdhs.training.preparation import make_accelerator
 from mmbdhs.training.run_folder import check_unused
 from mmbdhs.training.trainer import train
 
@@ -23,35 +24,35 @@ and of the loss; values are JSON or plain text. To train on several devices, sta
 accelerate launch --multi_gpu --num_processes N -m mmbdhs train …; without accelerators the processes run on the CPU
 (tested with two). Each process holds the whole model, or a shard of it with --shard true (FSDP2; Accelerate's own
 --use_fsdp and DeepSpeed are refused). SIGTERM and SIGINT end the command with status 143 and 130 after a checkpoint,
-from which --resume true continues."""
+from which --resume_from_checkpoint continues."""
 
+_CONTINUE = "the same command with --resume_from_checkpoint"
+_RESUME_ADVICE = "Pass --resume_from_checkpoint to continue, or choose another --output_dir"
 _NAME_AND_SETTINGS = {"metavar": ("NAME", "KEY=VALUE")}
 
 
-@dataclass(frozen=True)
-class CommandOptions:
-    """The options of `mmbdhs train` that are not settings of the trainer."""
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions(InputOptions):
+    """The options of `mmbdhs train` that are not settings of the trainer.
+
+    dataset_test_split: held-out split of the same data set; None for none.
+    eval_dataset_name: held-out file, folder or data set on the Hub, in place of a split.
+    turns: turns of conversations that are trained on: first, last or every.
+    dtype: dtype of the weights; None: float32, or the stored dtype with adapters.
+    """
 
     _argument_group_name: ClassVar[str] = "model, data and method"
 
-    model: str = field(metadata={"help": "folder or name of model and processor"})
-    data: Path = field(
-        metadata={"help": "JSON, JSONL or Parquet file, or folder of a data set, in a layout of docs/data.md"}
-    )
-    turns: str = field(
-        default="last", metadata={"help": "turns of conversations that are trained on: first, last or every"}
-    )
-    image_folder: str | None = field(
-        default=None, metadata={"help": "where relative paths of images start; None: the folder of the data"}
-    )
-    dtype: str | None = field(
-        default=None, metadata={"help": "dtype of the weights; None: float32, or the stored dtype with adapters"}
-    )
+    dataset_test_split: str | None = None
+    eval_dataset_name: str | None = None
+    turns: str = "last"
+    dtype: str | None = None  # type: ignore[assignment]
     source: list[str] = field(
         default_factory=["stored"].copy,
         metadata=_NAME_AND_SETTINGS
         | {
-            "help": "source of the responses: stored, supervised, bdhs, povid, online (Online-DPO) or mixed (Mixed-DPO)"
+            "help": "source of the responses: stored, supervised, bdhs, povid, online (Online-DPO), mixed (Mixed-DPO) "
+            "or your own, as module:name"
         },
     )
     annotator: list[str] | None = field(
@@ -59,16 +60,27 @@ class CommandOptions:
         metadata=_NAME_AND_SETTINGS
         | {
             "help": "what ranks two responses for online and mixed: endpoint (client=URL model_name=NAME), or model or "
-            "likelihood, by the model at model=DIR, without which the trained model judges itself"
+            "likelihood, by the model at model=DIR, without which the trained model judges itself; or your own, as "
+            "module:name"
         },
     )
     loss: list[str] = field(
         default_factory=["dpo"].copy,
-        metadata=_NAME_AND_SETTINGS | {"help": "loss of mmbdhs.losses, such as dpo, ipo, slic or simpo, or sft"},
+        metadata=_NAME_AND_SETTINGS
+        | {
+            "help": f"loss of mmbdhs.losses: {', '.join(sorted(loss_names()))}; or your own loss of pairs or your own "
+            "objective, as module:name"
+        },
     )
-    config: Path | None = field(
-        default=None, metadata={"help": "JSON file of an object with fields of TrainConfig; options override it"}
-    )
+    beta: float | None = field(default=None, metadata={"help": "the loss's beta; None: the loss's default"})
+
+    def open_held_out(self) -> Records | None:
+        """The held-out records. None if none are named."""
+        if self.eval_dataset_name is not None:
+            if self.dataset_test_split is not None:
+                raise ValueError("dataset_test_split: needs None where eval_dataset_name is given, got both")
+            return open_named(self.eval_dataset_name, turns=self.turns, image_folder=self.image_folder)
+        return None if self.dataset_test_split is None else self.open_records(self.turns, self.dataset_test_split)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,25 +91,28 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, config = parse_arguments(argv)
         annotator = None if options.annotator is None else parse_annotator(options.annotator)
-        source, objective = parse_source(options.source, annotator), parse_objective(options.loss)
+        source, objective = parse_source(options.source, annotator), parse_objective(options.loss, options.beta)
         check_fit(source, objective)
-        check_unused(Path(config.output), config.resume, "Pass --resume true to continue, or choose another --output")
-        records = open_records(options.data, turns=options.turns, image_folder=options.image_folder)
-        usable_rows(records, needed_columns(source), config.on_error)
-        dtype = options.dtype or ("auto" if config.lora_rank else "float32")
-        model, processor = load_model(options.model, dtype)
+        check_unused(Path(config.output_dir), config.resume_from_checkpoint, _RESUME_ADVICE)
+        records, held_out = options.open_records(options.turns), options.open_held_out()
+        for one in (records, held_out):
+            if one is not None:
+                usable_rows(one, needed_columns(source), config.on_error)
+        make_accelerator(config)
+        dtype = options.dtype or ("auto" if config.lora_r else "float32")
+        model, processor = load_model(options.model_name_or_path, dtype)
         if annotator is not None:
             annotator.load(model, processor)
     except FolderInUseError as error:
         return fail("train", error, 1)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("train", error, 2)) from error
     try:
-        result = train(model, processor, records, source, objective, config)
-    except (FolderInUseError, ExampleError, UnsupportedModelError, NonFiniteLossError) as error:
+        result = train(model, processor, records, source, objective, config, eval_records=held_out)
+    except (FolderInUseError, ExampleError, UnsupportedModelError, NonFiniteLossError, OSError, ValueError) as error:
         return fail("train", error, 1)
     if result.interrupted:
-        print(f"interrupted after {result.steps} steps; --resume true continues from {result.folder}")
+        print(f"interrupted after {result.steps} steps; {_CONTINUE} continues from {result.folder}")
         return 128 + result.interrupted
     print(f"{result.steps} steps; model and processor are in {result.folder}")
     return 0
@@ -105,6 +120,6 @@ def main(argv: Sequence[str]) -> int:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[CommandOptions, TrainConfig]:
     """The command's options and the trainer's settings. Raises ValueError or TypeError for wrong arguments."""
-    usage = "mmbdhs train --model MODEL --data DATA --output OUTPUT [OPTION ...]"
+    usage = "mmbdhs train --model_name_or_path MODEL --dataset_name DATA --output_dir OUT [OPTION ...]"
     options, config = parse_options(argv, (CommandOptions, TrainConfig), usage, DESCRIPTION)
     return options, config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmbdhs import losses
 from mmbdhs.logprobs import ResponseLogps
-from mmbdhs.runs import check_known, parse_settings
+from mmbdhs.runs import check_known, load_object, parse_settings
 from mmbdhs.sampling import BDHSConfig, SamplingConfig
 from mmbdhs.training.annotators import Annotator, Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
 from mmbdhs.training.objectives import Objective, losses_of, pairwise, supervised
@@ -33,9 +34,9 @@ from mmbdhs.vlm import Processor
 class NamedAnnotator:
     """The annotator of `--annotator NAME KEY=VALUE …`, which is made once the model has been loaded.
 
-    name: "endpoint", "model" or "likelihood".
-    settings: its arguments; for the last two `model` is the folder or name of a judge's model and processor, without
-        which the policy judges itself.
+    name: "endpoint", "model", "likelihood" or "module:name".
+    settings: its arguments; for "model" and "likelihood", `model` is the folder or name of a judge's model and
+        processor, without which the policy judges itself.
     """
 
     name: str
@@ -45,8 +46,11 @@ class NamedAnnotator:
         """Make the annotator. Raises what its model or its arguments raise."""
         self._policy = self._judge = policy
         settings = dict(self.settings)
+        if ":" in self.name:
+            self._annotator: Annotator = _imported("annotator", self.name, settings)
+            return
         if self.name == "endpoint":
-            self._annotator: Annotator = EndpointAnnotator(**settings)
+            self._annotator = EndpointAnnotator(**settings)
             return
         if (folder := settings.pop("model", None)) is not None:
             self._judge = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
@@ -63,8 +67,11 @@ def parse_annotator(words: Sequence[str]) -> NamedAnnotator:
     """The annotator of `--annotator NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
     kinds = {"endpoint": EndpointAnnotator, "model": ModelAnnotator, "likelihood": LikelihoodAnnotator}
     name, *settings = words
-    check_known("annotator", [name], kinds)
     found = parse_settings(settings)
+    if ":" in name:
+        _imported("annotator", name, found)
+        return NamedAnnotator(name, found)
+    check_known("annotator", [name], kinds)
     known = set(inspect.signature(kinds[name]).parameters) - {"processor"}
     check_known("annotator", found, known)
     if missing := {"client", "model_name"} - found.keys() if name == "endpoint" else set():
@@ -100,21 +107,50 @@ def parse_source(words: Sequence[str], annotator: Annotator | None = None) -> Pa
         "mixed": mixed,
     }
     name, *settings = words
-    check_known("source", [name], makers)
     if annotator is not None and name not in ("online", "mixed"):
         raise ValueError(f"annotator: is used by the sources online and mixed, got the source {name!r}")
+    if ":" in name:
+        return _imported("source", name, parse_settings(settings))
+    check_known("source", [name], makers)
     return makers[name](**parse_settings(settings))
 
 
-def parse_objective(words: Sequence[str]) -> Objective:
-    """The objective of `--loss NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
-    name, *settings = words
+def parse_objective(words: Sequence[str], beta: float | None = None) -> Objective:
+    """The objective of `--loss NAME KEY=VALUE …`.
+
+    beta: one more setting of the loss.
+
+    Raises ValueError or TypeError for wrong names.
+    """
+    name, *rest = words
+    settings = parse_settings(rest)
+    if beta is not None:
+        if "beta" in settings:
+            raise ValueError(f"beta: needs one value, got --beta {beta} and beta={settings['beta']} with --loss")
+        settings["beta"] = beta
+    if ":" in name:
+        found = load_object("loss", name)
+        return pairwise(found, **settings) if _compares_pairs(found) else _imported("loss", name, settings)
     if name == "sft":
-        return supervised(**parse_settings(settings))
-    functions = {function.removesuffix("_loss"): getattr(losses, function) for function in losses.__all__}
-    pair_losses = {short: loss for short, loss in functions.items() if _compares_pairs(loss)}
-    check_known("loss", [name], ["sft", *pair_losses])
-    return pairwise(pair_losses[name], **parse_settings(settings))
+        return supervised(**settings)
+    check_known("loss", [name], loss_names())
+    return pairwise(getattr(losses, f"{name}_loss"), **settings)
+
+
+def loss_names() -> list[str]:
+    """The names of the losses that --loss takes."""
+    pairs = [name for name in losses.__all__ if _compares_pairs(getattr(losses, name))]
+    return ["sft", *(name.removesuffix("_loss") for name in pairs)]
+
+
+def _imported(option: str, name: str, settings: dict[str, Any]) -> Any:
+    """The object `module:name`: a class is made with the settings, a function is called with them each time."""
+    found = load_object(option, name)
+    if isinstance(found, type):
+        return found(**settings)
+    if not callable(found):
+        raise TypeError(f"{option}: needs a class or a function, got {name!r}, which is {type(found).__name__}")
+    return partial(found, **settings) if settings else found
 
 
 def check_fit(source: PairSource, objective: Objective) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mmbdhs.data import PAIR_FAULTS, ChatPrompt, load_images, pair_faults
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
-from mmbdhs.losses import sft_loss
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import counts, metric_sums
@@ -165,8 +164,7 @@ class Learner:
         _require_finite(f"loss in step {step}", result.losses, examples)
         self.backward(result.losses.sum())
         tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
-        nll_losses = sft_loss(policy.sums[:, 0].detach(), chosen_lengths=policy.lengths[:, 0])
-        return metric_sums(result, nll_losses, tokens)
+        return metric_sums(result, policy, tokens)
 
     def _policy_and_reference(
         self, examples: list[EncodedExample]

@@ -1,4 +1,4 @@
-"""The record of a training run: a progress bar, log.jsonl, and TensorBoard where it is installed."""
+"""The record of a training run: a progress bar, log.jsonl, and the trackers of Accelerate."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmbdhs.data import write_jsonl
-from mmbdhs.losses import PreferenceLoss
+from mmbdhs.logprobs import ResponseLogps
+from mmbdhs.losses import PreferenceLoss, sft_loss
+from mmbdhs.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -23,8 +29,9 @@ class StepMetrics(NamedTuple):
     """Sums over the examples of one or more optimiser steps.
 
     examples: number of examples with a loss.
-    loss, nll_loss, margin, accuracy, chosen_reward, rejected_reward: sums over these examples; NaN where an objective
-        has no rewards. nll_loss is the negative log-likelihood per token of the chosen response.
+    loss, nll_loss: sums over these examples; nll_loss is the negative log-likelihood per token of the chosen response.
+    chosen_logps, rejected_logps: sums of log p of the chosen response, and of the mean of the others.
+    chosen_rewards, rejected_rewards, margins, accuracies: sums; NaN where an objective has no rewards.
     tokens: prompt and response tokens of the policy's forward passes.
     undecided: number of examples for which the source had nothing to learn from.
     skipped: number of examples that could not be read.
@@ -35,38 +42,58 @@ class StepMetrics(NamedTuple):
     examples: float = 0.0
     loss: float = 0.0
     nll_loss: float = 0.0
-    margin: float = 0.0
-    accuracy: float = 0.0
-    chosen_reward: float = 0.0
-    rejected_reward: float = 0.0
+    chosen_logps: float = 0.0
+    rejected_logps: float = 0.0
+    chosen_rewards: float = 0.0
+    rejected_rewards: float = 0.0
+    margins: float = 0.0
+    accuracies: float = 0.0
     tokens: float = 0.0
     undecided: float = 0.0
     skipped: float = 0.0
     identical: float = 0.0
     garbled: float = 0.0
 
-    def averages(self, seconds: float) -> dict[str, float]:
-        """Means per example, tokens per second, and the counts of examples that were left out or are of no use."""
-        means = {name: getattr(self, name) / self.examples for name in _MEANS} if self.examples else {}
-        counts = {name: int(getattr(self, name)) for name in _COUNTS}
-        return means | {"tokens_per_second": self.tokens / seconds} | counts
+    def averages(self) -> dict[str, float]:
+        """Means per example, by their names in TRL, and the counts of examples that were left out or are of no use.
+        Means that do not exist are left out."""
+        means = {shown: getattr(self, name) / self.examples for name, shown in _MEANS.items() if self.examples}
+        known = {name: value for name, value in means.items() if not math.isnan(value)}
+        return known | {name: int(getattr(self, name)) for name in _COUNTS}
 
 
-_MEANS = ("loss", "nll_loss", "margin", "accuracy", "chosen_reward", "rejected_reward")
+_MEANS = {
+    "loss": "loss",
+    "nll_loss": "nll_loss",
+    "chosen_logps": "logps/chosen",
+    "rejected_logps": "logps/rejected",
+    "chosen_rewards": "rewards/chosen",
+    "rejected_rewards": "rewards/rejected",
+    "margins": "rewards/margins",
+    "accuracies": "rewards/accuracies",
+}
 _COUNTS = ("undecided", "skipped", "identical", "garbled")
 
 
-def metric_sums(result: PreferenceLoss, nll_losses: Tensor, tokens: int) -> Tensor:
+def metric_sums(result: PreferenceLoss, policy: ResponseLogps, tokens: int) -> Tensor:
     """The fields of `StepMetrics` for B examples with a loss, as a float64 tensor on the CPU that can be added.
 
-    nll_losses: [B], the negative log-likelihood per token of the chosen responses.
+    policy: log-probabilities of the responses under the policy, the chosen response first.
     """
     losses, chosen, rejected = result
-    margins = chosen - rejected
-    accuracy = torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype))
-    columns = torch.stack([losses.detach(), nll_losses.detach(), margins, accuracy, chosen, rejected])
-    sums = dict(zip(_MEANS, columns.cpu().double().sum(dim=1).tolist(), strict=True))
-    return counts(examples=len(losses), tokens=tokens, **sums)
+    margins, sums = chosen - rejected, policy.sums.detach()
+    columns = {
+        "loss": losses.detach(),
+        "nll_loss": sft_loss(sums[:, 0], chosen_lengths=policy.lengths[:, 0]),
+        "chosen_logps": sums[:, 0],
+        "rejected_logps": sums[:, 1:].mean(dim=1),  # NaN without others
+        "chosen_rewards": chosen,
+        "rejected_rewards": rejected,
+        "margins": margins,
+        "accuracies": torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype)),
+    }
+    totals = torch.stack(list(columns.values())).cpu().double().sum(dim=1).tolist()
+    return counts(examples=len(losses), tokens=tokens, **dict(zip(columns, totals, strict=True)))
 
 
 def counts(**numbers: float) -> Tensor:
@@ -77,32 +104,37 @@ def counts(**numbers: float) -> Tensor:
 class TrainLog:
     """A context manager that records a run. Only the main process writes.
 
-    output: folder of log.jsonl and tensorboard/.
+    accelerator: has the run's trackers.
+    output: folder of log.jsonl.
     start: number of optimiser steps that are already done; lines about later steps, left by an interrupted run, are
         dropped.
     total: number of optimiser steps of the whole run.
     steps_per_epoch: optimiser steps per epoch.
-    is_main: whether this is the main process.
+    last: the newest value of every number that was written.
     """
 
-    def __init__(self, output: Path, start: int, total: int, steps_per_epoch: int, is_main: bool) -> None:
-        self._path, self._steps_per_epoch, self._is_main = output / "log.jsonl", steps_per_epoch, is_main
+    def __init__(self, accelerator: Accelerator, output: Path, start: int, total: int, steps_per_epoch: float) -> None:
+        self._accelerator, self._path, self._steps_per_epoch = accelerator, output / "log.jsonl", steps_per_epoch
         self._unwritten: list[StepMetrics] = []
         self._since = time.perf_counter()
-        self._tensorboard = self._bar = None
-        if is_main:
+        self._bar = None
+        self.last: dict[str, float] = {}
+        if accelerator.is_main_process:
             rows = _whole_rows(self._path) if self._path.exists() else []
             write_jsonl(self._path, [row for row in rows if row["step"] <= start])
-            self._tensorboard = _tensorboard_writer(output)
+            names = ", ".join(tracker.name for tracker in accelerator.trackers) or "no tracker"
+            _LOG.info("writing log.jsonl, and to %s", names)
             self._bar = _progress_bar(start, total)
 
     def __enter__(self) -> TrainLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for display in (self._tensorboard, self._bar):
-            if display is not None:
-                display.close()
+        if self._accelerator.is_main_process:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+        if self._bar is not None:
+            self._bar.close()
 
     def add_step(self, metrics: StepMetrics) -> None:
         """Count one optimiser step."""
@@ -113,11 +145,12 @@ class TrainLog:
     def write(self, step: int, **facts: float) -> None:
         """Write a line that averages all steps since the last line and adds `facts`."""
         now = time.perf_counter()
-        row = StepMetrics(*map(sum, zip(*self._unwritten, strict=True))).averages(now - self._since)
+        sums = StepMetrics(*map(sum, zip(*self._unwritten, strict=True)))
+        row = sums.averages() | {"tokens_per_second": sums.tokens / (now - self._since)}
         self._unwritten, self._since = [], now
         self._write_row(step, row | facts)
         if self._bar is not None:
-            shown = ("loss", "margin", "accuracy", "tokens_per_second")
+            shown = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second")
             self._bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -126,14 +159,29 @@ class TrainLog:
         self._since = time.perf_counter()
 
     def _write_row(self, step: int, values: dict[str, float]) -> None:
-        if not self._is_main:
+        self.last |= values
+        if not self._accelerator.is_main_process:
             return
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "epoch": step / self._steps_per_epoch, **known}) + "\n")
-        if self._tensorboard is not None:
-            for name, value in known.items():
-                self._tensorboard.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step, "epoch": step / self._steps_per_epoch, **values}) + "\n")
+        self._accelerator.log(values, step)
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, start: int) -> None:
+    """Start the trackers that the accelerator was made with, and give them the run's settings.
+
+    start: number of optimiser steps that are already done; TensorBoard hides what was written about later ones.
+    """
+    if not config.report_to:
+        return
+    name = config.run_name or Path(config.output_dir).absolute().name
+    settings = {one.name: getattr(config, one.name) for one in fields(config)}
+    plain = {
+        key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()
+    }
+    named = {kind: {"name": name} for kind in ("wandb", "trackio")} | {"mlflow": {"run_name": name}}
+    starts = named | {"tensorboard": {"purge_step": start + 1}, "swanlab": {"experiment_name": name}}
+    accelerator.init_trackers("mmbdhs", plain, starts)
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:
@@ -148,16 +196,6 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}: needs one JSON object a line, line {number} is none ({error})") from error
             _LOG.warning("%s: dropped its last line, which is cut short", path)
     return rows
-
-
-def _tensorboard_writer(output: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        _LOG.info("writing log.jsonl; TensorBoard is not installed")
-        return None
-    _LOG.info("writing log.jsonl and, into tensorboard/, for TensorBoard")
-    return SummaryWriter(output / "tensorboard")
 
 
 def _progress_bar(start: int, total: int) -> Any:

@@ -14,7 +14,7 @@ from mmbdhs.training.run_identity import LENGTH
 
 _LOG = logging.getLogger("mmbdhs")
 
-_RESUME_ADVICE = "Pass resume=True to continue, or choose another output"
+_RESUME_ADVICE = "Pass resume_from_checkpoint=True to continue, or choose another output_dir"
 
 
 def check_unused(output: Path, resume: bool, advice: str = _RESUME_ADVICE) -> None:
@@ -23,10 +23,12 @@ def check_unused(output: Path, resume: bool, advice: str = _RESUME_ADVICE) -> No
     advice: what the user can do, in the words of the interface that the error appears in.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output: needs a folder, {output} is a file")
+        raise ValueError(f"output_dir: needs a folder, {output} is a file")
     names = ["final"] * (output / "final").exists() + [path.name for path in checkpoints(output)]
     if names and not resume:
-        raise FolderInUseError(f"output: needs a folder without a run, {output} already contains {names[-1]}. {advice}")
+        raise FolderInUseError(
+            f"output_dir: needs a folder without a run, {output} already contains {names[-1]}. {advice}"
+        )
 
 
 @contextmanager

@@ -29,11 +29,11 @@ def make_trainable(model: Any, config: TrainConfig) -> nn.Module:
     model that has some, and for a projector's learning rate where no projector is found.
     """
     if hasattr(model, "peft_config"):
-        if config.lora_rank not in (0, TrainConfig.lora_rank):
+        if config.lora_r not in (0, TrainConfig.lora_r):
             raise ValueError(
-                f"lora_rank: needs 0 or the default for a model with adapters of its own, got {config.lora_rank}"
+                f"lora_r: needs 0 or the default for a model with adapters of its own, got {config.lora_r}"
             )
-    elif config.lora_rank:
+    elif config.lora_r:
         model = _with_adapters(model, config)
     else:
         _unfreeze(model, config)
@@ -85,14 +85,14 @@ def _with_adapters(model: Any, config: TrainConfig) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("lora_rank: needs the extra 'train': pip install 'mmbdhs[train]'") from error
+        raise ImportError("lora_r: needs the extra 'train': pip install 'mmbdhs[train]'") from error
     decoder = VLM.of(model).decoder
     (decoder_name,) = (name for name, module in model.named_modules() if module is decoder)
     layers = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     projectors = list(_required_projectors(model)) if config.projector_learning_rate is not None else None
-    alpha: Any = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+    alpha: Any = 2 * config.lora_r if config.lora_alpha is None else config.lora_alpha
     settings = LoraConfig(
-        r=config.lora_rank,
+        r=config.lora_r,
         lora_alpha=alpha,
         lora_dropout=config.lora_dropout,
         target_modules=rf"{re.escape(decoder_name)}\..*\.({'|'.join(sorted(layers))})",
@@ -117,7 +117,7 @@ def _train_in_float32(model: nn.Module) -> None:
     """Turn trained parameters of 16 bits into float32: steps of 2e-6 would be lost to their rounding.
 
     A projector, which is between parts that stay as they are, goes on in the old precision, under autocast. The text
-    decoder takes what it is given, and runs as `mixed_precision` says.
+    decoder takes what it is given, and runs under the run's own autocast.
     """
     base = VLM.of(model).model
     takes_all = set(VLM.of(base).decoder.modules()) | {base.get_output_embeddings()}

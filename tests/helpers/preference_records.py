@@ -42,8 +42,8 @@ def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Ma
 
 
 def full_run(output: Path | str, **settings: Any) -> TrainConfig:
-    """The settings of one epoch in which the whole text decoder is trained."""
-    return TrainConfig(output, **{"lora_rank": 0, "epochs": 1} | settings)
+    """The settings of one epoch in which the whole text decoder is trained, in steps of four examples."""
+    return TrainConfig(output, **{"lora_r": 0, "num_train_epochs": 1, "gradient_accumulation_steps": 1} | settings)
 
 
 def scene_records(count: int) -> list[dict[str, Any]]:

@@ -70,10 +70,10 @@ def test_ctrl_c_ends_the_command_with_a_line(
         (["--mask-threshold", "2"], "mask_threshold: needs a number in [0, 1], got 2"),
         (["--shard-size", "many"], "shard_size: needs an integer in"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
-        (["--model", "/nothing"], "--model: needs a folder or name of model and processor, got '/nothing'"),
-        (["--dtype", "float7"], "--dtype: needs auto or the name of a torch dtype, got 'float7'"),
+        (["--model", "/nothing"], "model_name_or_path: needs a folder or name of model and processor, got '/nothing'"),
+        (["--dtype", "float7"], "dtype: needs auto or the name of a torch dtype, got 'float7'"),
         (["--similarity", "/nothing"], "similarity: the sentence embedding model '/nothing' could not be loaded"),
-        (["--device", "abacus"], "--device: "),
+        (["--device", "abacus"], "device: needs"),
     ],
 )
 def test_what_is_wrong_ends_with_a_line(
@@ -100,4 +100,4 @@ def test_a_file_of_settings_is_overridden_by_options(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"mask_threshold": 0.5, "seed": 3}')
     required = ["--model", "m", "--data", "d", "--out", "o"]
     options, settings, config = parse_arguments([*required, "--config", str(tmp_path / "config.json"), "--seed", "4"])
-    assert (options.model, settings.shard_size, config.mask_threshold, config.seed) == ("m", 500, 0.5, 4)
+    assert (options.model_name_or_path, settings.shard_size, config.mask_threshold, config.seed) == ("m", 500, 0.5, 4)

@@ -49,8 +49,8 @@ def test_the_command_prints_a_table_and_writes_two_files(
         (["--noise-steps", "5"], "config: needs noise_steps=0"),
         (["--turns", "all"], "turns: needs one of 'last', 'first', 'every', got 'all'"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
-        (["--out", __file__], "--out: needs a folder"),
-        (["--device", "abacus"], "--device: needs a device"),
+        (["--out", __file__], "output_dir: needs a folder"),
+        (["--device", "abacus"], "device: needs a device"),
         (["--similarity", "/nothing"], "similarity: the sentence embedding model '/nothing' could not be loaded"),
     ],
 )

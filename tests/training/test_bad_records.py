@@ -83,11 +83,11 @@ def test_stored_pairs(problem: str, miniature: Any, tmp_path: Path) -> None:
     records = scene_records(3)
     records[1] |= columns | {"key": "the bad one"}
     run = (*miniature, records, StoredSource(), DPO)
-    assert train(*run, full_run(tmp_path / "skip", batch_size=3, on_error="skip")).steps == 1
+    assert train(*run, full_run(tmp_path / "skip", per_device_train_batch_size=3, on_error="skip")).steps == 1
     row = log_row(tmp_path / "skip")
     assert (row["skipped"], row["undecided"]) == (1, 0)
     with pytest.raises(ValueError, match=rf"^records: example 'the bad one': {message}"):
-        train(*run, full_run(tmp_path / "raise", batch_size=3))
+        train(*run, full_run(tmp_path / "raise", per_device_train_batch_size=3))
 
 
 @pytest.mark.parametrize("problem", [name for name in BAD if name not in SEES_CHOSEN_ONLY])
@@ -97,16 +97,16 @@ def test_sampled_pairs(problem: str, miniature: Any, tmp_path: Path) -> None:
     records[1] |= columns | {"key": "the bad one"}
     source = OnlineBDHSSource(BDHSConfig(max_iterations=1, max_sentence_tokens=4), lambda a, b: [0.0] * len(a))
     run = (*miniature, records, source, DPO)
-    train(*run, full_run(tmp_path / "skip", batch_size=3, on_error="skip"))
+    train(*run, full_run(tmp_path / "skip", per_device_train_batch_size=3, on_error="skip"))
     assert log_row(tmp_path / "skip")["skipped"] == 1
     with pytest.raises(ValueError, match=rf"^records: example 'the bad one': {message}"):
-        train(*run, full_run(tmp_path / "raise", batch_size=3))
+        train(*run, full_run(tmp_path / "raise", per_device_train_batch_size=3))
 
 
 def test_long_responses_are_cut_if_that_is_asked_for(tmp_path: Path) -> None:
     records = scene_records(2)
     records[1]["rejected"] = "a car " * 1500
-    config = full_run(tmp_path, batch_size=2, truncate_responses=True)
+    config = full_run(tmp_path, per_device_train_batch_size=2, truncate_responses=True)
     train(*fresh_miniature(), records, StoredSource(), DPO, config)
     assert log_row(tmp_path)["skipped"] == 0
 
@@ -123,7 +123,7 @@ def test_records_without_a_key_share_no_draws(tmp_path: Path) -> None:
     records = [
         record | {"key": key} for record, key in zip(scene_records(4), [None, float("nan"), "a", 7], strict=True)
     ]
-    train(*fresh_miniature(), records, Source(), DPO, full_run(tmp_path, batch_size=4))
+    train(*fresh_miniature(), records, Source(), DPO, full_run(tmp_path, per_device_train_batch_size=4))
     assert sorted(seen) == ["0#0", "1#0", "7#0", "a#0"]
 
 
@@ -143,7 +143,7 @@ def test_bad_records_are_named_before_the_run_or_skipped(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"records: row 2: images: needs a file that is there, got '.*gone.png'"):
         train(*run, full_run(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
-    assert train(*run, full_run(tmp_path / "a", batch_size=1, on_error="skip")).steps == 3
+    assert train(*run, full_run(tmp_path / "a", per_device_train_batch_size=1, on_error="skip")).steps == 3
     del records[0]["rejected"]
     with pytest.raises(
         ValueError, match="row 0: needs the columns images, prompt, chosen, rejected, got images, prompt, chosen, key"

@@ -163,7 +163,7 @@ def test_loss_and_gradients_are_those_of_the_rule(tmp_path: Path) -> None:
 def test_a_run_with_stored_sums_makes_a_reference(tmp_path: Path) -> None:
     """Its first step therefore starts at a margin of 0."""
     records = [{**one.record, "reference_logps": [-1.0, -2.0]} for one in EXAMPLES]
-    config = full_run(tmp_path, learning_rate=1e-3, batch_size=3)
+    config = full_run(tmp_path, learning_rate=1e-3, per_device_train_batch_size=3)
     train(*fresh_miniature(), records, StoredSource(), pairwise(dpo_loss, changed_weight=GAMMA), config)
     assert '"loss": 0.6931' in (tmp_path / "log.jsonl").read_text()
 

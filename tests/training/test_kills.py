@@ -38,7 +38,15 @@ def run(output: Path) -> None:
 
     torch.set_num_threads(1)
     config = TrainConfig(
-        output, epochs=2, batch_size=2, save_steps=1, log_steps=1, learning_rate=1e-3, lora_rank=2, resume=True
+        output,
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        save_steps=1,
+        logging_steps=1,
+        learning_rate=1e-3,
+        lora_r=2,
+        resume_from_checkpoint=True,
     )
     train(*fresh_miniature(), scene_records(4), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
 
@@ -46,7 +54,7 @@ def run(output: Path) -> None:
 def compared(whole: Path, cut: Path) -> list[str]:
     """What differs between two finished runs: weights to the bit, the log apart from speed, and files left over."""
     found = []
-    for name in ("final/adapter_model.safetensors", "checkpoint-000004/adapter_model.safetensors"):
+    for name in ("final/adapter_model.safetensors", "checkpoint-4/adapter_model.safetensors"):
         if (whole / name).read_bytes() != (cut / name).read_bytes():
             found.append(f"{cut}: {name}")
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, cut)]

@@ -77,7 +77,7 @@ def test_identical_pairs_are_left_out_and_garbled_ones_on_request(tmp_path: Path
         ("kept", [*good, *alike], {"drop_identical": False}),
     ):
         model, processor = fresh_miniature()
-        config = full_run(tmp_path / name, batch_size=8, learning_rate=1e-3, log_steps=1, **drops)
+        config = full_run(tmp_path / name, per_device_train_batch_size=8, learning_rate=1e-3, logging_steps=1, **drops)
         train(model, processor, records, StoredSource(), DPO, config)
         models.append(weights(model))
     found = [(logged(tmp_path / name)["identical"], logged(tmp_path / name)["garbled"]) for name in ("all", "garbled")]

@@ -30,7 +30,7 @@ def run(folder: Path, **changes: Any) -> Any:
     """A run of two steps with a checkpoint after each; `changes` replace its parts and settings."""
     parts = {"records": scene_records(4), "source": StoredSource(), "objective": DPO, "model": fresh_miniature()}
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
-    settings = {"batch_size": 2, "save_steps": 1, "log_steps": 1, "learning_rate": 1e-4} | changes
+    settings = {"per_device_train_batch_size": 2, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-4} | changes
     config = full_run(folder, **settings)
     return train(*parts["model"], parts["records"], parts["source"], parts["objective"], config)
 
@@ -47,7 +47,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def test_a_finished_run_is_not_overwritten(save_steps: int, tmp_path: Path) -> None:
     run(tmp_path, save_steps=save_steps)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"output: needs a folder without a run, .* already contains"):
+    with pytest.raises(ValueError, match=r"output_dir: needs a folder without a run, .* already contains"):
         run(tmp_path, max_steps=1)
     assert contents(tmp_path) == before
 
@@ -69,8 +69,8 @@ def other_model() -> tuple[Any, Any]:
         ({"objective": pairwise(ipo_loss)}, r"objective\.loss: 'mmbdhs.losses.preference.dpo_loss', now '.*ipo_loss'"),
         ({"objective": pairwise(dpo_loss, beta=0.2)}, r"objective\.settings\.beta: 0\.1, now 0\.2"),
         ({"learning_rate": 1e-2}, r"config\.learning_rate: 0\.0001, now 0\.01"),
-        ({"schedule": "linear"}, r"config\.schedule: 'cosine', now 'linear'"),
-        ({"batch_size": 3}, r"config\.batch_size: 2, now 3"),
+        ({"lr_scheduler_type": "linear"}, r"config\.lr_scheduler_type: 'cosine', now 'linear'"),
+        ({"per_device_train_batch_size": 3}, r"config\.batch_size: 2, now 3"),
         ({"seed": 7}, r"config\.seed: 0, now 7"),
         ({"source": OnlineBDHSSource()}, r"source\.type: '.*StoredSource', now '.*OnlineBDHSSource'"),
         ({"records": [swapped(record) for record in scene_records(4)]}, r"data\.fingerprint: '\w+', now '\w+'"),
@@ -85,7 +85,7 @@ def test_a_run_with_other_values_does_not_resume(
     folder = begun()
     before = contents(folder)
     with pytest.raises(ValueError, match=rf"holds another run, this one differs in {difference}"):
-        run(folder, epochs=2, resume=True, **changes)
+        run(folder, num_train_epochs=2, resume_from_checkpoint=True, **changes)
     assert contents(folder) == before
 
 
@@ -115,10 +115,10 @@ def test_a_difference_is_accepted_once_its_entry_is_deleted(begun: Callable[[], 
     record["versions"]["torch"] = "1.0"
     (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"versions\.torch: '1\.0', now '.*delete its entry in .*run\.json"):
-        run(folder, epochs=2, resume=True)
+        run(folder, num_train_epochs=2, resume_from_checkpoint=True)
     del record["versions"]["torch"]
     (folder / "run.json").write_text(json.dumps(record))
-    assert run(folder, epochs=2, resume=True).steps == 4
+    assert run(folder, num_train_epochs=2, resume_from_checkpoint=True).steps == 4
     assert json.loads((folder / "run.json").read_text())["versions"]["torch"] == torch.__version__
 
 
@@ -127,44 +127,44 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     damage: str, begun: Callable[[], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = begun()
-    file = folder / "checkpoint-000002/trainer.pt"
+    file = folder / "checkpoint-2/trainer.pt"
     raw = bytearray(file.read_bytes())
     half = len(raw) // 2
     changed = {"empty": b"", "half": raw[:half], "flipped": raw[:half] + bytes([raw[half] ^ 16]) + raw[half + 1 :]}
     if damage in changed:
         file.write_bytes(changed[damage])
     elif damage == "missing file":
-        (folder / "checkpoint-000002/model.safetensors").unlink()
+        (folder / "checkpoint-2/model.safetensors").unlink()
     else:
-        (folder / "checkpoint-000002").rename(folder / "checkpoint-000003")
-    assert run(folder, epochs=2, resume=True).steps == 4
-    assert "is damaged" in caplog.text and "checkpoint-00000" in caplog.text
+        (folder / "checkpoint-2").rename(folder / "checkpoint-3")
+    assert run(folder, num_train_epochs=2, resume_from_checkpoint=True).steps == 4
+    assert "is damaged" in caplog.text and "checkpoint-" in caplog.text
     assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4]
 
 
 def test_without_a_whole_checkpoint_the_run_says_so(begun: Callable[[], Path]) -> None:
     folder = begun()
     for number in (1, 2):
-        (folder / f"checkpoint-00000{number}/trainer.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"resume: needs a checkpoint that is whole, got .*-000002: .*; .*-000001: "):
-        run(folder, epochs=2, resume=True)
+        (folder / f"checkpoint-{number}/trainer.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"resume: needs a checkpoint that is whole, got .*-2: .*; .*-1: "):
+        run(folder, num_train_epochs=2, resume_from_checkpoint=True)
 
 
 def test_a_log_that_was_cut_short_continues(begun: Callable[[], Path], caplog: pytest.LogCaptureFixture) -> None:
     folder = begun()
     with open(folder / "log.jsonl", "a") as file:
         file.write('{"step": 3, "epo')
-    assert run(folder, epochs=2, resume=True).steps == 4
+    assert run(folder, num_train_epochs=2, resume_from_checkpoint=True).steps == 4
     assert "dropped its last line" in caplog.text and [row["step"] for row in rows(folder)] == [1, 2, 3, 4]
 
 
 def test_what_a_kill_leaves_is_deleted_and_other_files_stay(begun: Callable[[], Path]) -> None:
     folder = begun()
-    for name in (".checkpoint-000001.partial", ".final.partial", ".final.previous", ".mine.partial", "notes"):
+    for name in (".checkpoint-1.partial", ".final.partial", ".final.previous", ".mine.partial", "notes"):
         (folder / name).mkdir()
         (folder / name / "file").touch()
     (folder / ".log.jsonl.abc").touch()
-    run(folder, epochs=2, resume=True)
+    run(folder, num_train_epochs=2, resume_from_checkpoint=True)
     names = {path.name for path in folder.iterdir()}
     assert {name for name in names if name.startswith(".")} == {".mine.partial"} and "notes" in names
 
@@ -237,10 +237,10 @@ def test_an_error_on_a_full_disk_names_it(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: Usage())
     with pytest.raises(OSError, match=r"No space left on device: .*final was not written; checkpoints that are: none"):
-        files.save_model(tmp_path / "final", Model(), Model(), {})
+        files.save_model(tmp_path / "final", Model(), Model(), {}, "card")
     Usage.free = 2**40
     with pytest.raises(RuntimeError, match="unexpected pos"):
-        files.save_model(tmp_path / "final", Model(), Model(), {})
+        files.save_model(tmp_path / "final", Model(), Model(), {}, "card")
     assert not list(tmp_path.iterdir())
 
 
@@ -250,11 +250,11 @@ class Client:
 
 def test_a_record_holds_no_secrets_and_no_objects() -> None:
     source = OnlineBDHSSource(BDHSConfig(seed=3), similarity="some/model")
-    config = full_run("x", lora_rank=4)
-    found = run_identity(*fresh_miniature()[:1], None, scene_records(2), source, DPO, config)
+    config = full_run("x", lora_r=4)
+    found = run_identity(*fresh_miniature()[:1], None, scene_records(2), source, DPO, config, batch_size=8)
     assert found == json.loads(json.dumps(found))
     assert found["source"]["config"]["seed"] == 3 and found["source"]["similarity"] == "some/model"
-    assert found["config"]["lora_rank"] == 4 and "output" not in found["config"]
+    assert found["config"]["lora_r"] == 4 and "output_dir" not in found["config"]
     assert found["versions"]["torch"] and found["reference"] is None
     described = describe(
         {"client": Client(), "api_key": "sk-SECRET", "hf_token": "SECRET", "call": len, "kind": Client}

@@ -33,8 +33,21 @@ pytest.importorskip("accelerate")
 pytest.importorskip("peft")
 
 DPO = pairwise(dpo_loss, beta=0.1)
-FULL = {"micro_batch_size": 1, "batch_size": 6, "epochs": 2, "save_steps": 1, "keep_checkpoints": 9}
-ADAPTERS = {"lora_rank": 4, "batch_size": 4, "micro_batch_size": 2, "gradient_checkpointing": True, "eval_steps": 1}
+FULL = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 6,
+    "num_train_epochs": 2,
+    "save_steps": 1,
+    "save_total_limit": 9,
+    "lr_scheduler_type": "constant",  # the rates of a run that is cut by max_steps are those of the whole run
+}
+ADAPTERS = {
+    "lora_r": 4,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+    "eval_steps": 1,
+}
 
 
 def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Candidates | None]:
@@ -48,7 +61,7 @@ def uneven(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> l
 
 
 def train_full(output: Path, **settings: Any) -> Any:
-    config = full_run(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **FULL | settings)
     return train(*fresh_miniature(), scene_records(9), uneven, DPO, config)
 
 
@@ -57,36 +70,38 @@ def train_adapters(output: Path, **settings: Any) -> Any:
         return {"size": sum(parameter.numel() for parameter in VLM.of(model).model.parameters())}
 
     source = OnlineBDHSSource(BDHSConfig(max_iterations=1), lambda a, b: [0.0] * len(a), with_stored=True)
-    config = full_run(output, learning_rate=1e-3, log_steps=1, **ADAPTERS | settings)
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **ADAPTERS | settings)
     objective = pairwise(dpo_loss, weights=(0.5, 0.5), beta=0.1)
     return train(*fresh_miniature(), scene_records(5), source, objective, config, evaluate=weights)
 
 
 def train_distorted(output: Path, **settings: Any) -> Any:
     """Predictions over noisy images take more passes, and are made for some of the examples only."""
-    config = full_run(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **FULL | settings)
     source = MixedSource(DistortedSource(), StoredSource(), p=0.4)
     return train(*fresh_miniature(), scene_records(9), source, DPO, config)
 
 
 def train_over_both_images(output: Path, **settings: Any) -> Any:
     """Distorted images run together with the clean ones."""
-    config = full_run(output, learning_rate=1e-3, log_steps=1, **FULL | settings)
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **FULL | settings)
     return train(*fresh_miniature(), scene_records(9), DistortedSource(), pairwise(mdpo_loss, beta=0.1), config)
 
 
 def main(output: Path) -> None:
     """Train sharded; this runs in each of the processes."""
-    result = train_full(output / "full", shard=True)
+    # Half of the forward passes of one process.
+    halves = {"shard": True, "gradient_accumulation_steps": 3}
+    result = train_full(output / "full", **halves)
     parameters = list(result.model.parameters())
     held, whole = sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)
     assert held < 0.51 * whole, f"{held} of {whole}"
     assert all(p.grad is None for p in parameters)
-    train_full(output / "cut", shard=True, max_steps=2)
-    train_full(output / "cut", shard=True, resume=True)
-    train_adapters(output / "adapters", shard=True)
-    train_distorted(output / "distorted", shard=True)
-    train_over_both_images(output / "both", shard=True)
+    train_full(output / "cut", max_steps=2, **halves)
+    train_full(output / "cut", resume_from_checkpoint=True, **halves)
+    train_adapters(output / "adapters", shard=True, gradient_accumulation_steps=1)
+    train_distorted(output / "distorted", **halves)
+    train_over_both_images(output / "both", **halves)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +117,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(folder: Path) -> list[float]:
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [row[name] for row in lines for name in ("loss", "margin", "grad_norm") if name in row]
+    return [row[name] for row in lines for name in ("loss", "rewards/margins", "grad_norm") if name in row]
 
 
 def test_a_sharded_model_trains_as_a_whole_one(sharded: Path, tmp_path: Path) -> None:
@@ -117,9 +132,9 @@ def test_a_sharded_run_resumes_sharded_to_the_bit_or_whole(sharded: Path, tmp_pa
     expected = load_file(sharded / "full/final/model.safetensors")
     found = load_file(sharded / "cut/final/model.safetensors")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    shutil.copytree(sharded / "full/checkpoint-000002", tmp_path / "checkpoint-000002")
-    train_full(tmp_path, resume=True)
-    start = load_file(tmp_path / "checkpoint-000002/model.safetensors")
+    shutil.copytree(sharded / "full/checkpoint-2", tmp_path / "checkpoint-2")
+    train_full(tmp_path, resume_from_checkpoint=True)
+    start = load_file(tmp_path / "checkpoint-2/model.safetensors")
     assert apart(load_file(tmp_path / "final/model.safetensors"), expected, start) < 1e-3
 
 

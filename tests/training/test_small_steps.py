@@ -35,7 +35,7 @@ def projector(model: Any) -> dict[str, torch.Tensor]:
 
 
 def settings(tmp_path: Path, **more: Any) -> TrainConfig:
-    fixed = {"projector_learning_rate": 2e-6, "lora_rank": 4, "batch_size": 2, "log_steps": 1}
+    fixed = {"projector_learning_rate": 2e-6, "lora_r": 4, "per_device_train_batch_size": 2, "logging_steps": 1}
     return TrainConfig(tmp_path, **fixed | more)
 
 
@@ -43,7 +43,7 @@ def settings(tmp_path: Path, **more: Any) -> TrainConfig:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_hundred_small_steps_add_up(tmp_path: Path, rank: int, dtype: torch.dtype) -> None:
     """AdamW moves a weight by its rate whatever the gradient's size, as long as the sign stays: 100 · 2e-6."""
-    model = make_trainable(half(dtype)[0], settings(tmp_path, lora_rank=rank))
+    model = make_trainable(half(dtype)[0], settings(tmp_path, lora_r=rank))
     before = copy.deepcopy(projector(model))
     optimizer = torch.optim.AdamW(parameter_groups(model, settings(tmp_path)), weight_decay=0.0)
     for _ in range(100):
@@ -59,7 +59,7 @@ def test_a_run_in_half_precision_starts_where_its_reference_is(tmp_path: Path) -
     frozen = {name: p.clone() for name, p in model.named_parameters()}
     result = train(model, processor, RECORDS, StoredSource(), DPO, settings(tmp_path, learning_rate=1e-3))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[0]["margin"] == 0.0 and rows[1]["margin"] > 0
+    assert rows[0]["rewards/margins"] == 0.0 and rows[1]["rewards/margins"] > 0
     base = result.model.get_base_model()
     for name, parameter in base.named_parameters():
         if not parameter.requires_grad and "projector" not in name:
@@ -93,5 +93,5 @@ def test_what_stays_in_16_bits_is_named(tmp_path: Path, caplog: pytest.LogCaptur
     for name, parameter in lora.named_parameters():
         parameter.requires_grad_("projector" in name and name.endswith("bias"))
     with caplog.at_level(logging.WARNING, "mmbdhs"):
-        make_trainable(lora, settings(tmp_path, lora_rank=0, projector_learning_rate=None))
+        make_trainable(lora, settings(tmp_path, lora_r=0, projector_learning_rate=None))
     assert "some trained parameters are not float32" in caplog.text
