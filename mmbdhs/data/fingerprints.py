@@ -11,9 +11,10 @@ _PIECE = 2**20
 
 
 def data_fingerprint(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The number of records and their fingerprint, which `Records` and datasets.Dataset bring along."""
+    """The number of records and their fingerprint, which `Records`, `RecordStream` and datasets.Dataset bring along."""
     known = getattr(records, "fingerprint", None) or getattr(records, "_fingerprint", None)
-    return {"records": len(records), "fingerprint": known if isinstance(known, str) else rows_fingerprint(records)}
+    count = len(records) if hasattr(records, "__len__") else None
+    return {"records": count, "fingerprint": known if isinstance(known, str) else rows_fingerprint(records)}
 
 
 def rows_fingerprint(rows: Iterable[Any]) -> str:

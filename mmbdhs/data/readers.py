@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,19 +174,39 @@ def usable_rows(records: Iterable[Any], columns: Sequence[str], on_error: str = 
     for index, read in enumerate(_reads(records)):
         row = records.row(index) if isinstance(records, Records) else index
         try:
-            _check_record(read(), columns)
-            usable.append(index)
+            if is_usable(row, read, columns, on_error):
+                usable.append(index)
         except TextOnlyError:
             text_only.append(row)
-        except ExampleError as error:
-            if on_error == "raise":
-                raise ValueError(f"records: row {row}: {error.reason}") from error
-            _LOG.warning("skipped row %d: %s", row, error.reason)
     if text_only:
         _LOG.warning("left out %d text-only row(s), the first is row %d", len(set(text_only)), text_only[0])
     if not usable:
         raise ValueError("records: needs at least one that can be used, got none")
     return usable
+
+
+def is_usable(row: int, read: Callable[[], Any], columns: Sequence[str], on_error: str) -> bool:
+    """Whether the record that `read` returns can be used, see `usable_rows`. Raises TextOnlyError for a record without
+    an image.
+
+    row: its number in the source, for messages.
+    """
+    try:
+        _check_record(read(), columns)
+    except TextOnlyError:
+        raise
+    except ExampleError as error:
+        if on_error == "raise":
+            raise ValueError(f"records: row {row}: {error.reason}") from error
+        _LOG.warning("skipped row %d: %s", row, error.reason)
+        return False
+    return True
+
+
+def undecoded(records: Iterable[Any], rows: Collection[int]) -> Iterator[Any]:
+    """The records of these rows in ascending order, read as far as `usable_rows` reads them. No image is decoded."""
+    wanted = set(rows)
+    return (read() for index, read in enumerate(_reads(records)) if index in wanted)
 
 
 def _reads(records: Iterable[Any]) -> Iterator[Callable[[], Any]]:

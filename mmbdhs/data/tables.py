@@ -174,6 +174,11 @@ def is_dataset(data: Any) -> bool:
     return _is(data, "Dataset")
 
 
+def is_streamed(data: Any) -> bool:
+    """Whether this is a datasets.IterableDataset."""
+    return _is(data, "IterableDataset")
+
+
 def _is(data: Any, *names: str) -> bool:
     """Whether data is of one of these classes of `datasets`, which is imported already if it is."""
     library = sys.modules.get("datasets")
