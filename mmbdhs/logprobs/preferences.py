@@ -30,7 +30,7 @@ from mmbdhs.vlm import (
 class EncodedResponses(NamedTuple):
     """A prompt and its responses as token ids.
 
-    inputs: the processor's output over the prompt (batch size 1), on the model's device.
+    inputs: the processor's output over the prompt (batch size 1).
     ids: the token ids of each response.
     masks: for each response which of its tokens count; the others are turns of the user between the assistant's.
     """
@@ -49,6 +49,7 @@ def encode_chat(
     *,
     append_eos: bool = True,
     names: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> EncodedResponses:
     """A prompt and its responses as `response_logps` takes them, where a response may hold several turns.
 
@@ -59,6 +60,7 @@ def encode_chat(
     responses: one or more; each is text, or messages that begin and end with an assistant turn.
     append_eos: whether a response ends with a token that ends generation where the chat template writes none.
     names: the column of each response, for error messages.
+    device: takes the inputs; None: the model's.
 
     The ids of a response include what the chat template writes after it. Raises ExampleError for responses without
     text, for text that spells tokens which are not text, and for several turns where the template does not mark which
@@ -78,7 +80,7 @@ def encode_chat(
         closing = rule.closing(own, turn.closing_ids) if append_eos else list(turn.closing_ids)
         turns.append((turn, [*turn.token_ids, *closing]))
         masks.append([*mask, *[True] * len(closing)])
-    inputs, start = encode_turn(processor, turns[0][0], loaded, vlm.device, vlm.dtype)
+    inputs, start = encode_turn(processor, turns[0][0], loaded, device or vlm.device, vlm.dtype)
     return EncodedResponses(first_tokens(inputs, start), [ids for _, ids in turns], masks)
 
 

@@ -18,6 +18,7 @@ from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader
 from mmbdhs.sampling.image_corruption import Noise
 from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each, conversation_text, corrupt_responses
 from mmbdhs.sampling.povid import povid_sample
+from mmbdhs.sampling.reader_pool import ReaderPool
 from mmbdhs.sampling.responses import iter_responses, sample_responses
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
 from mmbdhs.sampling.sampler import Sampler
@@ -36,6 +37,7 @@ __all__ = [
     "Noise",
     "POVIDSample",
     "Piece",
+    "ReaderPool",
     "Reference",
     "SampledResponse",
     "Sampler",

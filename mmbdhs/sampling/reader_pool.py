@@ -28,6 +28,7 @@ class ReaderPool:
     def __init__(self, num_workers: int | None, device: torch.device) -> None:
         if num_workers is None:
             num_workers = 0 if device.type == "cpu" else _WORKERS
+        self.num_workers = num_workers
         self._executor = ThreadPoolExecutor(num_workers, "mmbdhs-reader") if num_workers else None
         self._most_ahead = _AHEAD * num_workers
 

@@ -3,11 +3,11 @@
 `train` needs three parts, and any of them may be your own callable: a *source* that makes the candidate responses of
 an example, an *objective* that makes a loss of their log-probabilities, and for Online-DPO an *annotator* that ranks
 two responses. To read the code, begin with `config` (all settings), `pair_sources` and `objectives`, then follow a
-step through `trainer` and `learner`. `preparation` makes model and devices ready, `trainable` chooses the trained
-parameters, `sharding` distributes the model over processes (FSDP2), and `schedule` makes the learning rates.
-`checkpoints` and `log` write files, `hub` the model card, `run_folder` keeps a folder to one run, which `run_identity`
-describes. `annotators` holds judges, `annotator_accuracy` measures them, and `command`, with `command_parts`, is
-`mmbdhs train`.
+step through `trainer`, `batches` (which examples it takes, read ahead) and `learner`. `preparation` makes model and
+devices ready, `trainable` chooses the trained parameters, `sharding` distributes the model over processes (FSDP2), and
+`schedule` makes the learning rates. `checkpoints` and `log` write files, `hub` the model card, `run_folder` keeps a
+folder to one run, which `run_identity` describes. `annotators` holds judges, `annotator_accuracy` measures them, and
+`command`, with `command_parts`, is `mmbdhs train`.
 """
 
 from mmbdhs.training.annotator_accuracy import AnnotatorAccuracy, annotator_accuracy

@@ -98,6 +98,11 @@ class TrainConfig:
     hub_model_id: str | None = _setting(None, "the model's name on the Hub; None: the name of output_dir")
     hub_private_repo: bool = _setting(False, "create the model's repository on the Hub as a private one")
     seed: int = _setting(0, "seed of example order, dropout and new adapters")
+    dataloader_num_workers: int = _setting(
+        1,
+        "threads that read, decode and process the examples of the next step while the model runs one; 0: the model "
+        "waits for them. Several threads read from records at the same time",
+    )
     truncate_responses: bool = _setting(
         False, "cut responses at the end of the model's context instead of raising an error"
     )
@@ -124,7 +129,7 @@ class TrainConfig:
             integer("max_steps", self.max_steps, 1)
         for name in _AT_LEAST_ONE:
             integer(name, getattr(self, name), 1)
-        for name in ("lora_r", "save_steps", "eval_steps", "seed"):
+        for name in ("lora_r", "save_steps", "eval_steps", "seed", "dataloader_num_workers"):
             integer(name, getattr(self, name), 0)
         optional = [name for name in ("projector_learning_rate", "lora_alpha") if getattr(self, name) is not None]
         for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", *optional):

@@ -6,17 +6,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from mmbdhs.data import PAIR_FAULTS, ChatPrompt, load_images, pair_faults
+from mmbdhs.data import ChatPrompt, load_images, pair_faults
 from mmbdhs.errors import ExampleError
 from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
 from mmbdhs.sampling import EXAMPLE_ERRORS
+from mmbdhs.training.batches import UnreadExample
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.log import counts, metric_sums
 from mmbdhs.training.objectives import (
@@ -26,7 +28,7 @@ from mmbdhs.training.objectives import (
     scores_distorted,
     takes_stored_reference,
 )
-from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of
+from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of, is_offline
 from mmbdhs.training.sharding import DistributedModel
 from mmbdhs.vlm import VLM, Processor
 
@@ -34,7 +36,6 @@ _LOG = logging.getLogger("mmbdhs")
 
 T = TypeVar("T")
 Run = Callable[[Callable[[nn.Module], Any]], Any]
-Decided = tuple[TrainingExample, Candidates | ExampleError]
 
 
 class NonFiniteLossError(Exception):
@@ -61,6 +62,26 @@ class EncodedExample(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of an example before the model runs it. One without `encoded` and `error` teaches nothing.
+
+    key: the example's key.
+    counts: in the layout of `StepMetrics`.
+    encoded: on the CPU.
+    error: why it cannot be used.
+    """
+
+    key: int | str
+    counts: Tensor
+    encoded: EncodedExample | None = None
+    error: Exception | None = None
+
+
+Prepared = TrainingExample | Outcome
+"""An example that its source has yet to be asked about, with its images decoded, or what became of it already."""
+
+
+@dataclass(frozen=True)
 class Learner:
     """Adds the gradient of the sum of the examples' losses to the gradients of the policy.
 
@@ -82,18 +103,31 @@ class Learner:
     stored_reference: bool = True
     dummy_example: EncodedExample | None = None
 
-    def accumulate_gradients(self, step: int, examples: Sequence[TrainingExample]) -> Tensor:
+    def prepare(self, unread: UnreadExample) -> Prepared:
+        """Do for an example what needs no model, in any thread: read it, decode its images, and for an offline source
+        find and encode its candidates."""
+        key: int | str = str(unread.row)
+        try:
+            example = unread.read()
+            key = example.key
+            record = {**example.record, "images": load_images(example.record["images"])}
+            example = replace(example, record=record)
+        except EXAMPLE_ERRORS as error:
+            return Outcome(key, counts(skipped=1), error=error)
+        if not is_offline(self.source):
+            return example
+        return self._outcome(example, self.source(self.policy.model, self.processor, [example])[0])
+
+    def accumulate_gradients(self, step: int, examples: Sequence[Prepared]) -> Tensor:
         """Run the examples forward and backward, and return their sums in the layout of `StepMetrics`, float64.
 
         Raises NonFiniteLossError with the examples' keys, and ValueError for an example that cannot be read unless
         config.on_error is "skip".
         """
-        found = list(zip(examples, self._candidates(examples), strict=True))
-        decided = [(example, one) for example, one in found if one is not None]
-        useful, sums = self._useful(decided)
-        encoded = [ready for example, one in useful if (ready := self._encode(example, one))]
-        groups = _group_by_shape(encoded)
-        sums += counts(undecided=len(examples) - len(decided), skipped=len(useful) - len(encoded))
+        outcomes = self._outcomes(examples)
+        self._require_usable(outcomes)
+        groups = _group_by_shape([self._placed(one.encoded) for one in outcomes if one.encoded])
+        sums = sum((one.counts for one in outcomes), start=counts())
         # A distorted group may take more passes, so sharded processes first run one kind of group, then the other.
         for is_distorted in (False, True):
             alike = [group for group in groups if (group[0].distorted is not None) == is_distorted]
@@ -111,37 +145,48 @@ class Learner:
         for _ in range(count):
             self.backward(0 * self._policy_and_reference([example])[0].sums.sum())
 
+    def _outcomes(self, examples: Sequence[Prepared]) -> list[Outcome]:
+        """What becomes of each example, after the source was asked about those that wait for it."""
+        waiting = [one for one in examples if isinstance(one, TrainingExample)]
+        found = iter(self._candidates(waiting))
+        return [one if isinstance(one, Outcome) else self._outcome(one, next(found)) for one in examples]
+
     def _candidates(self, examples: Sequence[TrainingExample]) -> list[Found]:
-        model, is_offline = self.policy.model, getattr(self.source, "offline", False)
-        gathered = nullcontext() if is_offline else self.policy.full_parameters()
+        model = self.policy.model
+        gathered = nullcontext() if is_offline(self.source) else self.policy.full_parameters()
         with gathered, torch.no_grad(), VLM.of(model).evaluation_mode():
             return self.source(model, self.processor, examples) if examples else []
 
-    def _useful(self, decided: list[Decided]) -> tuple[list[Decided], Tensor]:
-        """What is left of the examples without the pairs that teach nothing, as far as the settings drop them, and the
-        counts of these pairs."""
-        faults = [() if isinstance(one, ExampleError) else pair_faults(one.responses) for _, one in decided]
-        dropped = {name for name in PAIR_FAULTS if getattr(self.config, f"drop_{name}")}
-        kept = [pair for pair, names in zip(decided, faults, strict=True) if dropped.isdisjoint(names)]
-        return kept, sum((counts(**dict.fromkeys(names, 1)) for names in faults), start=counts())
-
-    def _encode(self, example: TrainingExample, found: Candidates | ExampleError) -> EncodedExample | None:
+    def _outcome(self, example: TrainingExample, found: Found) -> Outcome:
+        """Encode what a source found, unless it teaches nothing and the settings drop it."""
+        if found is None:
+            return Outcome(example.key, counts(undecided=1))
+        faults = () if isinstance(found, ExampleError) else pair_faults(found.responses)
+        sums = counts(**dict.fromkeys(faults, 1))
+        if any(getattr(self.config, f"drop_{name}") for name in faults):
+            return Outcome(example.key, sums)
         try:
             if isinstance(found, ExampleError):
                 raise found
-            return self._encoded(example, found)
+            return Outcome(example.key, sums, self._encoded(example, found))
         except EXAMPLE_ERRORS as error:
-            if self.config.on_error == "raise":
-                raise ExampleError(f"records: example {example.key!r}: {error}") from error
-            _LOG.warning("skipped example %r: %s", example.key, error)
-            return None
+            return Outcome(example.key, sums + counts(skipped=1), error=error)
+
+    def _require_usable(self, outcomes: Sequence[Outcome]) -> None:
+        """Raise the error of the first example that cannot be used, or log them all."""
+        for one in outcomes:
+            if one.error and self.config.on_error == "raise":
+                raise ExampleError(f"records: example {one.key!r}: {one.error}") from one.error
+            if one.error:
+                _LOG.warning("skipped example %r: %s", one.key, one.error)
 
     def _encoded(self, example: TrainingExample, candidates: Candidates) -> EncodedExample:
         config, record, model = self.config, example.record, self.policy.model
+        settings: Any = {"append_eos": config.append_eos, "device": torch.device("cpu")}
         names = columns_of(self.source)[: len(candidates.responses)]
         names += ("sampled response",) * (len(candidates.responses) - len(names))
         asked = record["images"], ChatPrompt.of_record(record), candidates.responses
-        one = encode_chat(model, self.processor, *asked, append_eos=config.append_eos, names=names)
+        one = encode_chat(model, self.processor, *asked, names=names, **settings)
         room = VLM.of(model), one.inputs["input_ids"].shape[1]
         ids = fit_context(*room, one.ids, config.truncate_responses)
         masks = fit_context(*room, one.masks, config.truncate_responses)
@@ -150,11 +195,17 @@ class Learner:
         distorted = None
         if candidates.distorted is not None:
             noise = candidates.distorted
-            noisy = noise.of_images(load_images(record["images"])), asked[1], candidates.responses[:1]
-            distorted = noise.of_inputs(encode_chat(model, self.processor, *noisy, append_eos=config.append_eos).inputs)
+            noisy = noise.of_images(record["images"]), asked[1], candidates.responses[:1]
+            distorted = noise.of_inputs(encode_chat(model, self.processor, *noisy, **settings).inputs)
         elif scores_distorted(self.objective):
             raise ValueError(f"source: needs distorted images for this objective, got none for example {example.key!r}")
         return EncodedExample(example.key, one.inputs, ids, masks, stored, distorted)
+
+    def _placed(self, example: EncodedExample) -> EncodedExample:
+        """The example with its inputs on the model's device."""
+        device = VLM.of(self.policy.model).device
+        place = partial(tree_map, lambda value: value.to(device) if isinstance(value, Tensor) else value)
+        return example._replace(inputs=place(example.inputs), distorted=place(example.distorted))
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:
         """Run examples with equally many responses."""

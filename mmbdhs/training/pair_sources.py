@@ -78,7 +78,8 @@ class PairSource(Protocol):
     A source may have these attributes:
     columns: the columns that records need besides `images` and `prompt`.
     stored_reference: True if the source passes on `reference_logps` wherever a record has them.
-    offline: True if the source does not use the model, so that a sharded model need not be gathered for it.
+    offline: True if the source does not use the model. A sharded model is not gathered for it, and it is asked about
+        one example at a time, ahead of the step and in several threads.
     """
 
     def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]: ...
@@ -87,6 +88,11 @@ class PairSource(Protocol):
 def columns_of(source: PairSource) -> tuple[str, ...]:
     """The columns that the source declares to need in each record besides `images` and `prompt`."""
     return getattr(source, "columns", ())
+
+
+def is_offline(source: PairSource) -> bool:
+    """Whether the source declares that it does not use the model."""
+    return getattr(source, "offline", False)
 
 
 def needed_columns(source: PairSource) -> tuple[str, ...]:
@@ -252,6 +258,10 @@ class MixedSource:
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*columns_of(self.first), *columns_of(self.second))))
+
+    @property
+    def offline(self) -> bool:
+        return is_offline(self.first) and is_offline(self.second)
 
     def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
         found: list[Found] = [None] * len(examples)

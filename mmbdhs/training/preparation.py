@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
+from mmbdhs.training.batches import Batches
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.learner import Learner, make_dummy_example
 from mmbdhs.training.objectives import Objective, needs_reference, takes_stored_reference
@@ -64,7 +65,7 @@ def make_learner(
     accelerator: Accelerator,
     model: nn.Module,
     processor: Processor,
-    examples: Any,
+    batches: Batches,
     source: PairSource,
     objective: Objective,
     config: TrainConfig,
@@ -74,7 +75,7 @@ def make_learner(
     if next(model.parameters()).device != accelerator.device:
         model.to(accelerator.device)
     model = make_trainable(model, config)
-    all_stored = takes_stored_reference(objective) and _all_stored(source, examples)
+    all_stored = takes_stored_reference(objective) and _all_stored(source, batches)
     if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
     learner = Learner(
@@ -87,14 +88,12 @@ def make_learner(
         autocast=accelerator.autocast,
         backward=accelerator.backward,
     )
-    return _distributed(learner, all_stored, examples) if accelerator.num_processes > 1 else learner
+    return _distributed(learner, all_stored, batches.records()) if accelerator.num_processes > 1 else learner
 
 
-def _all_stored(source: PairSource, records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the source passes on the reference's log-probabilities and all records have them."""
-    return getattr(source, "stored_reference", False) and all(
-        record.get("reference_logps") is not None for record in records
-    )
+def _all_stored(source: PairSource, batches: Batches) -> bool:
+    """Whether the source passes on the reference's log-probabilities and all records are known to have them."""
+    return getattr(source, "stored_reference", False) and batches.all_have("reference_logps")
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -16,7 +16,13 @@ _PACKAGES = ("mmbdhs", "torch", "transformers", "accelerate", "peft")
 # Settings that change neither weights nor samples by more than rounding.
 _WITHOUT_EFFECT = {"output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "eval_steps", "on_error"}
 _WITHOUT_EFFECT |= {"logging_steps", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo"}
-_WITHOUT_EFFECT |= {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "shard"}
+_WITHOUT_EFFECT |= {
+    "dataloader_num_workers",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "shard",
+}
 # Settings of the run's length, which may change: a run may be continued beyond its first end.
 LENGTH = {"num_train_epochs", "max_steps"}
 

@@ -19,33 +19,34 @@ import inspect
 import logging
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from mmbdhs.checks import instance
-from mmbdhs.data import is_null, key_address, usable_rows
+from mmbdhs.data import is_stream, key_address, usable_rows
 from mmbdhs.runs import Signals, caught_signals
+from mmbdhs.sampling import ReaderPool
+from mmbdhs.training.batches import Batches, Position, ReadAhead, Shares, UnreadExample, make_batches, unread_example
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.hub import HubModel, model_card
-from mmbdhs.training.learner import Learner, NonFiniteLossError
+from mmbdhs.training.learner import Learner, NonFiniteLossError, Prepared
 from mmbdhs.training.log import StepMetrics, TrainLog, counts, start_trackers
 from mmbdhs.training.objectives import Objective
-from mmbdhs.training.pair_sources import PairSource, TrainingExample, needed_columns
+from mmbdhs.training.pair_sources import PairSource, needed_columns
 from mmbdhs.training.preparation import make_accelerator, make_learner
 from mmbdhs.training.run_folder import run_folder
 from mmbdhs.training.run_identity import run_identity
 from mmbdhs.training.schedule import rate_factors, warn_of_small_rates
 from mmbdhs.training.sharding import gather_full, shard_like
 from mmbdhs.training.trainable import parameter_groups, trained_parameters
-from mmbdhs.vlm import VLM, Processor, text_rule
+from mmbdhs.vlm import VLM, Processor, shared_processor, text_rule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,7 +74,7 @@ class TrainResult(NamedTuple):
 def train(
     model: nn.Module,
     processor: Processor,
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]],
     source: PairSource,
     objective: Objective,
     config: TrainConfig,
@@ -90,7 +91,9 @@ def train(
 
     model, processor: a vision-language model of `transformers`, or a PEFT model around one, and its processor.
     records: in TRL's vision preference layout, as `mmbdhs.data.open_records` makes them of data in any other, with the
-        columns that `source` needs.
+        columns that `source` needs. A sequence, such as a datasets.Dataset, is shuffled in every epoch. A stream, such
+        as a datasets.IterableDataset, is taken in its own order and begins again at its end; it needs
+        `config.max_steps`. No image is decoded before the step that needs it is near.
     source: makes the candidate responses of each example, see `pair_sources`.
     objective: makes the losses of their log-probabilities, see `objectives`.
     config: all other settings.
@@ -108,22 +111,23 @@ def train(
     Raises ValueError for records, source, model or config that do not fit, naming the row or the argument,
     NonFiniteLossError at NaN or infinite numbers, and OSError where a checkpoint cannot be written.
     """
-    _check_parts(records, source, objective, config)
+    _check_parts(records, eval_records, source, objective, config)
     accelerator = make_accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
-    rows = usable_rows(records, needed_columns(source), config.on_error)
-    held_out: Any = eval_records if eval_records is not None else ()
-    if eval_records is not None:
-        held_out = Subset(held_out, usable_rows(eval_records, needed_columns(source), config.on_error))
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    identity = run_identity(model, reference, records, source, objective, config, batch_size)
+    shares = Shares(batch_size, accelerator.process_index, accelerator.num_processes)
+    batches = make_batches(records, needed_columns(source), config.on_error, config.seed, shares)
+    held_out: list[UnreadExample] = []
+    if eval_records is not None:
+        rows = usable_rows(eval_records, needed_columns(source), config.on_error)
+        held_out = [unread_example(eval_records, row) for row in rows]
+    identity = run_identity(model, reference, batches.data, source, objective, config, batch_size)
     where = Path(config.output_dir), identity, config.resume_from_checkpoint
     with run_folder(*where, accelerator.is_main_process) as checkpoint:
         hub = HubModel.create(config) if config.push_to_hub and accelerator.is_main_process else None
-        examples = Subset(cast("Any", records), rows)
-        parts = processor, examples, source, objective, config, reference
+        parts = processor, batches, source, objective, config, reference
         learner = make_learner(accelerator, model, *parts)
-        run = _Run(accelerator, learner, records, rows, held_out, config, batch_size, identity)
+        run = _Run(accelerator, learner, batches, shares, held_out, config, identity)
         if checkpoint:
             run.resume(checkpoint)
         result = run.train(evaluate)
@@ -132,10 +136,15 @@ def train(
         return result
 
 
-def _check_parts(records: Any, source: Any, objective: Any, config: Any) -> None:
-    """Raise TypeError for parts of another kind, and say what to pass."""
-    if not hasattr(records, "__len__") or not hasattr(records, "__getitem__") or isinstance(records, (str, Mapping)):
-        raise TypeError(f"records: needs a list or a dataset with a length, got {type(records).__name__}")
+def _check_parts(records: Any, eval_records: Any, source: Any, objective: Any, config: Any) -> None:
+    """Raise TypeError for parts of another kind, and ValueError for a stream without an end, and say what to pass."""
+    instance("config", config, TrainConfig)
+    if not is_stream(records):
+        _check_sized("records", records)
+    elif config.max_steps == -1:
+        raise ValueError(f"max_steps: needs a number for records without a length ({type(records).__name__}), got -1")
+    if eval_records is not None:
+        _check_sized("eval_records", eval_records)
     if not callable(source) or isinstance(source, type):
         raise TypeError(f"source: needs an object such as StoredSource(), got {source!r}")
     if not callable(objective):
@@ -143,34 +152,37 @@ def _check_parts(records: Any, source: Any, objective: Any, config: Any) -> None
     if "policy_chosen_logps" in inspect.signature(objective).parameters:
         name = getattr(objective, "__name__", "loss")
         raise TypeError(f"objective: needs an object such as pairwise({name}), got the loss {name} itself")
-    instance("config", config, TrainConfig)
+
+
+def _check_sized(name: str, records: Any) -> None:
+    if not hasattr(records, "__len__") or not hasattr(records, "__getitem__") or isinstance(records, (str, Mapping)):
+        raise TypeError(f"{name}: needs a list or a dataset with a length, got {type(records).__name__}")
 
 
 @dataclass
 class _Run:
     """The state of a run.
 
-    rows: numbers of the records that are trained on.
-    held_out: records that are not trained on; empty for none.
-    batch_size: examples per optimiser step, over all processes.
+    held_out: examples that are not trained on; empty for none.
     identity: from `run_identity`.
     step: number of optimiser steps that are done.
+    position: where the next step's examples begin.
     """
 
     accelerator: Accelerator
     learner: Learner
-    records: Sequence[Mapping[str, Any]]
-    rows: list[int]
-    held_out: Sequence[Mapping[str, Any]]
+    batches: Batches
+    shares: Shares
+    held_out: list[UnreadExample]
     config: TrainConfig
-    batch_size: int
     identity: dict[str, Any]
     step: int = 0
+    position: Position = (0, 0)
 
     def __post_init__(self) -> None:
         config, model = self.config, self.learner.policy.model
         self.output = Path(config.output_dir)
-        self.steps_per_epoch = math.ceil(len(self.rows) / self.batch_size)
+        self.steps_per_epoch = self.batches.steps_per_epoch or config.max_steps
         self.total = config.num_train_epochs * self.steps_per_epoch if config.max_steps == -1 else config.max_steps
         self.rate_factor = rate_factors(
             config.lr_scheduler_type, config.warmup_steps, self.total, config.lr_scheduler_kwargs
@@ -189,14 +201,16 @@ class _Run:
         with (
             caught_signals(signal.SIGTERM, signal.SIGINT) as received,
             TrainLog(self.accelerator, self.output, self.step, self.total, self.steps_per_epoch) as log,
+            ReaderPool(config.dataloader_num_workers, self.accelerator.device) as pool,
         ):
+            examples = self._read_ahead(pool)
             while self.step < self.total and not stopped:
-                metrics, facts, stopped = self._train_step(received)
+                metrics, facts, stopped = self._train_step(examples, received)
                 log.add_step(metrics)
                 if self._is_due(config.logging_steps) or stopped:
                     log.write(self.step, **facts)
                 if (evaluate or self.held_out) and self._is_due(config.eval_steps):
-                    log.write_evaluation(self.step, self._held_out_metrics() | self._evaluated(evaluate))
+                    log.write_evaluation(self.step, self._held_out_metrics(examples) | self._evaluated(evaluate))
                 if stopped or (config.save_steps and self.step % config.save_steps == 0):
                     self._save_checkpoint(log)
         folder = checkpoint_path(self.output, self.step) if stopped else self.output / "final"
@@ -208,23 +222,32 @@ class _Run:
         """Whether something that is done every `interval` steps, and at the end, is to be done now."""
         return self.step == self.total or (interval > 0 and self.step % interval == 0)
 
-    def _train_step(self, received: Signals) -> tuple[StepMetrics, dict[str, float], signal.Signals | None]:
+    def _read_ahead(self, pool: ReaderPool) -> ReadAhead[Prepared]:
+        """The examples of the steps that are left."""
+        _LOG.info("%d thread(s) read ahead", pool.num_workers)
+        learner = self.learner
+        if pool.num_workers:
+            learner = replace(learner, processor=shared_processor(learner.processor))
+        return ReadAhead(islice(self.batches.begin(self.position), self.total - self.step), learner.prepare, pool)
+
+    def _train_step(
+        self, examples: ReadAhead[Prepared], received: Signals
+    ) -> tuple[StepMetrics, dict[str, float], signal.Signals | None]:
         """Take one optimiser step. Returns its metrics, its learning rate and gradient norm, and a signal that any
         process has received."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        batch, prepared = examples.next_batch()
         # Dropout is drawn by address too, so that a resumed run needs no generator's state.
-        torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {rank}"))
-        batch, size = self._batch(), self.config.per_device_train_batch_size
-        share, longest_share = batch[rank::processes], math.ceil(len(batch) / processes)
-        sums = counts()
-        for begin in range(0, longest_share, size):
-            sums += self.learner.accumulate_gradients(self.step, share[begin : begin + size])
+        torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {self.shares.process}"))
+        sums, size = counts(), self.config.per_device_train_batch_size
+        for begin in range(0, self.shares.longest(batch.size), size):
+            ready = [prepared_example() for prepared_example in prepared[begin : begin + size]]
+            sums += self.learner.accumulate_gradients(self.step, ready)
         metrics, stopped = self._reduce(sums, received)
         factor = self.rate_factor(self.step)
         facts = {"learning_rate": self.peak_rates[0] * factor}
         if metrics.examples:
             facts["grad_norm"] = self._optimizer_step(metrics.examples, factor)
-        self.step += 1
+        self.step, self.position = self.step + 1, batch.position
         return metrics, facts, stopped
 
     def _reduce(self, sums: Tensor, received: Signals | None = None) -> tuple[StepMetrics, signal.Signals | None]:
@@ -235,14 +258,6 @@ class _Run:
             row = self.accelerator.gather(row.to(self.accelerator.device)).cpu()
         metrics = StepMetrics(*row[:, :-1].sum(dim=0).tolist())
         return metrics, signal.Signals(int(row[:, -1].max())) if row[:, -1].any() else None
-
-    def _batch(self) -> list[TrainingExample]:
-        """The examples of the next optimiser step, over all processes."""
-        epoch, batch = divmod(self.step, self.steps_per_epoch)
-        order = _epoch_order(len(self.rows), self.config.seed, epoch)
-        numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        rows = [self.rows[number] for number in numbers]
-        return [_example(self.records[row], row, epoch) for row in rows]
 
     def _optimizer_step(self, examples: float, factor: float) -> float:
         """Divide the accumulated gradient by the number of examples, clip it and step. Returns its norm."""
@@ -261,18 +276,15 @@ class _Run:
         self.optimizer.zero_grad()
         return norm
 
-    def _held_out_metrics(self) -> dict[str, float]:
+    def _held_out_metrics(self, examples: ReadAhead[Prepared]) -> dict[str, float]:
         """Loss and rewards of the held-out records, over all processes."""
         if not self.held_out:
             return {}
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         learner, size = replace(self.learner, backward=_no_backward), self.config.per_device_train_batch_size
-        sums, count = counts(), len(self.held_out)
+        sums, prepared = counts(), examples.others(self.shares.own(self.held_out))
         with torch.no_grad(), VLM.of(self.learner.policy.model).evaluation_mode():
-            for begin in range(0, math.ceil(count / processes), size):
-                numbers = range(count)[rank::processes][begin : begin + size]
-                examples = [_example(self.held_out[number], number, epoch=0) for number in numbers]
-                sums += learner.accumulate_gradients(self.step, examples)
+            for _ in range(0, self.shares.longest(len(self.held_out)), size):
+                sums += learner.accumulate_gradients(self.step, list(islice(prepared, size)))
         return self._reduce(sums)[0].averages()
 
     def _evaluated(self, evaluate: Evaluate | None) -> dict[str, float]:
@@ -292,6 +304,7 @@ class _Run:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
+            "position": self.position,
             "trained": gather_full(self.trained),
             "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": scaler.state_dict() if scaler else {},
@@ -323,21 +336,9 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.position = state["step"], state["position"]
         _LOG.info("resuming from %s", folder)
-
-
-def _example(record: Mapping[str, Any], row: int, epoch: int) -> TrainingExample:
-    """A record in an epoch, whose key is its row number as a string where it has none."""
-    key: Any = record.get("key")
-    return TrainingExample(record, str(row) if is_null(key) else key, epoch)
 
 
 def _no_backward(_: Tensor) -> None:
     """In place of the backward pass where there are no gradients."""
-
-
-@lru_cache(maxsize=1)
-def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(key_address(f"order {seed} {epoch}"))
-    return torch.randperm(count, generator=generator).tolist()

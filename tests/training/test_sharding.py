@@ -88,6 +88,17 @@ def train_over_both_images(output: Path, **settings: Any) -> Any:
     return train(*fresh_miniature(), scene_records(9), DistortedSource(), pairwise(mdpo_loss, beta=0.1), config)
 
 
+def train_streamed(output: Path, **settings: Any) -> Any:
+    """Records in their own order, two of which cannot be used, in an epoch and a half."""
+
+    class Stream:
+        def __iter__(self) -> Any:
+            return iter([*scene_records(4), "bad", *scene_records(9)[4:], {"images": []}])
+
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, on_error="skip", **FULL | settings)
+    return train(*fresh_miniature(), Stream(), StoredSource(), DPO, config)
+
+
 def main(output: Path) -> None:
     """Train sharded; this runs in each of the processes."""
     # Half of the forward passes of one process.
@@ -102,6 +113,7 @@ def main(output: Path) -> None:
     train_adapters(output / "adapters", shard=True, gradient_accumulation_steps=1)
     train_distorted(output / "distorted", **halves)
     train_over_both_images(output / "both", **halves)
+    train_streamed(output / "streamed", max_steps=3, **halves)
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +175,8 @@ def test_one_process_has_nothing_to_share_with(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def test_processes_share_a_stream(sharded: Path, tmp_path: Path) -> None:
+    train_streamed(tmp_path / "streamed", max_steps=3)
+    assert losses(sharded / "streamed") == pytest.approx(losses(tmp_path / "streamed"), rel=1e-4)
