@@ -34,6 +34,7 @@ class VLM:
     decoded_tokens: the same for decoding a token after a prompt.
     batches_vision: whether the vision tower makes of several examples' images what it makes of each; None before the
         first check.
+    mixes_vision: the same for images with different numbers of tiles or patches.
     vocabularies: what the ids of each tokenizer mean to the model.
     kept_steps: what decoding keeps on a GPU for its next call; None without any.
     lock: held while the model runs with the library's hooks, which serve one thread at a time.
@@ -57,6 +58,7 @@ class VLM:
         self.exact_tokens = -1
         self.decoded_tokens = -1
         self.batches_vision: bool | None = None
+        self.mixes_vision: bool | None = None
         self.kept_steps: Any = None
 
     @classmethod

@@ -12,7 +12,7 @@ from helpers import tiny_models
 from helpers.families import BUILDERS, EXACT
 from helpers.plain import picture, prompt_inputs
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mmbdhs.logprobs import response_logps
 from mmbdhs.vlm import VLM, DecoderInputs, capture_decoder_inputs, vision_batches, vision_outputs
@@ -63,17 +63,87 @@ def test_a_batch_gives_what_each_example_gives_alone(family: str) -> None:
         assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(exchanged, own, strict=True))
 
 
+SIZES = [(60, 40), (90, 30), (60, 40), (30, 90), (64, 64), (150, 30)]
+
+
+def mixed(family: str) -> tuple[Any, VLM, list[dict[str, Any]]]:
+    """A model, and images of several sizes and, in the last example, two of them."""
+    model, processor = BUILDERS[family]()
+    VLM.of(model).forget_checks()
+    images = [[picture(number, *size)] for number, size in enumerate(SIZES)] + [[picture(7), picture(8)]]
+    return model, VLM.of(model), [prompt_inputs(processor, some, "What?") for some in images]
+
+
+@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("known", [False, True])
 @torch.no_grad()
-def test_only_equal_shapes_go_together() -> None:
-    """A grid may be turned on its side; the last image has another number of patches."""
-    model, processor = tiny_models.qwen2_5_vl()
-    images = [picture(0), picture(1, 90, 30), picture(2), picture(3, 90, 30), picture(4, 30, 90), picture(5, 64, 64)]
-    examples = [prompt_inputs(processor, [image], "What?") for image in images]
-    outputs = vision_outputs(VLM.of(model), examples)
-    assert [output is not None for output in outputs] == [True] * 5 + [False]
+def test_images_of_several_sizes_give_what_each_gives_alone(known: bool, family: str) -> None:
+    """Before anything is known about the tower, and where it is known to take images of one size together."""
+    _, vlm, examples = mixed(family)
+    if known:
+        vision_outputs(vlm, [examples[0], examples[2]])
+    outputs = vision_outputs(vlm, examples)
+    assert family in ONE_BY_ONE or sum(output is not None for output in outputs) >= 2
     for inputs, output in zip(examples, outputs, strict=True):
-        found, expected = captured(VLM.of(model), inputs, output), captured(VLM.of(model), inputs)
-        torch.testing.assert_close(found.embeds, expected.embeds, rtol=0, atol=1e-5)
+        together, alone = numbers(captured(vlm, inputs, output)), numbers(captured(vlm, inputs))
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+@torch.no_grad()
+def test_tiles_and_patches_of_several_sizes_go_together(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one call of the tower, or in one for each size once mixed sizes are known not to go together."""
+    _, vlm, examples = mixed(family)
+    calls: list[int] = []
+    assert all(vision_outputs(vlm, examples)) and vlm.mixes_vision and vlm.batches_vision is None
+    own = vision_batches._outputs
+    monkeypatch.setattr(vision_batches, "_outputs", lambda vlm, some: (calls.append(len(some)), own(vlm, some))[1])
+    assert all(vision_outputs(vlm, examples)) and calls == [7]
+    vlm.mixes_vision = False
+    vision = [{name: x for name, x in inputs.items() if x.shape != inputs["input_ids"].shape} for inputs in examples]
+    shapes = [[x.shape for x in one.values()] for one in vision]
+    in_company = [shapes.count(shape) > 1 for shape in shapes]
+    assert [output is not None for output in vision_outputs(vlm, examples)] == in_company and any(in_company)
+
+
+@torch.no_grad()
+def test_a_tower_that_mixes_images_of_unlike_sizes_takes_equal_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, vlm, examples = mixed("qwen2_5_vl")
+    own = vision_batches._outputs
+
+    def spoiled(vlm: VLM, calls: Any) -> Any:
+        shift = float(len({call.args[0].shape for call in calls}) > 1)
+        return tree_map(lambda leaf: leaf + shift if isinstance(leaf, Tensor) else leaf, own(vlm, calls))
+
+    monkeypatch.setattr(vision_batches, "_outputs", spoiled)
+    with caplog.at_level(logging.INFO, "mmbdhs"):
+        outputs = vision_outputs(vlm, examples)
+    assert vlm.mixes_vision is False and vlm.batches_vision
+    assert "only images of one size are encoded together: Qwen2_5_VL" in caplog.text
+    for inputs, output in zip(examples, outputs, strict=True):
+        torch.testing.assert_close(
+            captured(vlm, inputs, output).embeds, captured(vlm, inputs).embeds, rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_gradients_of_mixed_sizes_are_those_of_one_example_at_a_time(family: str) -> None:
+    """Through the projector and through the first layer of the tower."""
+    model, vlm, prompts = mixed(family)
+    responses = [[[5 + n, 6, 7], [8]] for n in range(len(prompts))]
+    tower = next(m for m in vlm.model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))).weight
+    projector = next(p for name, p in model.named_parameters() if "projector" in name or "merger" in name)
+
+    def gradients() -> Any:
+        return torch.autograd.grad(response_logps(model, prompts, responses).sums.sum(), [tower, projector])
+
+    together = gradients()
+    assert vlm.mixes_vision
+    vlm.batches_vision = vlm.mixes_vision = False
+    for found, expected in zip(together, gradients(), strict=True):
+        assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 @torch.no_grad()
