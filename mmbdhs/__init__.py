@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmbdhs.sampling import sample_responses as sample_responses
     from mmbdhs.training import TrainConfig as TrainConfig
     from mmbdhs.training import train as train
+    from mmbdhs.vlm import register_attention as register_attention
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ _WINGS = {
         "sample_responses",
     ],
     "training": ["TrainConfig", "train"],
+    "vlm": ["register_attention"],
 }
 _HOMES = {name: wing for wing, names in _WINGS.items() for name in names}
 

@@ -6,10 +6,11 @@ positions and masks that the model prepared for its text decoder. Nothing here k
 Read in this order: `vlm` (what is known about a model; `unwrap` and `text_decoder` find it), `vocabulary` (what token
 ids mean to it), `chat_processor` (images, prompt and response become token ids; `shared_tokenizer` lets threads do this
 side by side), `decoder_inputs` (the model prepares its decoder's inputs and is stopped there), `mask_rules` and
-`attention_interface` (the mask trick: masks as functions of token indices), `path_choice` (what a choice between paths
-of attention needs), `prompt_attention` (prompts run through the decoder without their hidden tokens), `output_head`
-(logits), `exactness` (leaving tokens out is compared with masking them), `vision_batches` (the images of several
-examples through the vision tower at once), `image_grids` (where on its image a token is).
+`attention_interface` (the mask trick: masks as functions of token indices; `registered_attention` is for models outside
+of the library), `path_choice` (what a choice between paths of attention needs), `prompt_attention` (prompts run through
+the decoder without their hidden tokens), `output_head` (logits), `exactness` (leaving tokens out is compared with
+masking them), `vision_batches` (the images of several examples through the vision tower at once), `image_grids` (where
+on its image a token is).
 """
 
 from mmbdhs.vlm.attention_interface import LayerCall, attention_through, not_every_layer
@@ -51,6 +52,7 @@ from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, RuleMask, rule_of
 from mmbdhs.vlm.output_head import linear_head, logits_of, replaced_forward, step_logits
 from mmbdhs.vlm.path_choice import LayerShape, fastest_path, least_seconds, path_override
 from mmbdhs.vlm.prompt_attention import run_decoder
+from mmbdhs.vlm.registered_attention import register_attention
 from mmbdhs.vlm.text_decoder import check_layers
 from mmbdhs.vlm.vision_batches import vision_outputs
 from mmbdhs.vlm.vlm import VLM
@@ -93,6 +95,7 @@ __all__ = [
     "logits_of",
     "not_every_layer",
     "path_override",
+    "register_attention",
     "render_turn",
     "render_turns",
     "replaced_forward",

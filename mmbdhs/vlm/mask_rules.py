@@ -18,7 +18,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from mmbdhs.errors import UnsupportedModelError
 
-IMPLEMENTATION = "mmbdhs"  # the name of the library's attention and masks in transformers' interfaces
+IMPLEMENTATION = "mmbdhs_rules"  # the name of these masks, and of the attention that reads them, in transformers
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mmbdhs.decoding.kv_cache import BranchCacheLayer, BranchKVCache, Extents
 from mmbdhs.native import backend
 from mmbdhs.vlm import VLM, LayerShape
 from mmbdhs.vlm.attention_interface import LayerCall
-from mmbdhs.vlm.mask_rules import CAUSAL, MaskRule, rule_mask
+from mmbdhs.vlm.mask_rules import CAUSAL, IMPLEMENTATION, MaskRule, rule_mask
 from mmbdhs.vlm.text_decoder import find_text_decoder
 
 SLOTS, PLACES, SIZE = 6, 5, 32
@@ -111,7 +111,7 @@ def decoding() -> Iterator[tuple[DecodeAttention, BranchKVCache, DecodeBatch, tu
 
 
 def attend(*arguments: Any, **more: Any) -> Tensor:
-    return AttentionInterface()["mmbdhs"](torch.nn.Identity(), *arguments, **{"attention_mask": None, **more})[0]
+    return AttentionInterface()[IMPLEMENTATION](torch.nn.Identity(), *arguments, **{"attention_mask": None, **more})[0]
 
 
 def test_the_interface_hands_over_what_a_layer_asks_for(decoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
