@@ -1,7 +1,8 @@
 """Causal attention over a prompt with mostly hidden tokens: `masked_attention` against SDPA.
 
 All contestants answer every query, hidden ones too. "dropped" answers the visible queries only, over the visible keys:
-less work, and what the sampler does, because nothing reads what a hidden token makes.
+less work, and what the sampler does, because nothing reads what a hidden token makes. The last rows are whole models,
+see `masked_model`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import masked_model
 import torch
 from measure import captured, fma_peak, median_of, repeats, thread_counts
 from table import Options, Table
@@ -21,13 +23,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 FULL = [(dtype, rho, kv) for dtype in TOLERANCE for rho, kv in ((0.99, 32), (0.99, 8), (0.5, 32), (0.0, 32))]
 QUICK = [(torch.bfloat16, 0.99, 8)]
 COLUMNS = {
-    **{"dtype": "<8", "heads": ">5", "rho": ">4", "length": ">4", "threads": ">1"},
-    **{name: ">8.2f" for name in ("ours", "dense", "compacted", "dropped")},
+    **{"work": "<9", "dtype": "<8", "heads": ">5", "rho": ">4", "length": ">4", "threads": ">1"},
+    **{name: ">8.2f" for name in ("ours", "dense", "compacted", "eager", "flex", "dropped")},
     **{"dense_over_ours": ">5.1f", "compacted_over_ours": ">5.1f", "floor": ">7.2f", "share": ">4.0%"},
 }
 
 
-@torch.no_grad()
 def main(options: Options) -> None:
     print("\nms; floor: the multiply-adds of the visible pairs alone")
     heads, length = (8, 750) if options.quick else (32, 3000)
@@ -36,8 +37,11 @@ def main(options: Options) -> None:
             torch.set_num_threads(threads)
             for dtype, rho, kv_heads in QUICK if options.quick else FULL:
                 table.add(**measure(options, dtype, rho, heads, kv_heads, length))
+        for row in masked_model.rows(options, 0.99):
+            table.add(**row)
 
 
+@torch.no_grad()
 def measure(options: Options, dtype: torch.dtype, rho: float, heads: int, kv_heads: int, length: int) -> dict[str, Any]:
     """One row: q [1, Hq, L, 128], k and v [1, Hkv, L, 128]."""
     torch.manual_seed(0)
@@ -54,7 +58,13 @@ def measure(options: Options, dtype: torch.dtype, rho: float, heads: int, kv_hea
     pairs = int((torch.arange(length, 0, -1, device=options.device) * visible).sum())  # key j: queries j … length - 1
     floor = 1e3 * 4 * heads * 128 * pairs / fma_peak(options.device, dtype)
     return {
-        **{"dtype": str(dtype).removeprefix("torch."), "heads": f"{heads}/{kv_heads}", "rho": rho, "length": length},
+        **{
+            "work": "attention",
+            "dtype": str(dtype).removeprefix("torch."),
+            "heads": f"{heads}/{kv_heads}",
+            "rho": rho,
+            "length": length,
+        },
         **times,
         **{"dense_over_ours": times["dense"] / times["ours"]},
         **{"compacted_over_ours": times["compacted"] / times["ours"]},

@@ -47,7 +47,7 @@ def _make_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int | Tensor = 0,
+    q_offset: int = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
@@ -62,11 +62,12 @@ def _make_mask(
     Returns bool [N, L] or [N, 1, 1, L] (see the module), or SDPA's own mask where attention is not causal.
     """
     if q_length == 1 or mask_function is bidirectional_mask_function:
-        sizes: tuple[Any, ...] = (batch_size, q_length, kv_length, q_offset, kv_offset)
-        options = {**others, "allow_is_causal_skip": False, "device": device}
-        mask: Tensor | None = sdpa_mask(*sizes, mask_function, attention_mask, **options)
+        options = {**others, "mask_function": mask_function, "attention_mask": attention_mask, "device": device}
+        options["allow_is_causal_skip"] = False
+        mask: Tensor | None = sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **options)
         return mask
-    keys = int(q_offset) + q_length  # a static cache has rows for later tokens too, which nothing sees
+    # A static cache has rows for later tokens too, which nothing sees, and gives its offset as a tensor.
+    keys = int(q_offset) + q_length
     unbounded = local_size is not None and allow_is_causal_skip and keys <= local_size
     if kv_offset or not (unbounded or mask_function is causal_mask_function):
         got = "a mask rule of its own (images that see themselves both ways, packed sequences or similar)"
