@@ -6,7 +6,6 @@ single new token gets SDPA's mask, bool [N, 1, 1, L], which holds its visible ke
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +21,9 @@ from mmbdhs.native import masked_attention
 
 _NAME = "mmbdhs"
 _LOG = logging.getLogger("mmbdhs")
+_ANNOUNCED: set[tuple[str, str]] = set()  # kinds of layers, and their paths
 # Arguments by which layers of transformers ask for more than plain attention. Others pass through from the caller.
-_UNKNOWN = ("position_bias", "s_aux", "sinks", "indices", "block_indices", "cache")
+_UNKNOWN = ("dropout", "position_bias", "s_aux", "sinks", "indices", "block_indices", "cache")
 
 
 def register_attention() -> None:
@@ -97,40 +97,51 @@ def _attend(
     attention_mask: as `_make_mask` returns it.
     Returns the output [N, Lq, Hq, D], and None for the attention weights.
     """
-    layer = type(module).__name__
     is_causal = others.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None or (attention_mask.ndim == 4 and not is_causal):
-        _announce(layer, "PyTorch's SDPA: it is not causal, or has no mask")
+        _announce(module, "PyTorch's SDPA: it is not causal, or has no mask")
         options = {"dropout": dropout, "scaling": scaling, "softcap": softcap, **others}
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)
-    asked = [name for name in _UNKNOWN if others.get(name) is not None]
-    asked += ["output_attentions"] * bool(others.get("output_attentions")) + ["dropout"] * (dropout != 0)
-    if asked:
-        raise UnsupportedModelError(f"model: needs plain attention, {layer} asks for {asked}")
-    visible, causal = _visible_keys(attention_mask, is_causal, layer)
+    _check_plain(module, is_causal or attention_mask.ndim != 2, {"dropout": dropout or None, **others})
+    visible, causal = _visible_keys(module, attention_mask)
     keys = visible.shape[1]
-    _announce(layer, "mmbdhs::masked_attention")
+    _announce(module, "mmbdhs::masked_attention")
     try:
         out, _ = masked_attention(query, key[:, :, :keys], value[:, :, :keys], visible, causal, scaling, softcap or 0.0)
     except (TypeError, ValueError) as error:
-        raise UnsupportedModelError(f"model: needs operands that masked_attention takes, in {layer} {error}") from error
+        raise UnsupportedModelError(
+            f"model: {type(module).__name__} needs what masked_attention has not: {error}"
+        ) from error
     return out.transpose(1, 2).contiguous(), None
 
 
-def _visible_keys(mask: Tensor, is_causal: bool, layer: str) -> tuple[Tensor, bool]:
+def _check_plain(module: nn.Module, causal: bool, arguments: dict[str, Any]) -> None:
+    """Refuse a layer that asks for more than plain attention.
+
+    causal: whether the layer is as causal as its mask.
+    """
+    asked = [name for name in _UNKNOWN if arguments.get(name) is not None]
+    asked += ["output_attentions"] * bool(arguments.get("output_attentions")) + ["is_causal=False"] * (not causal)
+    if asked:
+        raise UnsupportedModelError(f"model: needs plain attention, {type(module).__name__} asks for {asked}")
+
+
+def _visible_keys(module: nn.Module, mask: Tensor) -> tuple[Tensor, bool]:
     """The visible keys of each row, bool [N, L], and whether a query sees no later ones."""
-    if mask.dtype == torch.bool and mask.ndim == 2 and is_causal:
+    if mask.dtype == torch.bool and mask.ndim == 2:
         return mask, True
     if mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:3] == (1, 1):
         return mask[:, 0, 0], False
-    kind = "causal" if is_causal else "not causal"
     raise UnsupportedModelError(
-        "attention_mask: needs a 2-D mask that is 0 at hidden tokens, and causal layers, "
-        f"{layer}, {kind}, got {mask.dtype} {list(mask.shape)}"
+        "attention_mask: needs 2 dimensions and zeros at hidden tokens, "
+        f"{type(module).__name__} got {mask.dtype} {list(mask.shape)}"
     )
 
 
-@functools.cache
-def _announce(layer: str, path: str) -> None:
-    _LOG.info("the attention of %s runs in %s", layer, path)
+def _announce(module: nn.Module, path: str) -> None:
+    """Say once where layers of this kind attend. A graph that is compiled has no room for logs."""
+    kind = type(module).__name__, path
+    if not torch.compiler.is_compiling() and kind not in _ANNOUNCED:
+        _ANNOUNCED.add(kind)
+        _LOG.info("the attention of %s runs in %s", *kind)
