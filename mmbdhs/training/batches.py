@@ -179,6 +179,15 @@ class StreamBatches:
         return UnreadExample(partial(self.data.decoded, record), row, epoch)
 
 
+def held_out_examples(records: Any, columns: Sequence[str], on_error: str) -> list[UnreadExample]:
+    """The examples of held-out records that can be used. Raises ValueError as `usable_rows` does."""
+    try:
+        rows = usable_rows(records, columns, on_error)
+    except ValueError as error:
+        raise ValueError(f"eval_{error}") from error
+    return [unread_example(records, row) for row in rows]
+
+
 def unread_example(records: Any, row: int, epoch: int = 0) -> UnreadExample:
     """An example of a sequence of records by its row. The images of a datasets.Dataset are decoded as it does it."""
     read = partial(decoded_by, records.__getitem__) if is_dataset(records) else records.__getitem__

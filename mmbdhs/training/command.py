@@ -11,6 +11,7 @@ from typing import ClassVar
 from mmbdhs.data import Records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
 from mmbdhs.runs import FolderInUseError, InputOptions, fail, load_model, open_named, parse_options
+from mmbdhs.training.batches import held_out_examples
 from mmbdhs.training.command_parts import check_fit, loss_names, parse_annotator, parse_objective, parse_source
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.learner import NonFiniteLossError
@@ -95,9 +96,9 @@ def main(argv: Sequence[str]) -> int:
         check_fit(source, objective)
         check_unused(Path(config.output_dir), config.resume_from_checkpoint, _RESUME_ADVICE)
         records, held_out = options.open_records(options.turns), options.open_held_out()
-        for one in (records, held_out):
-            if one is not None:
-                usable_rows(one, needed_columns(source), config.on_error)
+        usable_rows(records, needed_columns(source), config.on_error)
+        if held_out is not None:
+            held_out_examples(held_out, needed_columns(source), config.on_error)
         make_accelerator(config)
         dtype = options.dtype or ("auto" if config.lora_r else "float32")
         model, processor = load_model(options.model_name_or_path, dtype)

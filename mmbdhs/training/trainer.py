@@ -29,10 +29,18 @@ import torch
 from torch import Tensor, nn
 
 from mmbdhs.checks import instance
-from mmbdhs.data import is_stream, key_address, usable_rows
+from mmbdhs.data import is_stream, key_address
 from mmbdhs.runs import Signals, caught_signals
 from mmbdhs.sampling import ReaderPool
-from mmbdhs.training.batches import Batches, Position, ReadAhead, Shares, UnreadExample, make_batches, unread_example
+from mmbdhs.training.batches import (
+    Batches,
+    Position,
+    ReadAhead,
+    Shares,
+    UnreadExample,
+    held_out_examples,
+    make_batches,
+)
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.hub import HubModel, model_card
@@ -119,8 +127,7 @@ def train(
     batches = make_batches(records, needed_columns(source), config.on_error, config.seed, shares)
     held_out: list[UnreadExample] = []
     if eval_records is not None:
-        rows = usable_rows(eval_records, needed_columns(source), config.on_error)
-        held_out = [unread_example(eval_records, row) for row in rows]
+        held_out = held_out_examples(eval_records, needed_columns(source), config.on_error)
     identity = run_identity(model, reference, batches.data, source, objective, config, batch_size)
     where = Path(config.output_dir), identity, config.resume_from_checkpoint
     with run_folder(*where, accelerator.is_main_process) as checkpoint:

@@ -89,7 +89,7 @@ def test_an_online_source_draws_the_same_responses_at_each_evaluation(tmp_path: 
 def test_held_out_records_are_checked_before_training(tmp_path: Path) -> None:
     held_out = [{"images": [], "prompt": "What?", "chosen": "A car."}, *scene_records(1)]
     del held_out[1]["rejected"]
-    with pytest.raises(ValueError, match="records: row 1: needs the columns images, prompt, chosen, rejected"):
+    with pytest.raises(ValueError, match="eval_records: row 1: needs the columns images, prompt, chosen, rejected"):
         train(*fresh_miniature(), scene_records(4), StoredSource(), DPO, full_run(tmp_path), eval_records=held_out)
 
 
