@@ -209,7 +209,7 @@ def test_the_models_own_implementation_returns() -> None:
     VLM.of(model).forget_checks()
     sample(model, processor)
     handle.remove()
-    assert seen == {"sdpa", "mmbdhs"}  # the former in what the probe compares with
+    assert seen == {"sdpa", IMPLEMENTATION}  # the former in what the probe compares with
     assert config._attn_implementation == "sdpa"
 
 
@@ -233,7 +233,7 @@ def test_an_error_restores_the_implementation(decoding: Any) -> None:
     attention, _, rows, _ = decoding
     config = find_text_decoder(tiny_models.llava()[0]).config
     with pytest.raises(KeyError), attention.over(rows):
-        assert config._attn_implementation == "mmbdhs"
+        assert config._attn_implementation == IMPLEMENTATION
         raise KeyError
     assert config._attn_implementation == "sdpa"
 
