@@ -22,7 +22,7 @@ EXPECTED = {
         "dense",
         "share",
     },
-    "prefill": {"ours", "dense", "compacted", "dropped", "share"},
+    "prefill": {"work", "ours", "dense", "dense_over_ours"},
     "mask": {"ours", "numpy", "torch_rand"},
     "splice": {"work", "ours", "python"},
     "decode": {"ours", "compact", "dynamic", "static", "share", "equal"},
