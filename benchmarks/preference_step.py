@@ -7,7 +7,8 @@ TRL's DPOTrainer, where it is installed; it knows pairs only. Gradient checkpoin
 is off for all. "trl_step" is the same from the rows of a data set on, with images to be decoded and processed; "packed"
 is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "stored" is ours with the
 log-probabilities of the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
-without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there.
+without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there. Last come steps of `train` from photographs
+on disk, against "waiting" for each of them (read_ahead.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from unittest.mock import patch
 
 import llava
 import numpy as np
+import read_ahead
 import torch
 import torch.nn.functional as F
 from llava import IMAGE_TOKENS, SEVEN_BILLION, Size
@@ -43,6 +45,7 @@ COLUMNS = {
     **{"shape": "<45", "prompts": ">1", "responses": ">1", "threads": ">1"},
     **{name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl", "trl_step", "packed", "known")},
     **{name: ">5.2f" for name in ("over_plain", "over_trl", "stored_over_trl", "packed_over_trl", "known_over_trl")},
+    **{"waiting": ">7.0f", "over_waiting": ">5.2f"},
     **{"ours_mib": ">5.0f", "plain_mib": ">5.0f", "trl_mib": ">5.0f", "memory": ">4.2f"},
 }
 
@@ -55,6 +58,8 @@ def main(options: Options) -> None:
         for threads, size, prompts, responses in cases(options):
             torch.set_num_threads(threads)
             table.add(**measure(size, prompts, responses, options))
+        for row in read_ahead.training_rows(options):
+            table.add(**row)
 
 
 def cases(options: Options) -> list[tuple[int, Size, int, int]]:

@@ -1,21 +1,35 @@
-"""Reading ahead: the miniature with an image processor that only waits, so that no core decides what can overlap."""
+"""Reading ahead. Sampling: the miniature with an image processor that only waits, so that no core decides what can
+overlap. Training: steps of `train` on photographs from disk, which the cores that are there decode and process.
+"""
 
 from __future__ import annotations
 
 import copy
+import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import llava
+import numpy as np
+from llava import Size
 from measure import median_of
+from PIL import Image
 from table import Options
 
 from mmbdhs import BDHSConfig, BDHSSample, bdhs_sample, miniature
+from mmbdhs.losses import dpo_loss
 from mmbdhs.miniature.language import CAPTION_PROMPT, caption
 from mmbdhs.miniature.world import make_scene, render
+from mmbdhs.training import StoredSource, TrainConfig, pairwise, train
+from mmbdhs.vlm import VLM
 
 WAIT, READERS = 0.03, 4  # an image processor takes 26 to 42 ms of one core for a pair
 ITERATIONS = 3  # of every pair: so many give the model about as long a time, on one undisturbed core
+PHOTOS = [(1024, 768), (768, 1024), (1280, 720), (1024, 768)]  # width and height; the second takes fewer tiles
 
 
 class WaitingProcessor:
@@ -61,3 +75,59 @@ def measure(options: Options) -> dict[str, Any]:
         **{"pairs": pairs, "readers": READERS, "wait_ms": 1e3 * WAIT},
         **{"ours": 1e3 * ours, "in_between": 1e3 * in_between, "alone": 1e3 * alone, "of_alone": alone / ours},
     }
+
+
+def training_rows(options: Options) -> Iterator[dict[str, Any]]:
+    """Milliseconds for a step of `train` with 4 stored pairs and LoRA: with one reader and one call of the vision
+    tower, and from examples that the model waits for, with a call of the tower for each."""
+    model, processor = miniature.load()
+    yield _training_row(f"train, miniature, {model.dtype}", model.to(options.device), processor, options)
+    texts = [CAPTION_PROMPT, "USER: ASSISTANT:", *(caption(make_scene("balanced", number)) for number in range(8))]
+    processor = llava.processor(texts)
+    words = processor.tokenizer
+    model = llava.model(Size(2, 128), len(words), words.convert_tokens_to_ids("<image>"), options.device)
+    yield _training_row(f"train, {llava.name(model)}", model, processor, options)
+
+
+def _training_row(shape: str, model: Any, processor: Any, options: Options) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        records = [_record(number, *size, Path(folder)) for number, size in enumerate(PHOTOS)]
+        side = partial(_step_seconds, model, processor, records, options)
+        times = [(side(1, None), side(0, False)) for _ in range(1 if options.quick else 5)]
+    ours, waiting = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    row = {"shape": shape, "prompts": len(PHOTOS), "responses": 2}
+    return row | {"ours": ours, "waiting": waiting, "over_waiting": waiting / ours}
+
+
+def _step_seconds(
+    model: Any, processor: Any, records: list[dict[str, Any]], options: Options, workers: int, together: bool | None
+) -> float:
+    """The median over the steps of a run, after its first two.
+
+    together: whether the vision tower takes several examples at a time; None: what it is found to do.
+    """
+    times: list[float] = []
+    loss = pairwise(dpo_loss)
+
+    def timed(policy: Any, reference: Any) -> Any:
+        times.append(time.perf_counter())
+        return loss(policy, reference)
+
+    trained = copy.deepcopy(model)
+    vlm = VLM.of(trained)
+    vlm.batches_vision = vlm.mixes_vision = together
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"per_device_train_batch_size": len(records), "gradient_accumulation_steps": 1, "lora_r": 8}
+        steps = 4 if options.quick else 12
+        config = TrainConfig(folder, max_steps=steps, dataloader_num_workers=workers, **sizes)
+        train(trained, processor, records, StoredSource(), timed, config)
+    return float(np.median(np.diff(times[2:])))
+
+
+def _record(number: int, width: int, height: int, folder: Path) -> dict[str, Any]:
+    """A pair about a photograph on disk: as smooth as one, in JPEG."""
+    pixels = np.random.default_rng(number).integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
+    path = folder / f"{number}.jpg"
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+    chosen, rejected = (caption(make_scene("balanced", one)) for one in (number, number + 4))
+    return {"images": [str(path)], "prompt": CAPTION_PROMPT, "chosen": chosen, "rejected": rejected, "key": number}
