@@ -32,6 +32,7 @@ from mmbdhs.training.pair_sources import (
     StoredSource,
     SupervisedSource,
     TrainingExample,
+    columns_of,
 )
 from mmbdhs.training.trainer import TrainResult, train
 
@@ -56,6 +57,7 @@ __all__ = [
     "TrainResult",
     "TrainingExample",
     "annotator_accuracy",
+    "columns_of",
     "pairwise",
     "parse_verdict",
     "supervised",
