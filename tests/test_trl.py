@@ -9,51 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_models
-from helpers.plain import picture
-from helpers.preference_records import apart, fresh_miniature, scene_records
+from helpers.preference_records import apart
 from torch import Tensor
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
+from helpers.trl_runs import PLAIN, loaded, pairs  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 
 from mmbdhs.trl import PackedCollator, PackedDPOTrainer  # noqa: E402
 
 STEPS = int(os.environ.get("MMBDHS_TRL_STEPS", "4"))
-PLAIN = {"max_length": None, "bf16": False, "use_cpu": True, "save_strategy": "no", "report_to": "none"}
-PLAIN |= {"logging_steps": 1, "disable_dropout": True, "learning_rate": 1e-3}
 # Of the mean over all tokens; both sides round differently.
 METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 METRICS += ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy")
 
 
-def pairs(family: str) -> Any:
-    """A data set of 8 pairs whose responses and images differ in length and size."""
-    if family == "miniature":
-        records = [{name: one[name] for name in ("images", "prompt", "chosen", "rejected")} for one in scene_records(8)]
-    else:
-        texts = ["A red car.", "A dog sits on the table, e.g. a van.", "No, it is 3.5 dollars!", "Green."]
-        sizes = (64, 64), (90, 33), (33, 90), (112, 70)
-        records = [
-            {"images": [picture(n, *sizes[n % 4])], "prompt": "Describe it.", "chosen": texts[n % 4]}
-            | {"rejected": texts[(n + 1) % 4]}
-            for n in range(8)
-        ]
-    for record in records:
-        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            record[name] = [{"role": role, "content": record[name]}]
-    return datasets.Dataset.from_list(records)
-
-
-def loaded(family: str) -> tuple[Any, Any]:
-    model, processor = fresh_miniature() if family == "miniature" else getattr(tiny_models, family)()
-    return copy.deepcopy(model), copy.deepcopy(processor)
-
-
 def trained(
-    trainer: type, family: str, folder: Path, data: Any = None, **settings: Any
+    trainer: type, family: str, folder: Path, data: Any = None, held_out: Any = None, **settings: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict]]:
     """The adapters before and after a run, and its log, which ends with the figures of held-out pairs."""
     model, processor = loaded(family)
@@ -66,13 +40,12 @@ def trained(
         **settings,
     )
     torch.manual_seed(0)
-    data = pairs(family) if data is None else data
     run = trainer(
         model,
         None,
         config,
-        train_dataset=data,
-        eval_dataset=data.select(range(3)),
+        train_dataset=pairs(family) if data is None else data,
+        eval_dataset=pairs(family).select(range(3)) if held_out is None else held_out,
         processing_class=processor,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
     )
@@ -84,16 +57,22 @@ def trained(
     return start, {name: ended[name].detach().clone() for name in start}, log
 
 
+def assert_equal_logs(ours: list[dict], theirs: list[dict]) -> None:
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        for name in METRICS:
+            assert float(our_row[name]) == pytest.approx(float(their_row[name]), rel=1e-5, abs=1e-5), name
+
+
 @pytest.mark.parametrize("family", ["miniature", "llava", "llava_next", "qwen2_5_vl"])
 def test_steps_are_those_of_trl(family: str, tmp_path: Path) -> None:
     start, ours, our_log = trained(PackedDPOTrainer, family, tmp_path / "ours")
     same, theirs, their_log = trained(trl.DPOTrainer, family, tmp_path / "theirs")
     assert all(torch.equal(start[name], same[name]) for name in start)
     assert len(our_log) == len(their_log) == STEPS + 1
-    for ours_row, theirs_row in zip(our_log, their_log, strict=True):
-        for name in METRICS:
-            assert float(ours_row[name]) == pytest.approx(float(theirs_row[name]), rel=1e-4, abs=1e-5), name
-    assert apart(ours, theirs, start) < 1e-3
+    assert_equal_logs(our_log, their_log)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
+    assert apart(ours, theirs, start) < 1e-4
 
 
 def test_a_second_model_is_the_reference_where_there_are_no_adapters(tmp_path: Path) -> None:
@@ -108,9 +87,7 @@ def test_a_second_model_is_the_reference_where_there_are_no_adapters(tmp_path: P
         run = trainer(policy, reference, config, train_dataset=pairs("llava"), processing_class=processor)
         run.train()
         logs.append([row for row in run.state.log_history if "loss" in row])
-    for ours, theirs in zip(*logs, strict=True):
-        for name in METRICS:
-            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4, abs=1e-5), name
+    assert_equal_logs(*logs)
 
 
 def test_stored_reference_log_probabilities_take_the_place_of_a_reference(tmp_path: Path) -> None:
@@ -127,10 +104,36 @@ def test_stored_reference_log_probabilities_take_the_place_of_a_reference(tmp_pa
     batch = run._prepare_inputs(run.data_collator(list(data)))
     chosen, rejected = run.compute_ref_log_probs(run.model, batch)
     stored = data.add_column("ref_chosen_logps", chosen.tolist()).add_column("ref_rejected_logps", rejected.tolist())
-    _, with_stored, _ = trained(PackedDPOTrainer, "llava", tmp_path / "stored", stored)
+    _, with_stored, _ = trained(PackedDPOTrainer, "llava", tmp_path / "stored", stored, stored.select(range(3)))
     _, without, _ = trained(PackedDPOTrainer, "llava", tmp_path / "without")
     for name in with_stored:
         torch.testing.assert_close(with_stored[name], without[name], rtol=1e-4, atol=1e-5)
+
+
+def test_reference_log_probabilities_are_computed_first_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Of held-out pairs too. TRL refuses this for images."""
+    data = pairs("llava")
+    runs = [
+        trained(
+            *(PackedDPOTrainer, "llava", tmp_path, data),
+            held_out={"some": data.select(range(3)), "others": data.select(range(3, 8))},
+            precompute_ref_log_probs=precompute,
+            precompute_ref_batch_size=3,
+        )
+        for precompute in (True, False)
+    ]
+    for name, value in runs[0][1].items():
+        torch.testing.assert_close(value, runs[1][1][name], rtol=0, atol=1e-5)
+    for name in ("some_loss", "others_loss"):
+        assert runs[0][2][-1][name] == pytest.approx(runs[1][2][-1][name], rel=1e-5, abs=1e-5)
+
+
+def test_a_streamed_data_set_with_workers_gives_the_steps_of_trl(tmp_path: Path) -> None:
+    logs = [
+        trained(trainer, "llava", tmp_path, pairs("llava").to_iterable_dataset(3), dataloader_num_workers=2)[2]
+        for trainer in (PackedDPOTrainer, trl.DPOTrainer)
+    ]
+    assert_equal_logs(*logs)
 
 
 @pytest.mark.parametrize("loss_type", [["ipo"], ["sigmoid", "sft"], ["apo_zero"]])
@@ -139,7 +142,7 @@ def test_other_losses_of_trl(loss_type: list[str], tmp_path: Path) -> None:
         trained(trainer, "llava", tmp_path, loss_type=loss_type)[2] for trainer in (PackedDPOTrainer, trl.DPOTrainer)
     ]
     for ours, theirs in zip(*logs, strict=True):
-        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4, abs=1e-5)
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-5, abs=1e-5)
 
 
 def test_responses_are_cut_and_prompts_are_not(tmp_path: Path) -> None:
@@ -157,6 +160,7 @@ def test_responses_are_cut_and_prompts_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"processing_class": "tokenizer"}, ValueError, "The dataset appears to be vision-related"),
         ({"data_collator": print}, ValueError, "data_collator: needs None"),
         ({"train_dataset": "text"}, ValueError, "train_dataset: needs a column images or image"),
     ],
@@ -169,6 +173,8 @@ def test_what_cannot_be_packed_is_refused(
     arguments = {"train_dataset": data, "processing_class": processor} | change
     if arguments["train_dataset"] == "text":
         arguments["train_dataset"] = data.remove_columns("images")
+    if arguments["processing_class"] == "tokenizer":
+        arguments["processing_class"] = processor.tokenizer
     settings = LoraConfig(r=4, target_modules=["q_proj"])
     with pytest.raises(error, match=message):
         PackedDPOTrainer(model, None, trl.DPOConfig(str(tmp_path), **PLAIN), peft_config=settings, **arguments)
