@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -147,8 +148,10 @@ class PackedDPOTrainer(DPOTrainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, times the weight of the micro-batch where a source leaves out examples."""
         weight = inputs.pop(_WEIGHT, None)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss if weight is None else weight * loss
+        if weight is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with _gathering_unlike_lengths(self.accelerator):
+            return weight * super().compute_loss(model, inputs, *args, **kwargs)
 
     def _data_sets(self) -> list[Any]:
         held_out = self.eval_dataset
@@ -182,6 +185,26 @@ class PackedDPOTrainer(DPOTrainer):
         missing = [name for name in ("prompt", *columns_of(source)) if columns and name not in columns]
         if missing:
             raise ValueError(f"train_dataset: needs the columns {', '.join(missing)} for the source, got {columns}")
+
+
+@contextmanager
+def _gathering_unlike_lengths(accelerator: Any) -> Iterator[None]:
+    """For the length of the context, processes may gather vectors of unlike lengths, as TRL does with the rewards of a
+    batch: a source may find nothing for some examples of one process."""
+    plain = accelerator.gather
+
+    def gather(values: Tensor) -> Tensor:
+        if accelerator.num_processes == 1 or values.ndim == 0:
+            return plain(values)
+        lengths = plain(torch.tensor([len(values)], device=values.device)).tolist()
+        rows = plain(accelerator.pad_across_processes(values)).view(len(lengths), -1)
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+    accelerator.gather = gather
+    try:
+        yield
+    finally:
+        del accelerator.gather
 
 
 class _EpochCounter(TrainerCallback):

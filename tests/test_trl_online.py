@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +201,36 @@ def test_what_a_source_cannot_do_in_trl_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="source: needs equally many responses for each example of a batch, got"):
         online_run(uneven, tmp_path, data).train()
+
+
+def shared_run(folder: Path, batches: int) -> None:
+    """Two optimiser steps over four examples each, where two examples have no candidates."""
+    source = Recorded(with_stored=True, without=("scene-0", "scene-5"))
+    settings = {"gradient_accumulation_steps": batches, "max_steps": 2, "train_sampling_strategy": "sequential"}
+    run = online_run(source, folder, online_pairs(), **settings)
+    run.train()
+    if run.is_world_process_zero():
+        torch.save((adapters_of(run.model), run.state.log_history), folder / "ended.pt")
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        tests = Path(__file__).parent
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+        # Without the timeout, processes that wait for each other in vain would do so for half an hour.
+        command = [*launcher, __file__, str(folder), str(2 // processes)]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+    (one, log), (two, its_log) = (torch.load(tmp_path / name / "ended.pt", weights_only=False) for name in "12")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+    for row, its_row in zip(log[:2], its_log[:2], strict=True):
+        for name in ("loss", "grad_norm", "undecided"):
+            assert its_row[name] == pytest.approx(row[name], rel=1e-5, abs=1e-6), name
+    assert log[0]["undecided"] == 0.25
+
+
+if __name__ == "__main__":
+    shared_run(Path(sys.argv[1]), int(sys.argv[2]))
