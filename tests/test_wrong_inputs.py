@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         r"objective: needs an object such as pairwise\(dpo_loss\), got the loss dpo_loss itself",
     ),
     "a dict for the settings": (lambda: trained(config={"output_dir": "x"}), "config: needs a TrainConfig, got dict"),
-    "a generator for the records": (lambda: trained(records=iter(())), "max_steps: needs a number for records without a length"),
+    "a generator for the records": (lambda: trained(records=iter(())), "max_steps: needs a number for records without"),
     "a path for the records": (lambda: trained(records="pairs.jsonl"), "records: needs a list or a dataset"),
     "no records": (lambda: trained(records=[]), "records: needs at least one that can be used"),
     "records that are lists": (lambda: trained(records=[[1]]), "records: row 0: needs a mapping"),
