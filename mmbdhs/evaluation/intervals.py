@@ -56,16 +56,54 @@ def ratio(
     Without any x > 0 the value is NaN and the interval [0, 1].
     """
     y, x = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    _check(y, x, clusters)
+    _check_lengths(y, x, clusters)
+    _check_shares(y, x)
     kept = x > 0
     if not kept.any():
         return Estimate(math.nan, 0.0, 1.0, 0)
+    value = y.sum() / x.sum()
+    trials = _trials(value, *_cluster_sums(y, x, clusters, kept))
+    return Estimate(float(value), *wilson(value, trials), int(kept.sum()))
+
+
+def quotient(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Estimate:
+    """The ratio R = Σy / Σx of items with any finite y and x, with the 95% interval of the population's ratio.
+
+    numerators, denominators: y and x, one per item. Items with y = x = 0 do not count.
+    clusters: as of `ratio`.
+
+    With y_c, x_c the sums of m clusters, the interval is R ± t_{m−1} √V, V = m / (m−1) · Σ_c (y_c − R x_c)² / (Σx)²
+    (Cochran, Sampling Techniques, 1977, ch. 6). With x = 1 and one item per cluster it is that of `mean_interval`. It
+    is unbounded for one cluster, and has width 0 where y_c = R x_c for every cluster.
+
+    Where Σx = 0 the value is NaN and the interval unbounded.
+    """
+    y, x = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    _check_lengths(y, x, clusters)
+    if not (np.isfinite(y) & np.isfinite(x)).all():
+        raise ValueError("numerators, denominators: need finite numbers, got infinity or NaN")
+    kept = (x != 0) | (y != 0)
+    if not x.sum():
+        return Estimate(math.nan, -math.inf, math.inf, int(kept.sum()))
+    value = float(y.sum() / x.sum())
+    y_c, x_c = _cluster_sums(y, x, clusters, kept)
+    m = len(x_c)
+    if m == 1:
+        return Estimate(value, -math.inf, math.inf, int(kept.sum()))
+    half = stdtrit(m - 1, _TAIL) * math.sqrt(m / (m - 1) * np.square(y_c - value * x_c).sum()) / abs(x.sum())
+    return Estimate(value, float(value - half), float(value + half), int(kept.sum()))
+
+
+def _cluster_sums(
+    y: np.ndarray, x: np.ndarray, clusters: Sequence[Hashable] | None, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of y and x over each cluster's items that count."""
     names = range(len(x)) if clusters is None else clusters
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(name, len(numbers)) for name, keep in zip(names, kept, strict=True) if keep])
-    value = y.sum() / x.sum()
-    trials = _trials(value, np.bincount(index, y[kept]), np.bincount(index, x[kept]))
-    return Estimate(float(value), *wilson(value, trials), int(kept.sum()))
+    return np.bincount(index, y[kept]), np.bincount(index, x[kept])
 
 
 def _trials(value: float, y: np.ndarray, x: np.ndarray) -> float:
@@ -99,10 +137,13 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(mean - half), float(mean + half), len(v))
 
 
-def _check(y: np.ndarray, x: np.ndarray, clusters: Sequence[Hashable] | None) -> None:
+def _check_lengths(y: np.ndarray, x: np.ndarray, clusters: Sequence[Hashable] | None) -> None:
     lengths = [len(y), len(x), *([] if clusters is None else [len(clusters)])]
     if len(set(lengths)) > 1:
         raise ValueError(f"numerators, denominators, clusters: need one length, got {lengths}")
+
+
+def _check_shares(y: np.ndarray, x: np.ndarray) -> None:
     if not ((y >= 0) & (y <= x)).all():
         place = int(np.argmin((y >= 0) & (y <= x)))
         raise ValueError(f"numerators: needs 0 ≤ y ≤ x, got y = {y[place]:g}, x = {x[place]:g} at {place}")

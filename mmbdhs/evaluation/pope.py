@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from mmbdhs.data import read_jsonl
-from mmbdhs.evaluation.files import column
+from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.files import check_ids, check_unique, column, read_rows, require_files
 from mmbdhs.evaluation.intervals import Estimate, ratio
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts
 
 _LABELS = {"yes": True, "no": False}
 _ALL = "all"
+SPLITS = ("random", "popular", "adversarial")
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""What LLaVA's scripts write after a question that is answered in a word."""
 
 
 class PopeItems(NamedTuple):
@@ -106,18 +111,27 @@ def pope(
     return PopeResults({split: _score(found) for split, found in (members | {_ALL: rows}).items()})
 
 
+def binary_counts(said: bool, truth: bool) -> dict[str, tuple[float, float]]:
+    """What an answer counts in each metric of a yes/no question, as (numerator, denominator).
+
+    said, truth: whether the answer and the label are the positive class.
+    """
+    hit = said and truth
+    return {
+        "accuracy": (said == truth, 1),
+        "precision": (hit, said),
+        "recall": (hit, truth),
+        "f1": (2 * hit, said + truth),  # 2 TP / (2 TP + FP + FN)
+        "yes_ratio": (said, 1),
+    }
+
+
 def _score(rows: list[tuple[bool, bool, Hashable]]) -> PopeResult:
-    said, truth, images = zip(*rows, strict=True)
-    true_yes = [s and t for s, t in zip(said, truth, strict=True)]
-    return PopeResult(
-        accuracy=ratio([s == t for s, t in zip(said, truth, strict=True)], [1] * len(rows), images),
-        precision=ratio(true_yes, said, images),
-        recall=ratio(true_yes, truth, images),
-        # 2 TP / (2 TP + FP + FN)
-        f1=ratio([2 * hit for hit in true_yes], [s + t for s, t in zip(said, truth, strict=True)], images),
-        yes_ratio=ratio(said, [1] * len(rows), images),
-        rows=len(rows),
-    )
+    counts = [binary_counts(said, truth) for said, truth, _ in rows]
+    images = [image for *_, image in rows]
+    pairs = {name: [count[name] for count in counts] for name in counts[0]}
+    scores = {name: ratio([y for y, _ in pair], [x for _, x in pair], images) for name, pair in pairs.items()}
+    return PopeResult(**scores, rows=len(rows))
 
 
 def _label(label: str | bool, number: int) -> bool:
@@ -145,3 +159,69 @@ def read_pope(questions: str | os.PathLike[str], answers: str | os.PathLike[str]
             raise ValueError(f"answers: needs the order of the questions, row {number} is {ids[1]!r}, not {ids[0]!r}")
     labels, images = (column(questions, asked, name) for name in ("label", "image"))
     return PopeItems(column(answers, given, "answer", "text"), labels, images)
+
+
+@dataclass(frozen=True)
+class Pope:
+    """POPE as a benchmark. `read` makes it.
+
+    rows: (split, question id, image, text, label) of each question. Its id is split/question id.
+    images: folder of the images.
+    suffix: what follows each question.
+    """
+
+    name: ClassVar[str] = "pope"
+    max_new_tokens: ClassVar[int] = 16
+    rows: tuple[tuple[str, str, str, str, bool], ...]
+    images: Path
+    suffix: str = SHORT_ANSWER
+
+    @classmethod
+    def read(
+        cls, folder: Path, images: Path | None = None, splits: Sequence[str] = SPLITS, suffix: str = SHORT_ANSWER
+    ) -> Pope:
+        """Read coco_pope_{split}.json (or .jsonl) of each split.
+
+        folder: of the files.
+        images: folder of COCO's val2014; None for images/ in `folder`.
+        splits: of random, popular and adversarial.
+        suffix: what follows each question.
+
+        Raises FileNotFoundError for missing files, ValueError for files of another layout and labels other than yes/no.
+        """
+        paths = {split: folder / f"coco_pope_{split}.json*" for split in splits}
+        require_files(cls.name, "output/coco/ of github.com/RUCAIBox/POPE", *paths.values())
+        rows = [row for split, path in paths.items() for row in _split_rows(split, next(folder.glob(path.name)))]
+        return cls(tuple(rows), Path(images or folder / "images"), suffix)
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """The suffix, the positive class and the number of rows of each split."""
+        splits = [split for split, *_ in self.rows]
+        counts = {f"rows_{split}": splits.count(split) for split in dict.fromkeys(splits)}
+        return {"suffix": self.suffix, "positive": "yes", **counts}
+
+    def questions(self) -> list[Question]:
+        """Every question with its suffix."""
+        return [Question(f"{s}/{i}", self.images / image, text + self.suffix) for s, i, image, text, _ in self.rows]
+
+    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
+        """None, no judge is needed."""
+        return []
+
+    def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
+        """The counts of `pope` for each answer, in the group of its split."""
+        check_ids("answers", answers, [f"{split}/{number}" for split, number, *_ in self.rows])
+        return [
+            Outcome(f"{s}/{i}", image, (s,), binary_counts(parse_answer(answers[f"{s}/{i}"]), label))
+            for s, i, image, _, label in self.rows
+        ]
+
+
+def _split_rows(split: str, path: Path) -> list[tuple[str, str, str, str, bool]]:
+    rows = read_rows(path, "question_id", "image", "text", "label")
+    check_unique(path, [row["question_id"] for row in rows])
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row["label"], str) or row["label"] not in _LABELS:
+            raise ValueError(f"{path}: needs the label yes or no, row {number} has {row['label']!r}")
+    return [(split, str(r["question_id"]), r["image"], r["text"], _LABELS[r["label"]]) for r in rows]
