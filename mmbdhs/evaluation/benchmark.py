@@ -59,8 +59,11 @@ class Benchmark(Protocol):
     facts: what a result has to state besides its numbers, such as row counts, the lemmatiser, the prompt's suffix.
     """
 
-    name: str
-    max_new_tokens: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
 
     @property
     def facts(self) -> Mapping[str, str | int]: ...

@@ -201,16 +201,13 @@ def chair(
     check_lengths(captions=captions, truth=truth, reference_captions=reference_captions)
     check_texts("captions", captions)
     references = [()] * len(captions) if reference_captions is None else reference_captions
-    found = tuple(_objects(*row, vocabulary) for row in zip(captions, truth, references, strict=True))
-    wrong = [len(c.hallucinated) for c in found]
+    found = tuple(caption_objects(*row, vocabulary) for row in zip(captions, truth, references, strict=True))
     return ChairResult(
-        chair_i=ratio(wrong, [len(c.mentioned) for c in found]),
-        chair_s=ratio([count > 0 for count in wrong], [1] * len(found)),
-        recall=_recall(found),
+        **_ratios([chair_counts(caption) for caption in found]),
         objects=mean_interval([len(c.mentioned) for c in found]),
         length=mean_interval([c.words for c in found]),
         captions=found,
-        singulariser=_name(vocabulary.singularise),
+        singulariser=function_name(vocabulary.singularise),
     )
 
 
@@ -224,13 +221,20 @@ def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
         listed, as in the original.
     """
     check_lengths(captions=captions)
-    unique = [_unique(caption) for caption in captions]
-    wrong = [len(c.hallucinated) for c in unique]
-    return ObjectHalBenchResult(
-        response_rate=ratio([count > 0 for count in wrong], [len(c.mentioned) > 0 for c in unique]),
-        object_rate=ratio(wrong, [len(c.mentioned) for c in unique]),
-        recall=_recall(unique),
-    )
+    return ObjectHalBenchResult(**_ratios([halbench_counts(caption) for caption in captions]))
+
+
+def chair_counts(caption: CaptionObjects) -> dict[str, tuple[float, float]]:
+    """What a caption counts in each rate of CHAIR, as (numerator, denominator)."""
+    wrong = len(caption.hallucinated)
+    return {"chair_i": (wrong, len(caption.mentioned)), "chair_s": (wrong > 0, 1), "recall": _recall(caption)}
+
+
+def halbench_counts(caption: CaptionObjects) -> dict[str, tuple[float, float]]:
+    """What a caption counts in each rate of Object HalBench, as (numerator, denominator)."""
+    unique = _unique(caption)
+    wrong, mentions = len(unique.hallucinated), len(unique.mentioned)
+    return {"response_rate": (wrong > 0, mentions > 0), "object_rate": (wrong, mentions), "recall": _recall(unique)}
 
 
 def read_coco_objects(path: str | os.PathLike[str]) -> dict[int, set[str]]:
@@ -255,9 +259,10 @@ def read_coco_captions(path: str | os.PathLike[str]) -> dict[int, list[str]]:
     return captions
 
 
-def _objects(
+def caption_objects(
     caption: str, truth: Collection[str], references: Sequence[str], vocabulary: ObjectVocabulary
 ) -> CaptionObjects:
+    """The objects of one caption, with the arguments of `chair` for one image."""
     if isinstance(truth, str) or isinstance(references, str):
         raise ValueError(f"truth, reference_captions: need a list for each caption, got {truth!r}, {references!r}")
     shown = {vocabulary.node(name) for name in truth}
@@ -274,8 +279,13 @@ def _unique(caption: CaptionObjects) -> CaptionObjects:
     return CaptionObjects(tuple(named.values()), tuple(named), caption.truth, caption.words)
 
 
-def _recall(captions: Sequence[CaptionObjects]) -> Estimate:
-    return ratio([len(c.truth & set(c.mentioned)) for c in captions], [len(c.truth) for c in captions])
+def _recall(caption: CaptionObjects) -> tuple[float, float]:
+    return len(caption.truth & set(caption.mentioned)), len(caption.truth)
+
+
+def _ratios(counts: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Estimate]:
+    pairs = {name: [count[name] for count in counts] for name in counts[0]}
+    return {name: ratio([y for y, _ in pair], [x for _, x in pair]) for name, pair in pairs.items()}
 
 
 def _joined(name: str, singularise: Callable[[str], str]) -> str:
@@ -289,5 +299,6 @@ def _names(path: str | os.PathLike[str], line: str) -> list[str]:
     return names
 
 
-def _name(function: Callable[..., Any]) -> str:
+def function_name(function: Callable[..., Any]) -> str:
+    """The full name of a function."""
     return f"{function.__module__}.{function.__qualname__}"

@@ -14,8 +14,8 @@ from mmbdhs.evaluation.verdicts import share
 
 INSTRUCTION = """\
 The last row of the table has a question, its ground truth and a model's prediction. Write how correct the prediction \
-is: one of the numbers 0.0 (wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 and 1.0 (right), and nothing else. With \
-<AND> the prediction is right if it has every part of the ground truth, and has the share of the parts that it gives. \
+is: one of the numbers 0.0 (wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 and 1.0 (right), and nothing else. \
+With <AND> the prediction is right if it has every part of the ground truth, and gets the share of those that it has. \
 With <OR> one of the parts is enough.
 
 Question | Ground truth | Prediction | Correctness

@@ -12,7 +12,8 @@ from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
 from mmbdhs.evaluation.files import check_columns, check_ids, check_unique, read_rows, read_sections, require_files
 from mmbdhs.evaluation.pope import SHORT_ANSWER
 
-_NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)], strict=True))
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": 0} | {word: number for number, word in enumerate(_DIGITS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _FULL_STOP = re.compile(r"\.(?!\d)")
