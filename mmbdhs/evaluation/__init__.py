@@ -4,9 +4,10 @@ A benchmark is one module with readers for its published files and a function th
 returns a `Result`, a frozen dataclass whose `metrics` are estimates. Nothing here runs a model or needs PyTorch.
 
 Read in this order: `results` (what all have in common), `intervals` (estimates and their intervals), `pope`, `chair`
-(with Object HalBench), `words` (English words and their singular), `files` (published files). A `Benchmark` (in
-`benchmark`) asks a model and judges and counts their answers: `registry` reads each by its name, `verdicts` reads
-judges, and `scores` makes metrics of the counts.
+(with Object HalBench), `words` (English words and their singular), `files` (published files). A `Benchmark` of
+`benchmark` asks a model and a judge and counts what they say. There is one each in `pope`, `amber`, `gqa`, `textvqa`,
+`mmhal`, `llava_bench` and `mmvet`, and two in `coco_captions`. `registry` reads them by name, `verdicts` reads what
+judges say, and `scores` makes metrics of the counts.
 """
 
 from mmbdhs.evaluation.benchmark import Benchmark, JudgeRequest, Outcome, Question
