@@ -5,6 +5,10 @@ first preferred to each of the others. "plain" is a right-padded batch of B·N r
 responses alone; responses of one length make its rows free of padding and masks, its best case. "trl" is the loss of
 TRL's DPOTrainer, where it is installed; it knows pairs only. Gradient checkpointing, which it would turn on by itself,
 is off for all. "trl_step" is the same from the rows of a data set on, with images to be decoded and processed; "packed"
+is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "trl_known" is "trl_step" with
+the same numbers put into its batch, which TRL itself refuses for images. "stored" is ours with the log-probabilities of
+the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
+without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there.
 is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "stored" is ours with the
 log-probabilities of the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
 without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there. Last come steps of `train` from photographs
@@ -41,10 +45,14 @@ from mmbdhs.losses import dpo_loss
 PROMPT = "USER: <image>\nDescribe the image in detail. ASSISTANT:"
 RESPONSE_TOKENS = 80
 BETA = 0.1
+REFERENCES = "ref_chosen_logps", "ref_rejected_logps"  # the columns of the reference in TRL
 COLUMNS = {
     **{"shape": "<45", "prompts": ">1", "responses": ">1", "threads": ">1"},
-    **{name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl", "trl_step", "packed", "known")},
+    **{
+        name: ">7.0f" for name in ("ours", "sdpa", "stored", "plain", "trl", "trl_step", "packed", "trl_known", "known")
+    },
     **{name: ">5.2f" for name in ("over_plain", "over_trl", "stored_over_trl", "packed_over_trl", "known_over_trl")},
+    "known_over_trl_known": ">5.2f",
     **{"waiting": ">7.0f", "over_waiting": ">5.2f"},
     **{"ours_mib": ">5.0f", "plain_mib": ">5.0f", "trl_mib": ">5.0f", "memory": ">4.2f"},
 }
@@ -102,6 +110,7 @@ def measure(size: Size, prompts: int, responses: int, options: Options) -> dict[
     if "trl" in ms:
         ratios |= {"over_trl": ms["trl"] / ms["ours"], "stored_over_trl": ms["trl"] / ms["stored"]}
         ratios |= {"packed_over_trl": ms["trl_step"] / ms["packed"], "known_over_trl": ms["trl_step"] / ms["known"]}
+        ratios["known_over_trl_known"] = ms["trl_known"] / ms["known"]
     return {
         **{"shape": shape, "prompts": prompts, "responses": responses, **ms, **ratios, **mib},
         **{"image_tokens": IMAGE_TOKENS, "response_tokens": RESPONSE_TOKENS, "difference": difference},
@@ -225,26 +234,29 @@ def trl(policy: Any, reference: Any, batch: Batch) -> Loss:
 
 
 def trl_steps(policy: Any, reference: Any, batch: Batch) -> dict[str, Loss]:
-    """The same from the rows of the data set on: TRL's own, packed, and packed with the reference known."""
+    """The same from the rows of the data set on: TRL's own and packed, and both with the reference known."""
     from trl import DPOTrainer
 
     from mmbdhs.trl import PackedDPOTrainer
 
-    found: dict[str, Loss] = {}
-    columns: list[dict[str, float]] = [{} for _ in batch.images]
-    for name, kind in (("trl_step", DPOTrainer), ("packed", PackedDPOTrainer), ("known", PackedDPOTrainer)):
-        if name == "known":
-            trainer = trainer_of(PackedDPOTrainer, policy, reference, batch)
-            chosen, rejected = trainer.compute_ref_log_probs(reference, _loaded(trainer, reference.dtype))
-            pairs = zip(chosen.tolist(), rejected.tolist(), strict=True)
-            columns = [{"ref_chosen_logps": one, "ref_rejected_logps": other} for one, other in pairs]
-        trainer = trainer_of(kind, policy, reference, batch, columns)
-        found[name] = partial(_step, trainer, policy, reference.dtype)
-    return found
+    # Packed ones last: a later DPOTrainer would replace the models' forward.
+    sides = {"trl_step": DPOTrainer, "trl_known": DPOTrainer, "packed": PackedDPOTrainer}
+    trainers = {name: trainer_of(kind, policy, reference, batch) for name, kind in sides.items()}
+    one = trainers["packed"]
+    known = dict(zip(REFERENCES, one.compute_ref_log_probs(reference, _loaded(one, reference.dtype)), strict=True))
+    chosen, rejected = (values.tolist() for values in known.values())
+    rows = [dict(zip(REFERENCES, pair, strict=True)) for pair in zip(chosen, rejected, strict=True)]
+    trainers["known"] = trainer_of(PackedDPOTrainer, policy, reference, batch, rows)
+    trainers["trl_known"].precompute_ref_logps = True
+    more = {"trl_known": known}
+    return {
+        name: partial(_step, trainer, policy, reference.dtype, more.get(name, {})) for name, trainer in trainers.items()
+    }
 
 
-def _step(trainer: Any, policy: Any, dtype: torch.dtype) -> Tensor:
-    return trainer._compute_loss(policy, _loaded(trainer, dtype), return_outputs=False)
+def _step(trainer: Any, policy: Any, dtype: torch.dtype, more: dict[str, Tensor]) -> Tensor:
+    """more: tensors of the batch besides those of the collator."""
+    return trainer._compute_loss(policy, _loaded(trainer, dtype) | more, return_outputs=False)
 
 
 def _loaded(trainer: Any, dtype: torch.dtype) -> dict[str, Any]:
