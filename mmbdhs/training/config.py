@@ -99,7 +99,7 @@ class TrainConfig:
     hub_private_repo: bool = _setting(False, "create the model's repository on the Hub as a private one")
     seed: int = _setting(0, "seed of example order, dropout and new adapters")
     dataloader_num_workers: int = _setting(
-        1,
+        0,
         "threads that read, decode and process the examples of the next step while the model runs one; 0: the model "
         "waits for them. Several threads read from records at the same time",
     )
