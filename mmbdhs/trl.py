@@ -12,7 +12,7 @@ import copy
 import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -83,9 +83,10 @@ class PackedDPOTrainer(DPOTrainer):
         super().__init__(model, ref_model, args, None, *more, **kwargs)
         self._source, self._epochs = source, _EpochCounter()
         self._check_supported()
+        self._passes = _Passes()
         for one in (self.model, self.ref_model):
             if one is not None:
-                _add_packed_forward(VLM.of(one).model)
+                _add_packed_forward(VLM.of(one).model, self._passes)
         settings: Any = self.args
         self.data_collator = self._packed = PackedCollator(self.processing_class, settings.max_length)
         if source is not None:
@@ -147,11 +148,12 @@ class PackedDPOTrainer(DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, times the weight of the micro-batch where a source leaves out examples."""
-        weight = inputs.pop(_WEIGHT, None)
-        if weight is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        with _gathering_unlike_lengths(self.accelerator):
-            return weight * super().compute_loss(model, inputs, *args, **kwargs)
+        weight, before = inputs.pop(_WEIGHT, None), self._passes.count
+        with nullcontext() if weight is None else _gathering_unlike_lengths(self.accelerator):
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._passes.count == before:  # TRL's own forward would run without the images
+            raise RuntimeError("model: another trainer of TRL took its forward. Build PackedDPOTrainer after it")
+        return loss if weight is None else weight * loss
 
     def _data_sets(self) -> list[Any]:
         held_out = self.eval_dataset
@@ -348,7 +350,14 @@ def _has_reference(data: Any) -> bool:
     return set(_REFERENCE) <= set(data.column_names or ())
 
 
-def _add_packed_forward(model: nn.Module) -> None:
+@dataclass
+class _Passes:
+    """How many packed forward passes the models have made."""
+
+    count: int = 0
+
+
+def _add_packed_forward(model: nn.Module, passes: _Passes) -> None:
     """Let the model compute packed rows where a batch brings its prompts. The policy's wrappers see one forward, as
     they do with TRL."""
     original = model.forward
@@ -356,7 +365,10 @@ def _add_packed_forward(model: nn.Module) -> None:
     @functools.wraps(type(model).forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         prompts = kwargs.pop(_PROMPTS, None)
-        return original(*args, **kwargs) if prompts is None else _packed_output(self, prompts, kwargs["labels"])
+        if prompts is None:
+            return original(*args, **kwargs)
+        passes.count += 1
+        return _packed_output(self, prompts, kwargs["labels"])
 
     model.forward = types.MethodType(forward, model)
 

@@ -61,15 +61,18 @@ def test_pairs_train_in_a_loop(
 
 
 def test_a_model_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    rows = []
-    for number in range(4):
-        render(make_scene("balanced", number)).save(tmp_path / f"{number}.png")
-        row = {"image": f"{number}.png", "text": "Is there a car in the image?", "label": ("yes", "no")[number % 2]}
-        rows.append(json.dumps({"question_id": number} | row) + "\n")
-    (tmp_path / "coco_pope_random.json").write_text("".join(rows))
-    run("evaluate.py", miniature.path(), tmp_path, tmp_path / "coco_pope_random.json", monkeypatch=monkeypatch)
-    shown = capsys.readouterr().out
-    assert "coco_pope_random" in shown and shown.splitlines()[0].split()[:3] == ["split", "accuracy", "precision"]
+    (tmp_path / "pope/images").mkdir(parents=True)
+    for split in ("random", "popular", "adversarial"):
+        rows = []
+        for number in range(4):
+            render(make_scene("balanced", number)).save(tmp_path / f"pope/images/{number}.png")
+            row = {"image": f"{number}.png", "text": "Is there a car in the image?", "label": ("yes", "no")[number % 2]}
+            rows.append(json.dumps({"question_id": number} | row) + "\n")
+        (tmp_path / f"pope/coco_pope_{split}.json").write_text("".join(rows))
+    run("evaluate.py", miniature.path(), "pope", tmp_path, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["all:", "adversarial:", "popular:", "random:"]
+    assert lines[1].startswith("  accuracy ") and lines[1].endswith("(n = 12)")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
