@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +91,14 @@ def main(argv: Sequence[str]) -> int:
     after a signal. Wrong arguments and data, which are found before the model is loaded, end the process with status 2,
     as those of any other command do."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # before the first step or after the last one, where `train` does not catch it
+        print(f"interrupted; {_CONTINUE} continues", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         options, config = parse_arguments(argv)
         annotator = None if options.annotator is None else parse_annotator(options.annotator)

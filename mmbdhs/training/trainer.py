@@ -123,11 +123,10 @@ def train(
     accelerator = make_accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    columns = needed_columns(source)
     shares = Shares(batch_size, accelerator.process_index, accelerator.num_processes)
-    batches = make_batches(records, needed_columns(source), config.on_error, config.seed, shares)
-    held_out: list[UnreadExample] = []
-    if eval_records is not None:
-        held_out = held_out_examples(eval_records, needed_columns(source), config.on_error)
+    batches = make_batches(records, columns, config.on_error, config.seed, shares)
+    held_out = [] if eval_records is None else held_out_examples(eval_records, columns, config.on_error)
     identity = run_identity(model, reference, batches.data, source, objective, config, batch_size)
     where = Path(config.output_dir), identity, config.resume_from_checkpoint
     with run_folder(*where, accelerator.is_main_process) as checkpoint:

@@ -435,6 +435,18 @@ def test_names_that_do_not_fit_end_with_a_line(
     assert shown.startswith("mmbdhs train: ") and message in shown
 
 
+def test_an_interrupt_while_the_model_loads_ends_with_a_line(
+    arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmbdhs.training.command.load_model", interrupted)
+    assert main([*arguments, "--output_dir", "x"]) == 130
+    expected = "interrupted; the same command with --resume_from_checkpoint continues\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_held_out_records_come_from_a_split_or_a_file(arguments: list[str], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
