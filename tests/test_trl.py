@@ -183,8 +183,9 @@ def test_what_cannot_be_packed_is_refused(
 def test_a_trainer_that_lost_the_forward_of_its_model_says_so(tmp_path: Path) -> None:
     model, processor = loaded("llava")
     config = trl.DPOConfig(str(tmp_path), max_steps=1, **PLAIN)
+    reference = copy.deepcopy(model)
     ours, _ = (
-        kind(model, None, config, train_dataset=pairs("llava"), processing_class=processor)
+        kind(model, reference, config, train_dataset=pairs("llava"), processing_class=processor)
         for kind in (PackedDPOTrainer, trl.DPOTrainer)
     )
     with pytest.raises(RuntimeError, match="another trainer of TRL took its forward"):
