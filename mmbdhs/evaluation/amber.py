@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Outcome, Question, Unjudged
 from mmbdhs.evaluation.files import check_ids, check_unique, read_rows, require_files
 from mmbdhs.evaluation.pope import SHORT_ANSWER, binary_counts
 
@@ -23,7 +23,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Amber:
+class Amber(Unjudged):
     """AMBER's yes/no questions. `read` makes it.
 
     rows: (id, image, question, type, whether the truth is yes) of each question.
@@ -76,10 +76,6 @@ class Amber:
     def questions(self) -> list[Question]:
         """Every question with its suffix."""
         return [Question(i, self.images / image, text + self.suffix) for i, image, text, *_ in self.rows]
-
-    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
-        """None, no judge is needed."""
-        return []
 
     def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
         """The counts of a yes/no question with "No" as the positive class. Any other text than an answer is wrong."""

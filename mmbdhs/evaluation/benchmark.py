@@ -51,6 +51,14 @@ class Outcome:
     counts: Mapping[str, tuple[float, float]]
 
 
+class Unjudged:
+    """Base of the benchmarks whose answers a rule scores."""
+
+    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
+        """None, no judge is needed."""
+        return []
+
+
 class Benchmark(Protocol):
     """A benchmark's published files, read and checked.
 

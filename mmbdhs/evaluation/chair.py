@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbdhs.evaluation.files import read_sections
-from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratio
+from mmbdhs.evaluation.intervals import Estimate, mean_interval, ratios
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts
 from mmbdhs.evaluation.words import singular, tokens
 
@@ -203,7 +203,7 @@ def chair(
     references = [()] * len(captions) if reference_captions is None else reference_captions
     found = tuple(caption_objects(*row, vocabulary) for row in zip(captions, truth, references, strict=True))
     return ChairResult(
-        **_ratios([chair_counts(caption) for caption in found]),
+        **ratios([chair_counts(caption) for caption in found]),
         objects=mean_interval([len(c.mentioned) for c in found]),
         length=mean_interval([c.words for c in found]),
         captions=found,
@@ -221,7 +221,7 @@ def object_halbench(captions: Sequence[CaptionObjects]) -> ObjectHalBenchResult:
         listed, as in the original.
     """
     check_lengths(captions=captions)
-    return ObjectHalBenchResult(**_ratios([halbench_counts(caption) for caption in captions]))
+    return ObjectHalBenchResult(**ratios([halbench_counts(caption) for caption in captions]))
 
 
 def chair_counts(caption: CaptionObjects) -> dict[str, tuple[float, float]]:
@@ -281,11 +281,6 @@ def _unique(caption: CaptionObjects) -> CaptionObjects:
 
 def _recall(caption: CaptionObjects) -> tuple[float, float]:
     return len(caption.truth & set(caption.mentioned)), len(caption.truth)
-
-
-def _ratios(counts: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Estimate]:
-    pairs = {name: [count[name] for count in counts] for name in counts[0]}
-    return {name: ratio([y for y, _ in pair], [x for _, x in pair]) for name, pair in pairs.items()}
 
 
 def _joined(name: str, singularise: Callable[[str], str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from mmbdhs.data import write_whole
-from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question, Unjudged
 from mmbdhs.evaluation.chair import (
     COCO_PHRASES,
     OBJECT_HALBENCH_PHRASES,
@@ -83,7 +83,7 @@ class Annotations(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chair:
+class Chair(Unjudged):
     """CHAIR with Recall. `read` makes it.
 
     rows: the images, each with its truth.
@@ -136,10 +136,6 @@ class Chair:
     def questions(self) -> list[Question]:
         """The prompt for each image."""
         return [Question(row.id, row.image, row.question) for row in self.rows]
-
-    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
-        """None, no judge is needed."""
-        return []
 
     def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
         """The counts of `chair` for each caption, with its number of mentioned objects and of words."""

@@ -11,6 +11,7 @@ from typing import Any
 from mmbdhs.data import read_jsonl
 from mmbdhs.evaluation.benchmark import Question
 
+OWN_INSTRUCTION = "the library's own, not the published one"
 _SHOWN = 20  # missing images that an error names
 
 
@@ -91,11 +92,16 @@ def read_instruction(path: str | os.PathLike[str] | None, own: str) -> tuple[str
     Raises ValueError unless the file has as many places {} to fill as `own`.
     """
     if path is None:
-        return own, "the library's own, not the published one"
+        return own, OWN_INSTRUCTION
     text = Path(path).read_text(encoding="utf-8")
     if text.count("{}") != own.count("{}"):
         raise ValueError(f"instruction: needs {own.count('{}')} places {{}} to fill, {path} has {text.count('{}')}")
-    return text, f"{Path(path).name}, given by the user"
+    return text, given_instruction(path)
+
+
+def given_instruction(path: str | os.PathLike[str]) -> str:
+    """Whose instruction a file has, for the facts of a result."""
+    return f"{Path(path).name}, given by the user"
 
 
 def filled(instruction: str, *values: str) -> str:

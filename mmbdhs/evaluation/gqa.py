@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Outcome, Question, Unjudged
 from mmbdhs.evaluation.files import check_ids, read_table, require_files
 from mmbdhs.evaluation.pope import SHORT_ANSWER
 
 
 @dataclass(frozen=True)
-class GQA:
+class GQA(Unjudged):
     """GQA. `read` makes it.
 
     rows: the published balanced questions by their ids.
@@ -59,10 +59,6 @@ class GQA:
             Question(i, self.images / f"{row['imageId']}.jpg", row["question"] + self.suffix)
             for i, row in self.rows.items()
         ]
-
-    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
-        """None, no judge is needed."""
-        return []
 
     def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
         """Whether the answer is the truth. Structural type "query" is the group open, every other the group binary."""

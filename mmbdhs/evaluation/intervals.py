@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -64,6 +64,18 @@ def ratio(
     value = y.sum() / x.sum()
     trials = _trials(value, *_cluster_sums(y, x, clusters, kept))
     return Estimate(float(value), *wilson(value, trials), int(kept.sum()))
+
+
+def ratios(
+    counts: Sequence[Mapping[str, tuple[float, float]]], clusters: Sequence[Hashable] | None = None
+) -> dict[str, Estimate]:
+    """The `ratio` of each metric.
+
+    counts: of each item, by the metric's name; one or more, all with the same names.
+    clusters: as of `ratio`.
+    """
+    pairs = {name: zip(*(count[name] for count in counts), strict=True) for name in counts[0]}
+    return {name: ratio(y, x, clusters) for name, (y, x) in pairs.items()}
 
 
 def quotient(

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
-from mmbdhs.evaluation.files import check_ids, check_unique, read_json, read_rows, require_files
+from mmbdhs.evaluation.files import (
+    OWN_INSTRUCTION,
+    check_ids,
+    check_unique,
+    given_instruction,
+    read_json,
+    read_rows,
+    require_files,
+)
 from mmbdhs.evaluation.verdicts import two_scores
 
 INSTRUCTION = """\
@@ -114,10 +122,10 @@ def _lines(caption: str | list[str]) -> str:
 
 def _rules(path: str | os.PathLike[str], categories: set[str], given: bool) -> tuple[dict[str, tuple[str, str]], str]:
     if not given and not Path(path).exists():
-        return dict.fromkeys(categories, ("Assistant", INSTRUCTION)), "the library's own, not the published one"
+        return dict.fromkeys(categories, ("Assistant", INSTRUCTION)), OWN_INSTRUCTION
     rules = read_json(Path(path))
     keys = {category: f"llava_bench_{category}" for category in categories}
     if missing := sorted(key for key in keys.values() if key not in rules):
         raise ValueError(f"{path}: needs the rules {', '.join(missing)}, got {sorted(rules)}")
     found = {category: (rules[key]["role"], rules[key]["prompt"]) for category, key in keys.items()}
-    return found, f"{Path(path).name}, given by the user"
+    return found, given_instruction(path)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from mmbdhs.data import read_jsonl
-from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Outcome, Question, Unjudged
 from mmbdhs.evaluation.files import check_ids, check_unique, column, read_rows, require_files
-from mmbdhs.evaluation.intervals import Estimate, ratio
+from mmbdhs.evaluation.intervals import Estimate, ratios
 from mmbdhs.evaluation.results import Result, check_lengths, check_texts
 
 _LABELS = {"yes": True, "no": False}
@@ -128,10 +128,7 @@ def binary_counts(said: bool, truth: bool) -> dict[str, tuple[float, float]]:
 
 def _score(rows: list[tuple[bool, bool, Hashable]]) -> PopeResult:
     counts = [binary_counts(said, truth) for said, truth, _ in rows]
-    images = [image for *_, image in rows]
-    pairs = {name: [count[name] for count in counts] for name in counts[0]}
-    scores = {name: ratio([y for y, _ in pair], [x for _, x in pair], images) for name, pair in pairs.items()}
-    return PopeResult(**scores, rows=len(rows))
+    return PopeResult(**ratios(counts, [image for *_, image in rows]), rows=len(rows))
 
 
 def _label(label: str | bool, number: int) -> bool:
@@ -162,7 +159,7 @@ def read_pope(questions: str | os.PathLike[str], answers: str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Pope:
+class Pope(Unjudged):
     """POPE as a benchmark. `read` makes it.
 
     rows: (split, question id, image, text, label) of each question. Its id is split/question id.
@@ -204,10 +201,6 @@ class Pope:
     def questions(self) -> list[Question]:
         """Every question with its suffix."""
         return [Question(f"{s}/{i}", self.images / image, text + self.suffix) for s, i, image, text, _ in self.rows]
-
-    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
-        """None, no judge is needed."""
-        return []
 
     def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
         """The counts of `pope` for each answer, in the group of its split."""

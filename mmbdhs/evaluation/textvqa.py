@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmbdhs.evaluation.benchmark import JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Outcome, Question, Unjudged
 from mmbdhs.evaluation.files import check_columns, check_ids, check_unique, read_rows, read_sections, require_files
 from mmbdhs.evaluation.pope import SHORT_ANSWER
 
@@ -70,7 +70,7 @@ def accuracy(answer: str, human_answers: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True)
-class TextVQA:
+class TextVQA(Unjudged):
     """TextVQA's validation questions. `read` makes it.
 
     rows: the published questions, each with `text`, what the model is asked.
@@ -125,10 +125,6 @@ class TextVQA:
     def questions(self) -> list[Question]:
         """Every question with its suffix, or its prompt."""
         return [Question(str(r["question_id"]), self.images / f"{r['image_id']}.jpg", r["text"]) for r in self.rows]
-
-    def judge_requests(self, answers: Mapping[str, str]) -> list[JudgeRequest]:
-        """None, no judge is needed."""
-        return []
 
     def outcomes(self, answers: Mapping[str, str], verdicts: Mapping[str, str]) -> list[Outcome]:
         """The accuracy of each answer."""
