@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from mmbdhs.pairs.figures import Figures
+from mmbdhs.runs import fill_card
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -19,13 +19,9 @@ def dataset_card(record: Mapping[str, Any], figures: Figures, shards: int, total
     figures: of the shards that are there.
     shards, total: how many are there, and how many the run has.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(files("mmbdhs.pairs").joinpath("card.md.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return fill_card(
+        "mmbdhs.pairs",
+        "card.md.jinja",
         record=record,
         figures=figures,
         accepted=figures.accepted(record["config"]["max_iterations"]),

@@ -1,9 +1,11 @@
 """What all runs have in common, whether they sample or train.
 
 `identity` says what a run's results depend on, `folder` keeps a folder to one run, `signals` ends a run at a good
-moment, `options` makes commands of dataclasses, and `inputs` finds model and data by name.
+moment, `options` makes commands of dataclasses, `inputs` finds model and data by name, and `cards` describes a folder
+for the Hub.
 """
 
+from mmbdhs.runs.cards import fill_card
 from mmbdhs.runs.folder import FolderInUseError, check_same_run, locked, read_record, write_record
 from mmbdhs.runs.identity import (
     describe,
@@ -34,6 +36,7 @@ __all__ = [
     "describe",
     "differences",
     "fail",
+    "fill_card",
     "installed_versions",
     "load_model",
     "load_object",

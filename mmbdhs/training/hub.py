@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mmbdhs.runs import fill_card
 from mmbdhs.training.config import TrainConfig
 
 _NAME_ON_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -23,13 +23,9 @@ def model_card(identity: Mapping[str, Any], base_model: str, is_adapter: bool, s
     step: number of optimiser steps that were done.
     numbers: the newest value of each number of the log.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(files("mmbdhs.training").joinpath("model_card.md.jinja").read_text("utf-8"))
-    return template.render(
+    return fill_card(
+        "mmbdhs.training",
+        "model_card.md.jinja",
         identity=identity,
         source=_fields(identity["source"]),
         objective=_fields(identity["objective"]),
