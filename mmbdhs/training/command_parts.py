@@ -32,7 +32,8 @@ from mmbdhs.vlm import Processor
 
 @dataclass
 class NamedAnnotator:
-    """The annotator of `--annotator NAME KEY=VALUE …`, which is made once the model has been loaded.
+    """The annotator of `--annotator NAME KEY=VALUE …`, which is made once the model has been loaded; the user's own,
+    which needs no model, is made at once.
 
     name: "endpoint", "model", "likelihood" or "module:name".
     settings: its arguments; for "model" and "likelihood", `model` is the folder or name of a judge's model and
@@ -42,12 +43,15 @@ class NamedAnnotator:
     name: str
     settings: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if ":" in self.name:
+            self._annotator: Annotator = _imported("annotator", self.name, self.settings)
+
     def load(self, policy: nn.Module, processor: Processor) -> None:
         """Make the annotator. Raises what its model or its arguments raise."""
         self._policy = self._judge = policy
         settings = dict(self.settings)
         if ":" in self.name:
-            self._annotator: Annotator = _imported("annotator", self.name, settings)
             return
         if self.name == "endpoint":
             self._annotator = EndpointAnnotator(**settings)
@@ -69,7 +73,6 @@ def parse_annotator(words: Sequence[str]) -> NamedAnnotator:
     name, *settings = words
     found = parse_settings(settings)
     if ":" in name:
-        _imported("annotator", name, found)
         return NamedAnnotator(name, found)
     check_known("annotator", [name], kinds)
     known = set(inspect.signature(kinds[name]).parameters) - {"processor"}

@@ -138,12 +138,10 @@ class TrainConfig:
         one_of("on_error", self.on_error, ("raise", "skip"))
         for name in (one.name for one in fields(self) if isinstance(one.default, bool)):
             one_of(name, getattr(self, name), (True, False))
-        if self.fp16 and (self.bf16 or self.shard):
-            raise ValueError(
-                "fp16: needs bf16=False, got both"
-                if self.bf16
-                else "fp16: needs a model that is not sharded, got shard=True"
-            )
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16: needs bf16=False, got both")
+        if self.fp16 and self.shard:
+            raise ValueError("fp16: needs a model that is not sharded, got shard=True")
         self._check_schedule()
         trackers = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
         object.__setattr__(self, "report_to", [] if trackers == ["none"] else trackers)

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -175,9 +174,8 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, start: int) ->
     if not config.report_to:
         return
     name = config.run_name or Path(config.output_dir).absolute().name
-    settings = {one.name: getattr(config, one.name) for one in fields(config)}
     plain = {
-        key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()
+        key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in vars(config).items()
     }
     named = {kind: {"name": name} for kind in ("wandb", "trackio")} | {"mlflow": {"run_name": name}}
     starts = named | {"tensorboard": {"purge_step": start + 1}, "swanlab": {"experiment_name": name}}
