@@ -7,12 +7,9 @@ TRL's DPOTrainer, where it is installed; it knows pairs only. Gradient checkpoin
 is off for all. "trl_step" is the same from the rows of a data set on, with images to be decoded and processed; "packed"
 is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "trl_known" is "trl_step" with
 the same numbers put into its batch, which TRL itself refuses for images. "stored" is ours with the log-probabilities of
-the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
-without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there.
-is that with `PackedDPOTrainer`, and "known" with the reference in columns of the data. "stored" is ours with the
-log-probabilities of the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours
-without FlexAttention, and the 7B shape with LoRA follows, if PEFT is there. Last come steps of `train` from photographs
-on disk, against "waiting" for each of them (read_ahead.py).
+the reference known. Losses and gradients of all sides are asserted equal. On a GPU "sdpa" is ours without
+FlexAttention, and the 7B shape with LoRA follows, if PEFT is there. Last come steps of `train` from photographs on
+disk, against "waiting" for each of them (read_ahead.py).
 """
 
 from __future__ import annotations

@@ -49,15 +49,6 @@ class Lines:
         return iter(self.records)
 
 
-@pytest.fixture
-def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every image that the library `datasets` decodes."""
-    calls: list[int] = []
-    own = datasets.Image.decode_example
-    monkeypatch.setattr(datasets.Image, "decode_example", lambda *a, **k: (calls.append(1), own(*a, **k))[1])
-    return calls
-
-
 def test_no_image_is_decoded_before_it_is_asked_for(decodings: list[int]) -> None:
     stream = RecordStream(streamed(7), COLUMNS)
     found = list(stream.usable(0, 3))

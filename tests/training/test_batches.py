@@ -73,37 +73,28 @@ def test_every_process_takes_its_share_of_the_same_steps(kind: str) -> None:
         ]
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every image that `datasets` decodes."""
-    calls: list[int] = []
-    own = datasets.Image.decode_example
-    monkeypatch.setattr(datasets.Image, "decode_example", lambda *a, **k: (calls.append(1), own(*a, **k))[1])
-    return calls
-
-
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_image_is_decoded_before_its_step(
-    is_streamed: bool, workers: int, decoded: list[int], tmp_path: Path
+    is_streamed: bool, workers: int, decodings: list[int], tmp_path: Path
 ) -> None:
     """Neither by checks and fingerprints, nor for stored columns, nor for steps that a resumed run has done. With
     readers the examples of the next step are decoded too, and of no other."""
     counts: list[int] = []
 
     def source(model: Any, processor: Any, examples: Any) -> Any:
-        counts.append(len(decoded))
+        counts.append(len(decodings))
         return StoredSource()(model, processor, examples)
 
     source.columns, source.stored_reference = ("chosen", "rejected"), True  # type: ignore[attr-defined]
     data = dataset(12, reference_logps=[[-9.0, -9.0]] * 12)
     data[0]
-    each = len(decoded)  # for one example
-    decoded.clear()
+    each = len(decodings)  # for one example
+    decodings.clear()
 
     def run(steps: int) -> list[int]:
         counts.clear()
-        decoded.clear()
+        decodings.clear()
         config = full_run(
             tmp_path,
             per_device_train_batch_size=2,
