@@ -8,9 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "mmbdhs"
 FLOORS = (
     {"errors", "checks", "data", "native"},
-    {"vlm", "losses", "evaluation", "doctor"},
+    {"vlm", "losses", "doctor"},
     {"decoding", "logprobs", "runs"},
     {"sampling"},
+    {"evaluation"},
     {"training", "pairs"},
     {"trl"},
     {"miniature"},

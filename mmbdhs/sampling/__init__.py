@@ -14,16 +14,18 @@ teacher forcing, `llm_corruption` by a stronger language model, with its answers
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples
 from mmbdhs.sampling.changes import Piece, pieces
 from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
-from mmbdhs.sampling.examples import EXAMPLE_ERRORS, ExampleReader
+from mmbdhs.sampling.examples import EXAMPLE_ERRORS, EncodedExample, ExampleReader, ProcessedExample, PromptExample
 from mmbdhs.sampling.image_corruption import Noise
 from mmbdhs.sampling.llm_corruption import ChatEndpoint, EndpointError, ask_each, conversation_text, corrupt_responses
 from mmbdhs.sampling.povid import povid_sample
 from mmbdhs.sampling.reader_pool import ReaderPool
-from mmbdhs.sampling.responses import iter_responses, sample_responses
+from mmbdhs.sampling.responses import iter_responses, sample_responses, token_draws
 from mmbdhs.sampling.results import BDHSFailure, BDHSSample, POVIDSample, SampledResponse
 from mmbdhs.sampling.sampler import Sampler
+from mmbdhs.sampling.scheduler import Scheduler, Started
 from mmbdhs.sampling.similarity import DEFAULT_MODEL, Similarity, SimilarityModel, resolve_similarity, scores
 from mmbdhs.sampling.splicing import Reference, SentenceSplice, leading_answer
+from mmbdhs.sampling.stopping import ResponseBranch
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -32,19 +34,25 @@ __all__ = [
     "BDHSFailure",
     "BDHSSample",
     "ChatEndpoint",
+    "EncodedExample",
     "EndpointError",
     "ExampleReader",
     "Noise",
     "POVIDSample",
     "Piece",
+    "ProcessedExample",
+    "PromptExample",
     "ReaderPool",
     "Reference",
+    "ResponseBranch",
     "SampledResponse",
     "Sampler",
     "SamplingConfig",
+    "Scheduler",
     "SentenceSplice",
     "Similarity",
     "SimilarityModel",
+    "Started",
     "ask_each",
     "bdhs_sample",
     "conversation_text",
@@ -57,4 +65,5 @@ __all__ = [
     "resolve_similarity",
     "sample_responses",
     "scores",
+    "token_draws",
 ]
