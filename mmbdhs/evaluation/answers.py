@@ -151,7 +151,7 @@ class _Answerer:
                 raise encoded
         if len(texts) == 1:
             return False
-        obstacle = "the chat template writes them before it" if prompts is None else None
+        obstacle = "their prompts may differ before the image ends" if prompts is None else None
         if prompts is not None and not may_share(self._vlm, encoded.inputs, prompts.shared):
             obstacle = f"{self._vlm.name} lets it see them"
         if obstacle or prompts is None:

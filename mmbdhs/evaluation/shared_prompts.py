@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from mmbdhs.vlm import (
     VLM,
     DecoderInputs,
     Processor,
+    Vocabulary,
     agree,
     common_length,
     logits_of,
@@ -45,30 +47,56 @@ class SharedPrompts:
 def shared_prompts(
     vlm: VLM, reader: ExampleReader, processor: Processor, questions: Sequence[Question]
 ) -> SharedPrompts | None:
-    """The prompts of questions about one image, or None if they differ before its end.
+    """The prompts of different questions about one image, or None if they may differ before its end.
 
-    The processor runs over the longest prompt alone. It replaces the placeholder of an image by image tokens and
-    leaves all other tokens as its tokenizer gives them, so the prompts end as their texts do.
-
-    Raises ExampleError that names a question that cannot be asked.
+    The processor runs over the longest prompt alone. Raises ExampleError that names a question that cannot be asked.
     """
+    tokenizer = tokenizer_of(processor)
     with naming(questions[0]):
         images = load_images(str(questions[0].image))
-    examples, ids = [], []
+    examples, texts = [], []
     for question in questions:
         with naming(question):
             examples.append(one := reader.read_prompt(0, images, question.text, question.id))
-            text = render_prompt(processor, one.messages, one.template_arguments)
-        ids.append(tokenizer_of(processor)(text)["input_ids"])
-    longest = max(range(len(ids)), key=lambda number: len(ids[number]))
-    common = min(common_length(ids[longest], other) for other in ids)
+            texts.append(render_prompt(processor, one.messages, one.template_arguments))
+    longest = max(range(len(texts)), key=lambda number: len(tokenizer(texts[number])["input_ids"]))
     with naming(questions[longest]):
         processed = reader.process_prompt(examples[longest])
     whole = processed.inputs["input_ids"][0].tolist()
-    shared, tail = len(whole) - (len(ids[longest]) - common), ids[longest][common:]
-    if whole[shared:] != tail or vlm.image_token_id in tail:
+    if len(texts) == 1:
+        return SharedPrompts(processed, len(whole), [[]])
+    begin = _end_of_images(vlm, tokenizer, whole)
+    tails = _tails(tokenizer, whole[begin - 1 :], texts, texts[longest])
+    if tails is None or tails[longest] != whole[begin:]:
         return None
-    return SharedPrompts(processed, shared, [one[common:] for one in ids])
+    common = min(common_length(tails[longest], other) for other in tails)
+    return SharedPrompts(processed, begin + common, [tail[common:] for tail in tails])
+
+
+def _end_of_images(vlm: VLM, tokenizer: Any, ids: list[int]) -> int:
+    """The number of tokens up to the last image token, and the special tokens that follow it at once."""
+    special = Vocabulary.of(vlm, tokenizer).special_tokens
+    images = (number for number, token in enumerate(ids) if token == vlm.image_token_id)
+    end = max(images, default=len(ids) - 1) + 1
+    while end < len(ids) and ids[end] in special:
+        end += 1
+    return end
+
+
+def _tails(tokenizer: Any, ids: list[int], texts: list[str], known: str) -> list[list[int]] | None:
+    """The tokens of each prompt after the first of `ids`, a special token, with which no text merges. None where the
+    text after that token cannot be told.
+
+    ids: the end of the prompt `known`, as the processor leaves it. After an image it may write text of its own, which
+        merges with the question (Gemma 3: line breaks, Idefics2: a space).
+    """
+    first, *rest = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:1], ids[1:]))
+    differs = min(common_length(known, text) for text in texts)
+    if not rest[0].endswith(known[differs:]):
+        return None
+    begin = first + rest[0].removesuffix(known[differs:])
+    found = [tokenizer(begin + text[differs:], add_special_tokens=False)["input_ids"] for text in texts]
+    return [tail[1:] for tail in found] if all(tail[:1] == ids[:1] for tail in found) else None
 
 
 @contextmanager
