@@ -9,19 +9,18 @@ questions of many images decode together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import Any
 
 import torch
 from torch import nn
 
-from mmbdhs.data import as_messages, key_address, load_images
-from mmbdhs.decoding import vision_token_ids
+from mmbdhs.data import key_address, load_images
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.evaluation.benchmark import Question
+from mmbdhs.evaluation.generation import generated
 from mmbdhs.evaluation.shared_prompts import SharedPrompts, may_share, naming, shared_prompts
 from mmbdhs.sampling import (
     EncodedExample,
@@ -33,17 +32,10 @@ from mmbdhs.sampling import (
     Started,
     token_draws,
 )
-from mmbdhs.vlm import CONTEXT_TOKENS, VLM, Processor, encode_prompt, shared_processor, tokenizer_of
+from mmbdhs.vlm import CONTEXT_TOKENS, VLM, Processor, shared_processor
 
 _LOG = logging.getLogger("mmbdhs")
 _Texts = list[tuple[Question, list[int]]]  # each different question about an image, and the numbers of those who ask it
-PLAIN_GREEDY: Mapping[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
-"""The arguments of `generate` for what greedy means here, whatever the model's generation config says."""
 
 
 def by_image(questions: Iterable[Question]) -> list[Question]:
@@ -54,35 +46,60 @@ def by_image(questions: Iterable[Question]) -> list[Question]:
     return list(chain.from_iterable(groups.values()))
 
 
-def iter_answers(
-    model: nn.Module, processor: Processor, questions: Sequence[Question], config: SamplingConfig
-) -> Iterator[str]:
-    """Yield the answer to every question, in their order.
+class Answerer:
+    """Answers questions with one model.
 
     model, processor: a VLM of `transformers` and its processor.
-    questions: those that follow each other about one image are answered together, and the same text about it once.
     config: how tokens are drawn; temperature 0 for greedy answers.
 
     Greedy answers are those of `generate(do_sample=False)` without the processors of logits that the model's
     generation config may add, such as a repetition penalty, and without tokens that stand for images. A model that
-    cannot decode over shared prefixes answers by `generate`, one question at a time, and the log says so. Raises
-    ExampleError that names a question that cannot be asked, and UnsupportedModelError for a drawn answer of a model
-    that cannot decode over shared prefixes.
+    cannot decode over shared prefixes answers by `generate`, one question at a time, and the log says so.
     """
-    vlm = VLM.of(model)
-    vlm.require_whole_parameters()
-    with vlm.held_in_evaluation_mode():
+
+    def __init__(self, model: nn.Module, processor: Processor, config: SamplingConfig) -> None:
+        self._model = model  # which its VLM does not keep
+        self._vlm, self._processor, self._config = VLM.of(model), processor, config
+        self._vlm.require_whole_parameters()
+        self._shared: _SharedAnswers | None = None
+        self._separately = False
+
+    def answers(self, questions: Sequence[Question]) -> Iterator[str]:
+        """Yield the answer to every question, in their order.
+
+        questions: those that follow each other about one image are answered together, and the same text about it once.
+
+        Raises ExampleError that names a question that cannot be asked, and UnsupportedModelError for a drawn answer of
+        a model that cannot decode over shared prefixes.
+        """
+        with self._vlm.held_in_evaluation_mode():
+            groups = _groups(questions)
+            if groups and not self._separately:
+                self._try(groups)
+            yield from map(self._generated, questions) if self._separately else self._together(groups)
+
+    def _try(self, groups: list[_Texts]) -> None:
         try:
-            answerer = _Answerer(vlm, shared_processor(processor), config, questions)
+            if self._shared is None:
+                self._shared = _SharedAnswers(self._vlm, shared_processor(self._processor), self._config)
+            self._shared.try_sharing(groups)
         except UnsupportedModelError as error:
-            if config.temperature:
+            if self._config.temperature:
                 raise
+            self._separately = True
             _LOG.warning("questions are answered one at a time, by generate: %s", error)
-            yield from (_generated(vlm, processor, question, config.max_new_tokens) for question in questions)
+
+    def _generated(self, question: Question) -> str:
+        with naming(question), self._vlm.evaluation_mode():
+            images = load_images(str(question.image))
+            return generated(self._vlm, self._processor, question.text, images, self._config.max_new_tokens)
+
+    def _together(self, groups: list[_Texts]) -> Iterator[str]:
+        if self._shared is None:
             return
         found: dict[int, str] = {}
         following = 0
-        with closing(answerer.run()) as answers:
+        with closing(self._shared.run(groups)) as answers:
             for number, answer in answers:
                 found[number] = answer
                 while following in found:
@@ -108,24 +125,22 @@ class _Job:
         return len(self.texts)
 
 
-class _Answerer:
-    """Raises UnsupportedModelError for a model that cannot decode over shared prefixes exactly."""
+class _SharedAnswers:
+    """Answers over shared prefixes. Raises UnsupportedModelError for a model that cannot decode so exactly."""
 
-    def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig, questions: Sequence[Question]) -> None:
+    def __init__(self, vlm: VLM, processor: Processor, config: SamplingConfig) -> None:
         self._vlm, self._processor, self._config = vlm, processor, config
         self._reader = ExampleReader(vlm, processor, config.max_new_tokens)
         self._scheduler: Scheduler[_Job] = Scheduler(vlm, processor, config)
-        self._count, numbers = len(questions), range(len(questions))
-        groups = groupby(numbers, key=lambda number: questions[number].image)
-        self._groups = [_texts([(questions[number], number) for number in group]) for _, group in groups]
-        self._shares = self._tried()
+        self._shares = False
+        self._tried = 0  # with how many questions about one image: none, one, or several
 
-    def run(self) -> Generator[tuple[int, str]]:
+    def run(self, groups: list[_Texts]) -> Generator[tuple[int, str]]:
         """Yield (number of the question, answer) as answers end."""
-        ended = 0
+        missing = sum(len(numbers) for texts in groups for _, numbers in texts)
         with ReaderPool(self._config.num_workers, self._vlm.device) as readers:
-            source = chain.from_iterable(readers.map(self._read, self._groups))
-            while ended < self._count:
+            source = chain.from_iterable(readers.map(self._read, groups))
+            while missing:
                 with self._vlm.evaluation_mode(), torch.no_grad():
                     jobs = self._scheduler.advance(lambda: next(source, None), self._start)
                 for job, error in jobs:
@@ -134,13 +149,13 @@ class _Answerer:
                             raise error
                     for (_, numbers), branch in zip(job.texts, job.branches, strict=True):
                         yield from ((number, branch.text.strip()) for number in numbers)
-                        ended += len(numbers)
+                        missing -= len(numbers)
 
-    def _tried(self) -> bool:
-        """Whether questions about one image may share a prompt, tried with the first that could."""
-        if not self._groups:
-            return False
-        texts = next((group for group in self._groups if len(group) > 1), self._groups[0])
+    def try_sharing(self, groups: list[_Texts]) -> None:
+        """Try the model with the first questions that could share a prompt, unless that was done before."""
+        texts = next((group for group in groups if len(group) > 1), groups[0])
+        if min(len(texts), 2) <= self._tried:
+            return
         prompts = self._prompts(texts)
         example = prompts or self._prompts(texts[:1])
         assert example is not None  # one question shares all of its prompt with itself
@@ -149,8 +164,11 @@ class _Answerer:
         if isinstance(encoded, Exception):
             with naming(texts[0][0]):
                 raise encoded
-        if len(texts) == 1:
-            return False
+        self._tried = min(len(texts), 2)
+        self._shares = len(texts) > 1 and self._may_share(prompts, encoded)
+
+    def _may_share(self, prompts: SharedPrompts | None, encoded: EncodedExample) -> bool:
+        """Whether questions about one image may share its prompt, and say so."""
         obstacle = "their prompts may differ before the image ends" if prompts is None else None
         if prompts is not None and not may_share(self._vlm, encoded.inputs, prompts.shared):
             obstacle = f"{self._vlm.name} lets it see them"
@@ -189,23 +207,13 @@ class _Answerer:
         return prefix, job.branches
 
 
-def _texts(asked: Iterable[tuple[Question, int]]) -> _Texts:
-    """Each different question with the numbers of those who ask it."""
+def _groups(questions: Sequence[Question]) -> list[_Texts]:
+    """The different questions about each image, with the numbers of those who ask them."""
+    return [_texts(list(group)) for _, group in groupby(enumerate(questions), key=lambda pair: pair[1].image)]
+
+
+def _texts(asked: Iterable[tuple[int, Question]]) -> _Texts:
     found: dict[str, tuple[Question, list[int]]] = {}
-    for question, number in asked:
+    for number, question in asked:
         found.setdefault(question.text, (question, []))[1].append(number)
     return list(found.values())
-
-
-@torch.no_grad()
-def _generated(vlm: VLM, processor: Any, question: Question, limit: int) -> str:
-    """The greedy answer by the model's own `generate`."""
-    with naming(question):
-        images = load_images(str(question.image))
-        messages = as_messages(question.text, len(images))
-        inputs = encode_prompt(processor, messages, images, vlm.device, vlm.dtype)
-    tokenizer = tokenizer_of(processor)
-    suppressed = vision_token_ids(vlm, tokenizer)
-    model: Any = vlm.model
-    ids = model.generate(**inputs, **PLAIN_GREEDY, max_new_tokens=limit, suppress_tokens=suppressed)
-    return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

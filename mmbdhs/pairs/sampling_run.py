@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from mmbdhs.checks import instance
@@ -27,10 +26,10 @@ from mmbdhs.runs import (
     installed_versions,
     locked,
     model_fingerprint,
-    processor_fingerprint,
+    model_identity,
 )
 from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig, SimilarityModel, resolve_similarity
-from mmbdhs.vlm import VLM, Processor
+from mmbdhs.vlm import Processor
 
 _PACKAGES = ("mmbdhs", "torch", "transformers", "sentence-transformers", "pyarrow")
 _WITHOUT_EFFECT = {"num_workers"}
@@ -172,26 +171,14 @@ def run_identity(
     similarity: SimilarityModel,
     settings: DatasetConfig,
 ) -> dict[str, Any]:
-    """What the results of a run depend on.
-
-    The number of threads counts on a CPU, because sums are cut by it.
-    """
-    vlm = VLM.of(model)
-    device = vlm.device.type
+    """What the results of a run depend on."""
     sampling = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in _WITHOUT_EFFECT}
     return {
         "config": describe(sampling),
         "settings": {one.name: getattr(settings, one.name) for one in fields(settings)},
         "data": {"layout": records.layout, "records": len(records), "fingerprint": records.fingerprint},
-        "model": {
-            "name": vlm.model.name_or_path,
-            "fingerprint": model_fingerprint(model),
-            "dtype": str(vlm.dtype),
-        },
-        "processor": processor_fingerprint(processor),
+        **model_identity(model, processor),
         "similarity": _similarity_identity(DEFAULT_MODEL if similarity is None else similarity),
-        "device": device,
-        "threads": torch.get_num_threads() if device == "cpu" else None,
         "versions": installed_versions(*_PACKAGES),
     }
 

@@ -12,6 +12,7 @@ from mmbdhs.runs.identity import (
     differences,
     installed_versions,
     model_fingerprint,
+    model_identity,
     processor_fingerprint,
 )
 from mmbdhs.runs.inputs import InputOptions, check_device, load_model, open_named
@@ -42,6 +43,7 @@ __all__ = [
     "load_object",
     "locked",
     "model_fingerprint",
+    "model_identity",
     "open_named",
     "parse_options",
     "parse_settings",

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mmbdhs.doctor import installed_version
+from mmbdhs.vlm import VLM
 
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
@@ -68,6 +69,25 @@ def processor_fingerprint(processor: Any) -> str:
     template = getattr(processor, "chat_template", None) or tokenizer.chat_template
     parts = [type(processor).__name__, template, rules, images and images.to_dict()]
     return blake2b(json.dumps(parts, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
+
+
+def model_identity(model: nn.Module, processor: Any) -> dict[str, Any]:
+    """What the results of a run depend on, of its model, processor and machine.
+
+    The number of threads counts on a CPU, because sums are cut by it.
+    """
+    vlm = VLM.of(model)
+    device = vlm.device.type
+    return {
+        "model": {
+            "name": vlm.model.name_or_path,
+            "fingerprint": model_fingerprint(model),
+            "dtype": str(vlm.dtype),
+        },
+        "processor": processor_fingerprint(processor),
+        "device": device,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+    }
 
 
 def _parameter_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:

@@ -11,6 +11,7 @@ differs), `config`, `results` and `changes` (the words that differ). `responses`
 teacher forcing, `llm_corruption` by a stronger language model, with its answers kept in an `answer_file`.
 """
 
+from mmbdhs.sampling.answer_file import AnswerFile
 from mmbdhs.sampling.bdhs import bdhs_sample, iter_bdhs_samples
 from mmbdhs.sampling.changes import Piece, pieces
 from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
@@ -30,6 +31,7 @@ from mmbdhs.sampling.stopping import ResponseBranch
 __all__ = [
     "DEFAULT_MODEL",
     "EXAMPLE_ERRORS",
+    "AnswerFile",
     "BDHSConfig",
     "BDHSFailure",
     "BDHSSample",

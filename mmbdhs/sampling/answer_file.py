@@ -29,12 +29,18 @@ class AnswerFile:
 
     def answer(self, request: Mapping[str, Any], ask: Callable[[Any], str]) -> str:
         """The stored answer to the request, or what `ask(request)` returns, which is stored."""
-        key = blake2b(json.dumps(request, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
-        if key not in self._known:
-            self._keep(key, ask(request))
-        return self._known[key]
+        found = self.find(request)
+        if found is None:
+            self.keep(request, found := ask(request))
+        return found
 
-    def _keep(self, key: str, answer: str) -> None:
+    def find(self, request: Mapping[str, Any]) -> str | None:
+        """The stored answer to the request; None without any."""
+        return self._known.get(_key(request))
+
+    def keep(self, request: Mapping[str, Any], answer: str) -> None:
+        """Store the answer to the request."""
+        key = _key(request)
         with self._lock, open(self._path, "a+b") as file:
             whole = not file.tell() or _last_byte(file) == b"\n"
             line = json.dumps({"request": key, "answer": answer}) + "\n"
@@ -42,6 +48,10 @@ class AnswerFile:
             file.flush()
             os.fsync(file.fileno())
             self._known[key] = answer
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(request, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
 
 
 def _last_byte(file: Any) -> bytes:

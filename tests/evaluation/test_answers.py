@@ -16,7 +16,7 @@ from mmbdhs import SamplingConfig, miniature
 from mmbdhs.data import load_images
 from mmbdhs.decoding import BranchPool, vision_token_ids
 from mmbdhs.errors import ExampleError
-from mmbdhs.evaluation.answers import by_image, iter_answers
+from mmbdhs.evaluation.answers import Answerer, by_image
 from mmbdhs.evaluation.benchmark import Question
 from mmbdhs.vlm import VLM
 
@@ -30,6 +30,10 @@ def asked(folder: Path, images: int = 3, texts: Sequence[str] = TEXTS) -> list[Q
         picture(number, 40 + 9 * number, 60).save(folder / f"{number}.png")
     pairs = [(number, text) for number in range(images) for text in (texts[:1] if number == 1 else texts)]
     return [Question(f"{number}/{place}", folder / f"{number}.png", text) for place, (number, text) in enumerate(pairs)]
+
+
+def answered(model: Any, processor: Any, questions: list[Question]) -> list[str]:
+    return list(Answerer(model, processor, GREEDY).answers(questions))
 
 
 def generated(model: Any, processor: Any, questions: list[Question], limit: int = 8) -> list[str]:
@@ -60,7 +64,7 @@ def test_answers_are_those_of_generate(
     model, processor = (BUILDERS | {"llava_llama": tiny_models.llava_llama})[family]()
     questions = asked(tmp_path)
     with caplog.at_level(logging.INFO, "mmbdhs"):
-        found = list(iter_answers(model, processor, questions, GREEDY))
+        found = answered(model, processor, questions)
     assert found == generated(model, processor, questions) and path in caplog.text
     assert len(set(found)) > 2
 
@@ -70,7 +74,7 @@ def test_answers_of_the_miniature_are_those_of_generate(tmp_path: Path) -> None:
         tmp_path, texts=["Is there a cat in the image?", "What colour is the kite?", "Describe the image."]
     )
     model, processor = miniature.load()
-    assert list(iter_answers(model, processor, questions, GREEDY)) == generated(model, processor, questions)
+    assert answered(model, processor, questions) == generated(model, processor, questions)
 
 
 def test_an_image_runs_once_whatever_is_asked_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,7 @@ def test_an_image_runs_once_whatever_is_asked_about_it(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(BranchPool, "add", counted)
     questions = asked(tmp_path)
-    list(iter_answers(model, processor, questions, GREEDY))
+    answered(model, processor, questions)
     whole = [prompt_inputs(processor, load_images(str(q.image)), q.text)["input_ids"].shape[1] for q in questions]
     assert [branches for _, branches in prefills] == [3, 1, 3]  # of four questions two are the same
     assert prefills[1][0] == whole[4] and prefills[0][0] < min(whole[:4])
@@ -98,7 +102,7 @@ def test_a_repetition_penalty_of_the_model_does_not_count(tmp_path: Path) -> Non
         model.generation_config.repetition_penalty = 3.0
         try:
             assert generated(model, processor, questions) != expected
-            assert list(iter_answers(model, processor, questions, GREEDY)) == expected
+            assert answered(model, processor, questions) == expected
         finally:
             model.generation_config.repetition_penalty = 1.0
 
@@ -110,7 +114,7 @@ def test_a_question_before_the_image_is_answered_by_itself(tmp_path: Path, caplo
     assert turned != processor.chat_template
     template, processor.chat_template = processor.chat_template, turned
     try:
-        assert list(iter_answers(model, processor, questions, GREEDY)) == generated(model, processor, questions)
+        assert answered(model, processor, questions) == generated(model, processor, questions)
     finally:
         processor.chat_template = template
     assert "their prompts may differ before the image ends" in caplog.text
@@ -124,10 +128,10 @@ def test_questions_go_image_by_image() -> None:
 def test_a_question_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
     questions = [*asked(tmp_path, 2), Question("bad", tmp_path / "1.png", "An <image> too many?")]
     with pytest.raises(ExampleError, match=r"question 'bad': prompts: needs text, got the token '<image>'"):
-        list(iter_answers(*tiny_models.llava(), questions, GREEDY))
+        answered(*tiny_models.llava(), questions)
     with pytest.raises(ExampleError, match=r"question 'x': .*nowhere"):
-        list(iter_answers(*tiny_models.llava(), [Question("x", tmp_path / "nowhere.png", "?")], GREEDY))
+        answered(*tiny_models.llava(), [Question("x", tmp_path / "nowhere.png", "?")])
 
 
 def test_no_questions_have_no_answers() -> None:
-    assert list(iter_answers(*tiny_models.llava(), [], GREEDY)) == []
+    assert answered(*tiny_models.llava(), []) == []
