@@ -26,7 +26,10 @@ class AnswerRecords:
         _cut_unfinished_line(path)
         rows = read_jsonl(path)
         if len(rows) > len(questions):
-            raise ValueError(f"{path}: needs an answer to each of {len(questions)} questions, has {len(rows)} lines")
+            raise ValueError(
+                f"{path}: needs an answer to each of {len(questions)} questions, has {len(rows)} lines; choose another "
+                "folder"
+            )
         for number, (row, question) in enumerate(zip(rows, questions, strict=False), start=1):
             if not isinstance(row.get("answer"), str) or row.get("question_id") != question.id:
                 raise ValueError(

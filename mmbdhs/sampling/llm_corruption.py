@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmbdhs.checks import check_on_error, equal_lengths, given
@@ -69,7 +70,8 @@ class ChatEndpoint:
         if isinstance(client, str):
             key = os.environ.get("OPENAI_API_KEY", "none") if client.lower().startswith("https://") else "none"
             client = openai.OpenAI(base_url=client, api_key=key)
-        self._client, self._errors, self._settings = client, openai.OpenAIError, dict(settings or {})
+        self._client, self._settings = client, dict(settings or {})
+        self._errors = openai.OpenAIError, JSONDecodeError  # which the client lets through
         self._answers = AnswerFile(answers) if answers is not None else None
         self.model_name = model_name
 
