@@ -4,7 +4,8 @@ It is shipped with the package, so that everything runs where nothing can be dow
 implementation; it is no evidence about large models.
 
 Read in this order: `kinds` (which objects, colours and scenes there are, and what is typical), `world` (draws scenes),
-`language` (speaks of them, truly or with the bias of synthetic captions), `demo` (samples pairs about them).
+`language` (speaks of them, truly or with the bias of synthetic captions), `demo` (samples pairs about them),
+`benchmarks` (writes them as the files of POPE and CHAIR).
 """
 
 from __future__ import annotations

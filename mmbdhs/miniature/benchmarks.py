@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ _SPLITS = ("random", "popular", "adversarial")
 _QUESTIONS = 6  # of an image in a split, as in POPE
 
 
-def write_benchmarks(folder: Path, images: int = 50) -> Path:
+def write_benchmarks(folder: str | os.PathLike[str], images: int = 50) -> Path:
     """Write scenes as the files of POPE and CHAIR, unless they are there. Returns the folder.
 
     folder: gets folders pope and chair.
     images: how many scenes.
     """
-    scenes = [make_scene("balanced", index) for index in range(images)]
+    folder, scenes = Path(folder), [make_scene("balanced", index) for index in range(images)]
     for name in ("pope", "chair"):
         for scene in scenes:
             path = folder / name / "images" / _file(scene)

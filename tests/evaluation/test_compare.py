@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_neither_order_nor_pieces_of_the_draws_change_anything(monkeypatch: pyte
     expected = compare(FIRST, SECOND)
     mixed = random.Random(0).sample(SECOND, len(SECOND))
     assert compare(FIRST, mixed) == expected
-    monkeypatch.setattr("mmbdhs.evaluation.compare._AT_ONCE", 3 * 7)
+    monkeypatch.setattr(import_module("mmbdhs.evaluation.compare"), "_AT_ONCE", 3 * 7)
     assert compare(FIRST, SECOND)[0].first == expected[0].first
     assert compare(FIRST, SECOND)[0].difference.low == pytest.approx(expected[0].difference.low, abs=0.05)
 
