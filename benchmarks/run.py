@@ -13,7 +13,7 @@ from table import Options
 
 BENCHMARKS = (
     *("attention", "prefill", "mask", "splice", "decode", "decode_step"),
-    *("sampling", "dataset", "scale", "logps", "preference_step", "alignment", "report_page"),
+    *("sampling", "dataset", "scale", "evaluate", "logps", "preference_step", "alignment", "report_page"),
 )
 
 

@@ -27,9 +27,9 @@ from mmbdhs.runs import (
 )
 from mmbdhs.sampling import ChatEndpoint, EndpointError, SamplingConfig
 
-DESCRIPTION = """Answer the questions of published benchmarks greedily and score the answers, with 95% intervals.
-OUT/BENCHMARK gets answers.jsonl, outcomes.jsonl and results.json. The same command continues a run that was stopped.
-docs/evaluation.md says which files DATA needs. With --model miniature everything runs on generated scenes."""
+DESCRIPTION = """Answer the questions of published benchmarks, greedily by default, and score the answers, with 95%
+intervals. OUT/BENCHMARK gets answers.jsonl, outcomes.jsonl and results.json. The same command continues a run that was
+stopped. docs/evaluation.md says which files DATA needs. With --model miniature everything runs on generated scenes."""
 MINIATURE = "miniature"
 
 
@@ -59,6 +59,8 @@ class EvaluateOptions:
     judge_url: base URL of the judge's OpenAI-compatible endpoint. The key is in OPENAI_API_KEY.
     limit: how many questions of each benchmark are asked; None for all.
     max_new_tokens: of an answer; None for the benchmark's own number.
+    temperature: of the answers; 0 for greedy ones.
+    seed: of drawn answers.
     max_branches: how many answers decode at a time.
     num_workers: threads that read images; None: 4, or 0 on a CPU.
     device: such as cuda, cuda:1 or cpu; None: a GPU if there is one.
@@ -75,6 +77,8 @@ class EvaluateOptions:
     judge_url: str | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
     max_branches: int = 64
     num_workers: int | None = None
     device: str | None = None
@@ -84,8 +88,13 @@ class EvaluateOptions:
     def sampling(self, benchmark: Benchmark) -> SamplingConfig:
         """How the answers to a benchmark are drawn."""
         limit = benchmark.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        branches, workers = self.max_branches, self.num_workers
-        return SamplingConfig(temperature=0, max_new_tokens=limit, max_branches=branches, num_workers=workers)
+        return SamplingConfig(
+            temperature=self.temperature,
+            max_new_tokens=limit,
+            seed=self.seed,
+            max_branches=self.max_branches,
+            num_workers=self.num_workers,
+        )
 
 
 def main(argv: Sequence[str], shipped: Shipped) -> int:

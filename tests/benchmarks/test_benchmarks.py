@@ -29,6 +29,7 @@ EXPECTED = {
     "sampling": {"ours", "shared", "batched", "stages_ms_per_pair", "peak_mib"},
     "dataset": {"pairs", "shard_size"},
     "scale": {"work", "of"},
+    "evaluate": {"ours", "cached", "generate", "over_cached", "over_generate", "equal"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
     "report_page": {"pairs", "seconds", "MiB"},
