@@ -57,6 +57,7 @@ class EvaluateOptions:
     benchmark_options: options of benchmarks, as BENCHMARK.OPTION=VALUE, such as pope.suffix= or gqa.images=FOLDER.
     judge: a model at an endpoint, folder or name of a local model, or module:function.
     judge_url: base URL of the judge's OpenAI-compatible endpoint. The key is in OPENAI_API_KEY.
+    judge_settings: further arguments of each request to the endpoint, as KEY=VALUE.
     limit: how many questions of each benchmark are asked; None for all.
     max_new_tokens: of an answer; None for the benchmark's own number.
     temperature: of the answers; 0 for greedy ones.
@@ -75,6 +76,7 @@ class EvaluateOptions:
     benchmark_options: list[str] = field(default_factory=list)
     judge: str | None = None
     judge_url: str | None = None
+    judge_settings: list[str] = field(default_factory=lambda: ["temperature=0"])
     limit: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -171,7 +173,7 @@ def _judge(options: EvaluateOptions) -> Judge | None:
             raise ValueError("judge: needs the name of the model at judge_url, got None")
         return None
     if options.judge_url is not None:
-        return as_judge(ChatEndpoint(options.judge_url, options.judge))
+        return as_judge(ChatEndpoint(options.judge_url, options.judge, parse_settings(options.judge_settings)))
     if ":" in options.judge:
         return as_judge(load_object("judge", options.judge))
     model, processor = load_model(options.judge, options.dtype)

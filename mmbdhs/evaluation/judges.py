@@ -63,12 +63,14 @@ class FunctionJudge:
 class EndpointJudge:
     """A judge at an OpenAI-compatible endpoint, whose client retries by itself on 429, 5xx and time-outs.
 
-    endpoint: the model.
+    endpoint: the model. Its settings, such as a temperature, are part of the judge's name.
     workers: number of requests at a time.
     """
 
     def __init__(self, endpoint: ChatEndpoint, workers: int = 8) -> None:
-        self._endpoint, self._workers, self.name = endpoint, workers, endpoint.model_name
+        self._endpoint, self._workers = endpoint, workers
+        settings = ", ".join(f"{name}={value}" for name, value in sorted(endpoint.settings.items()))
+        self.name = f"{endpoint.model_name} ({settings})" if settings else endpoint.model_name
 
     def check(self) -> None:
         """Ask for one word. Raises EndpointError if there is no answer."""

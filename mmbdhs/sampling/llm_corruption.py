@@ -70,16 +70,16 @@ class ChatEndpoint:
         if isinstance(client, str):
             key = os.environ.get("OPENAI_API_KEY", "none") if client.lower().startswith("https://") else "none"
             client = openai.OpenAI(base_url=client, api_key=key)
-        self._client, self._settings = client, dict(settings or {})
+        self._client = client
         self._errors = openai.OpenAIError, JSONDecodeError  # which the client lets through
         self._answers = AnswerFile(answers) if answers is not None else None
-        self.model_name = model_name
+        self.model_name, self.settings = model_name, dict(settings or {})
 
     def ask(self, text: str, images: Sequence[Image] = ()) -> str:
         """Send one user message, images first, and return the answer. Raises EndpointError if there is none."""
         content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
         message = {"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text}
-        request = {"model": self.model_name, "messages": [message], **self._settings}
+        request = {"model": self.model_name, "messages": [message], **self.settings}
         if self._answers is None:
             return self._answer(request)
         return self._answers.answer(request, self._answer)

@@ -173,6 +173,15 @@ def test_another_image_or_judge_is_asked_again(tmp_path: Path) -> None:
     assert asked == ["seed 0", "seed 1", "seed 1"]
 
 
+def test_settings_of_a_request_are_sent_and_tell_judges_apart(tmp_path: Path) -> None:
+    with served(lambda *_: said("yes")) as (server, _):
+        for settings in ({"temperature": 0}, {"temperature": 1}, {"temperature": 0}):
+            judge = as_judge(ChatEndpoint(server.url, "judge", settings))
+            found = verdicts(judge, REQUESTS[:1], tmp_path / "cache.jsonl")
+    assert [body["temperature"] for body in server.bodies] == [0, 1]
+    assert found.facts["name"] == "judge (temperature=0)"
+
+
 def test_what_a_function_answers_is_checked(tmp_path: Path) -> None:
     for answer in ("yes", ["yes"], None):
         with pytest.raises(TypeError, match="judge: needs a list of 5 texts from"):
