@@ -1,8 +1,9 @@
-"""Answer a benchmark's questions greedily and score the answers, with 95% intervals.
+"""A benchmark of your own: questions whose answer contains a word, scored with 95% intervals.
 
-    python examples/evaluate.py aligned pope data
+    python examples/evaluate.py aligned/final questions.jsonl scores
 
-docs/evaluation.md says which files data/pope needs. The benchmarks here need no judge.
+A line of questions.jsonl: {"id": "1", "image": "street.jpg", "question": "What stands here?", "word": "bus"}.
+`mmbdhs evaluate` asks the published benchmarks, and `mmbdhs compare` compares the folders of two models.
 """
 
 import sys
@@ -10,21 +11,26 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmbdhs import SamplingConfig, sample_responses
-from mmbdhs.evaluation import estimates, missing_images, read_benchmark
+from mmbdhs.data import read_jsonl
+from mmbdhs.evaluation import Outcome, Question, Unjudged, evaluate
 
-name, benchmark_name, data = sys.argv[1:]
-benchmark = read_benchmark(benchmark_name, Path(data))
-questions = benchmark.questions()
-missing_images(questions)
 
+class Words(Unjudged):
+    name, max_new_tokens = "words", 64
+
+    def __init__(self, path):
+        self.rows = read_jsonl(path)
+        self.facts = {"rows": len(self.rows)}
+
+    def questions(self):
+        return [Question(row["id"], Path(row["image"]), row["question"]) for row in self.rows]
+
+    def outcomes(self, answers, verdicts):
+        found = {row["id"]: row["word"] in answers[row["id"]].lower() for row in self.rows}
+        return [Outcome(row["id"], row["image"], (), {"found": (found[row["id"]], 1)}) for row in self.rows]
+
+
+name, path, output_dir = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
 processor = AutoProcessor.from_pretrained(name)
-images, texts = [str(one.image) for one in questions], [one.text for one in questions]
-config = SamplingConfig(temperature=0, max_new_tokens=benchmark.max_new_tokens)
-found = sample_responses(model, processor, images, texts, config, progress=True)
-
-answers = {question.id: one[0].text for question, one in zip(questions, found)}
-for group, metrics in estimates(benchmark.outcomes(answers, verdicts={})).items():
-    print(f"{group}:", *(f"{metric} {value}" for metric, value in metrics.items()), sep="\n  ")
-print(dict(benchmark.facts))
+print(evaluate(model, processor, Words(path), output_dir=output_dir))

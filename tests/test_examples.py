@@ -61,18 +61,15 @@ def test_pairs_train_in_a_loop(
 
 
 def test_a_model_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "pope/images").mkdir(parents=True)
-    for split in ("random", "popular", "adversarial"):
-        rows = []
-        for number in range(4):
-            render(make_scene("balanced", number)).save(tmp_path / f"pope/images/{number}.png")
-            row = {"image": f"{number}.png", "text": "Is there a car in the image?", "label": ("yes", "no")[number % 2]}
-            rows.append(json.dumps({"question_id": number} | row) + "\n")
-        (tmp_path / f"pope/coco_pope_{split}.json").write_text("".join(rows))
-    run("evaluate.py", miniature.path(), "pope", tmp_path, monkeypatch=monkeypatch)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["all:", "adversarial:", "popular:", "random:"]
-    assert lines[1].startswith("  accuracy ") and lines[1].endswith("(n = 12)")
+    rows = []
+    for scene in (make_scene("balanced", number) for number in range(4)):
+        render(scene).save(path := tmp_path / f"{scene.index}.png")
+        row = {"id": str(scene.index), "image": str(path), "question": CAPTION_PROMPT}
+        rows.append(json.dumps(row | {"word": "the" if scene.index else "nothing"}) + "\n")
+    (tmp_path / "questions.jsonl").write_text("".join(rows))
+    run("evaluate.py", miniature.path(), tmp_path / "questions.jsonl", tmp_path / "scores", monkeypatch=monkeypatch)
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["words", "found", "questions"] and row.split()[:2] == ["all", "0.750"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

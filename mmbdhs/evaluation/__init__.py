@@ -14,7 +14,7 @@ their `shared_prompts`, or by `generation`, `answer_records` keeps them, `judges
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmbdhs.evaluation.benchmark import Benchmark, JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Benchmark, JudgeRequest, Outcome, Question, Unjudged
 from mmbdhs.evaluation.chair import (
     COCO_PHRASES,
     OBJECT_HALBENCH_PHRASES,
@@ -62,6 +62,7 @@ __all__ = [
     "PopeResults",
     "Question",
     "Result",
+    "Unjudged",
     "chair",
     "compare",
     "estimates",

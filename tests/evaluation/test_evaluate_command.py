@@ -52,6 +52,20 @@ def test_the_miniature_is_scored_on_its_own_files(data: Path, tmp_path: Path, ca
         assert evaluate(data, tmp_path / "out", "--benchmark", "pope", "chair") == 0
 
 
+def test_the_readme_shows_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    command, *shown = readme.partition("$ mmbdhs evaluate ")[2].partition("```")[0].splitlines()
+    *words, _ = command.split()
+    assert main(["evaluate", *words, str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.split()
+    assert len(printed) == len(expected := " ".join(shown).split())
+    for one, other in zip(printed, expected, strict=True):
+        if other.strip("[],").replace(".", "").isdigit():  # another CPU may answer a question or two in another way
+            assert float(one.strip("[],")) == pytest.approx(float(other.strip("[],")), abs=0.01)
+        else:
+            assert one == other
+
+
 def test_the_files_of_the_miniature_are_those_of_its_scenes(data: Path) -> None:
     questions = read_benchmark("pope", data, **BENCHMARK_OPTIONS["pope"]).questions()
     assert len(questions) == 6 * 18 and all(question.image.is_file() for question in questions)
