@@ -226,6 +226,6 @@ class _ResponseSampler:
 
 def _responses(request: _Request) -> list[SampledResponse]:
     return [
-        SampledResponse(key, branch.text.strip(), tuple(branch.ids))
+        SampledResponse(key, branch.text.strip(), tuple(branch.ids), branch.end_id)
         for key, branch in zip(request.keys, request.responses, strict=True)
     ]

@@ -76,11 +76,18 @@ class SampledResponse:
     key: the key of its random draws.
     text: the response.
     response_ids: its tokens, without the end of sequence.
+    end_id: the token that ended it; None where it was cut at the most tokens that were allowed.
     """
 
     key: int | str
     text: str
     response_ids: tuple[int, ...]
+    end_id: int | None = None
+
+    @property
+    def scored_ids(self) -> list[int]:
+        """All tokens that the model chose, with the end of sequence, as `response_logps` takes them."""
+        return [*self.response_ids, *([] if self.end_id is None else [self.end_id])]
 
 
 @dataclass(frozen=True)

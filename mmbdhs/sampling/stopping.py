@@ -24,10 +24,12 @@ class ResponseBranch(Branch):
 
     context_ids: the tokens before it, as context for decoding its text.
     text: what it adds, once it has ended.
+    end_id: the id that ended it; None where it reached its limit.
     """
 
     context_ids: tuple[int, ...]
     text: str = ""
+    end_id: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,7 +76,7 @@ class ResponseStops:
 
     def _is_final(self, branch: ResponseBranch) -> bool:
         if branch.ids[-1] in self._end_ids:
-            branch.ids.pop()
+            branch.end_id = branch.ids.pop()
             return True
         return len(branch.ids) >= branch.limit
 

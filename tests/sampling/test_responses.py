@@ -57,6 +57,36 @@ def test_first_tokens_follow_the_model() -> None:
     chi_square(Counter(response.response_ids[0] if response.response_ids else ends for response in found), logits)
 
 
+def test_later_tokens_follow_the_distribution_of_generate() -> None:
+    """The second and third tokens of 2,000 responses, by remainder, against as many of `generate`; false alarm 1e-6."""
+    model, processor = tiny_models.llava()
+    inputs, count, bins = prompt_inputs(processor, IMAGES[:1], PROMPTS[0]), 2000, 12
+    end, suppressed = processor.tokenizer.eos_token_id, vision_token_ids(VLM.of(model), processor.tokenizer)
+    settings = {"max_new_tokens": 3, "do_sample": True, "top_k": 0, "suppress_tokens": suppressed}
+    torch.manual_seed(0)
+    rows = [model.generate(**inputs, **settings, num_return_sequences=500) for _ in range(count // 500)]
+    theirs = torch.cat([row[:, inputs["input_ids"].shape[1] :] for row in rows])
+    config = SamplingConfig(max_new_tokens=3)
+    (found,) = sample_responses(model, processor, IMAGES[:1], PROMPTS[:1], config, num_return_sequences=count)
+    ours = torch.tensor([(one.scored_ids + [end] * 3)[:3] for one in found])
+    for place in (1, 2):
+        table = torch.stack([torch.bincount(ids[:, place] % bins, minlength=bins) for ids in (ours, theirs)]).double()
+        expected = table.sum(dim=0, keepdim=True) / 2
+        statistic = float(((table - expected) ** 2 / expected).sum())
+        assert float(torch.special.gammaincc(torch.tensor((bins - 1) / 2), torch.tensor(statistic / 2))) > 5e-7
+
+
+def test_the_token_that_ends_a_response_is_told() -> None:
+    model, processor = tiny_models.llava()
+    config = SamplingConfig(max_new_tokens=4)
+    (found,) = sample_responses(model, processor, IMAGES[:1], PROMPTS[:1], config, num_return_sequences=600)
+    ended = [one for one in found if len(one.response_ids) < 4]
+    assert ended and all(one.end_id == processor.tokenizer.eos_token_id for one in ended)
+    assert all(one.scored_ids == [*one.response_ids, one.end_id] for one in ended)
+    whole = [one for one in found if len(one.response_ids) == 4]
+    assert whole and all(one.end_id is None and one.scored_ids == list(one.response_ids) for one in whole)
+
+
 def test_responses_do_not_depend_on_batch_order_or_number() -> None:
     together = sample(num_return_sequences=3)
     assert [len(responses) for responses in together] == [3, 3, 3]
