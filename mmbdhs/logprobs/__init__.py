@@ -10,7 +10,7 @@ log-probabilities), `padded` (the plain way), `responses` (what both take and re
 """
 
 from mmbdhs.logprobs.chunked_head import chunked_logps, logps_through
-from mmbdhs.logprobs.packed import predicted_ids, response_logps, scored_tokens
+from mmbdhs.logprobs.packed import last_states, predicted_ids, response_logps, scored_states, scored_tokens
 from mmbdhs.logprobs.padded import separate_logps
 from mmbdhs.logprobs.preferences import (
     EncodedResponses,
@@ -32,10 +32,12 @@ __all__ = [
     "encode_record",
     "encode_responses",
     "fit_context",
+    "last_states",
     "logps_through",
     "predicted_ids",
     "reference_logps",
     "response_logps",
+    "scored_states",
     "scored_tokens",
     "separate_logps",
     "stored_reference_logps",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -105,6 +106,43 @@ def scored_tokens(
         return [[next(found) for _ in texts] for texts in ids], token_statistics(vlm, hidden, labels)
 
 
+def scored_states(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Responses
+) -> tuple[ResponseLogps, Tensor, Tensor]:
+    """`response_logps`, and of the same pass what reinforcement learning needs besides.
+
+    The arguments are those of `response_logps`. R is the length of the longest response.
+
+    Returns the log-probabilities; the entropy of the distribution of each token in nats, float32 [B, N, R], without
+    gradient; and the hidden state from which each token is predicted, [B, N, R, hidden]. Both are 0 where padded.
+    """
+    vlm = VLM.of(model)
+    with vlm.lock:
+        vlm.require_whole_parameters()
+        ids = checked_responses(vlm, prompts, responses, 1.0, False)
+        hidden = torch.cat(_states_before(vlm, prompts, ids))
+        labels = torch.cat([text for texts in ids for text in texts]).to(hidden.device)
+        logps = as_response_logps(token_logps(vlm, hidden, labels, 1.0), ids, None)
+        entropy = token_statistics(vlm, hidden, labels).entropy
+        padded = [
+            values.new_zeros(*logps.mask.shape, *values.shape[1:]).index_put((logps.mask,), values)
+            for values in (entropy, hidden)
+        ]
+        return logps, padded[0], padded[1]
+
+
+def last_states(model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Responses) -> Tensor:
+    """The hidden state of the last token of N responses to each of B image prompts, [B, N, hidden], with gradients.
+
+    The arguments are those of `response_logps`. An empty response has the state of the prompt's last token.
+    """
+    vlm = VLM.of(model)
+    with vlm.lock:
+        vlm.require_whole_parameters()
+        ids = checked_responses(vlm, prompts, responses, 1.0, False)
+        return torch.stack(_states(vlm, prompts, ids, _last_indices))
+
+
 @torch.no_grad()
 def predicted_ids(
     model: nn.Module, prompts: Sequence[Mapping[str, Any]], responses: Sequence[Sequence[int] | Tensor]
@@ -124,6 +162,19 @@ def predicted_ids(
 
 def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[list[Tensor]]) -> list[Tensor]:
     """For each prompt the hidden states from which the tokens of its responses are predicted, [ΣR, hidden]."""
+    return _states(vlm, prompts, ids, _indices_before)
+
+
+def _states(
+    vlm: VLM,
+    prompts: Sequence[Mapping[str, Any]],
+    ids: list[list[Tensor]],
+    picked: Callable[[int, list[int]], list[int]],
+) -> list[Tensor]:
+    """For each prompt some hidden states of its packed row.
+
+    picked: (length of the prompt, lengths of its responses) -> indices of tokens, of responses or the prompt's last.
+    """
     rows = [_packed(vlm, *row) for row in zip(prompts, ids, vision_outputs(vlm, prompts), strict=True)]
     lengths = [[len(text) for text in texts] for texts in ids]
     attention = PackedAttention(rows, lengths, vlm.decoder.config._attn_implementation == "eager")
@@ -131,7 +182,7 @@ def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[lis
     with _attending(vlm, attention, arguments["inputs_embeds"].shape[1]):
         hidden = vlm.decoder(**arguments, use_cache=False).last_hidden_state
     _check_windows(vlm, attention.windowed)
-    index = [_indices_before(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
+    index = [picked(row.prompt_length, texts) for row, texts in zip(rows, lengths, strict=True)]
     return [hidden[row, tokens] for row, tokens in enumerate(index)]
 
 
@@ -171,6 +222,12 @@ def _indices_before(prompt: int, lengths: list[int]) -> list[int]:
         indices += [prompt - 1, *range(begin, begin + length - 1)][:length]
         begin += length
     return indices
+
+
+def _last_indices(prompt: int, lengths: list[int]) -> list[int]:
+    """For each response of a row the index of its last token; for an empty one that of the prompt's."""
+    ends = [prompt + end for end in accumulate(lengths)]
+    return [end - 1 if length else prompt - 1 for end, length in zip(ends, lengths, strict=True)]
 
 
 def _check_windows(vlm: VLM, windowed: list[bool]) -> None:
