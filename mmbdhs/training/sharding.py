@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -73,10 +74,12 @@ class ShardedModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        for layer in VLM.of(model).decoder.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                fully_shard(layer)
+        layers = [m for m in VLM.of(model).decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+        parts: list[Any] = [fully_shard(layer) for layer in layers]
         self._root: Any = fully_shard(_Root(model))
+        # By default a backward pass prefetches what ran before, also while one process alone was sampling.
+        for part, before in pairwise((self._root, *reversed(parts), self._root)):
+            part.set_modules_to_backward_prefetch([before])
         with torch.no_grad():
             self.run(lambda model: None)  # FSDP takes the first module that runs for the root
 
