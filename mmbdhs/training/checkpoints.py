@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmbdhs.data import sync
+from mmbdhs.training.heads import save_head, split_head
 
 _LOG = logging.getLogger("mmbdhs")
 
@@ -36,6 +37,7 @@ def save_model(
     weights: dict[str, Tensor],
     card: str,
     state: dict[str, Any] | None = None,
+    head: str | None = None,
 ) -> None:
     """Write the model, or only its adapters if it has any, the processor, and the trainer's state.
 
@@ -43,10 +45,14 @@ def save_model(
     weights: full tensors under the names of the model's state_dict.
     card: text of the model card, in place of the one that PEFT writes.
     state: what `load_state` returns later; None for a model that is not a checkpoint.
+    head: the name of a head among the weights, which gets a file of its own; None for no head.
 
     Raises what writing raises; on a full disk that is an OSError.
     """
     with _complete_or_absent(folder) as partial:
+        if head is not None:
+            weights, of_head = split_head(weights, head)
+            save_head(partial, head, of_head)
         model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,22 @@ from torch.utils._pytree import tree_map
 
 from mmbdhs.data import ChatPrompt, load_images, pair_faults
 from mmbdhs.errors import ExampleError
-from mmbdhs.logprobs import ResponseLogps, encode_chat, fit_context, predicted_ids, response_logps
+from mmbdhs.logprobs import ResponseLogps, encode_chat, predicted_ids, response_logps
 from mmbdhs.sampling import EXAMPLE_ERRORS
 from mmbdhs.training.batches import UnreadExample
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.training.log import counts, metric_sums
+from mmbdhs.training.encoding import EncodedExample, ExampleEncoder
+from mmbdhs.training.log import StepMetrics, counts, metric_sums, preference_metrics
 from mmbdhs.training.objectives import (
-    Objective,
+    AnyObjective,
+    LossWithMetrics,
+    Rewards,
+    has_own_forward,
     losses_of,
     needs_reference,
     scores_distorted,
-    takes_stored_reference,
 )
-from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, columns_of, is_offline
+from mmbdhs.training.pair_sources import Candidates, Found, PairSource, TrainingExample, is_offline
 from mmbdhs.training.sharding import DistributedModel
 from mmbdhs.vlm import VLM, Processor
 
@@ -42,23 +46,8 @@ class NonFiniteLossError(Exception):
     """A log-probability, a loss or a gradient is NaN or infinite; it has not reached the weights or a checkpoint."""
 
 
-class EncodedExample(NamedTuple):
-    """A training example as the model takes it.
-
-    key: the example's key, for error messages.
-    inputs: the model inputs of images and prompt.
-    ids: token ids of each response.
-    masks: which of them count.
-    reference_logps: the log-probability of each response under the reference in nats, if it is stored.
-    distorted: the model inputs of distorted images and prompt; None if there are none.
-    """
-
-    key: int | str
-    inputs: dict[str, Any]
-    ids: list[list[int]]
-    masks: list[list[bool]]
-    reference_logps: tuple[float, ...] | None
-    distorted: dict[str, Any] | None = None
+class KLBoundError(Exception):
+    """The policy has moved further from its reference than the objective allows."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,10 @@ class Outcome:
     counts: Tensor
     encoded: EncodedExample | None = None
     error: Exception | None = None
+
+    def uncounted(self) -> Outcome:
+        """The same, for a further pass over examples that have been counted."""
+        return replace(self, counts=torch.zeros_like(self.counts))
 
 
 Prepared = TrainingExample | Outcome
@@ -95,7 +88,7 @@ class Learner:
     policy: DistributedModel
     processor: Processor
     source: PairSource
-    objective: Objective
+    objective: AnyObjective
     reference: DistributedModel | None
     config: TrainConfig
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -124,8 +117,10 @@ class Learner:
         Raises NonFiniteLossError with the examples' keys, and ValueError for an example that cannot be read unless
         config.on_error is "skip".
         """
-        outcomes = self._outcomes(examples)
-        self._require_usable(outcomes)
+        outcomes = self.outcomes(examples)
+        fixed_first = has_own_forward(self.objective) and self.objective.fixed_first
+        if fixed_first and any(one.encoded and one.encoded.targets is None for one in outcomes):
+            (outcomes,) = self.with_targets([outcomes], total=lambda sums: sums)
         groups = _group_by_shape([self._placed(one.encoded) for one in outcomes if one.encoded])
         sums = sum((one.counts for one in outcomes), start=counts())
         # A distorted group may take more passes, so sharded processes first run one kind of group, then the other.
@@ -136,6 +131,15 @@ class Learner:
             self._run_dummies(dummy_passes, is_distorted)
         return sums
 
+    def require_near(self, step: int, metrics: StepMetrics) -> None:
+        """Raise KLBoundError if the policy is further from the reference than the objective allows."""
+        bound = self.objective.max_kl if has_own_forward(self.objective) else math.inf
+        if metrics.examples and (found := metrics.kl / metrics.examples) > bound:
+            raise KLBoundError(
+                f"KL divergence from the reference in step {step}: needs at most max_kl={bound:g} nats per response, "
+                f"got {found:.4g}. A lower learning rate or a higher beta keeps the policy nearer"
+            )
+
     def _run_dummies(self, count: int, is_distorted: bool) -> None:
         if self.dummy_example is None:
             return
@@ -143,13 +147,49 @@ class Learner:
         if is_distorted:
             example = example._replace(distorted=example.inputs)
         for _ in range(count):
-            self.backward(0 * self._policy_and_reference([example])[0].sums.sum())
+            if not has_own_forward(self.objective):
+                scores = self._policy_and_reference([example])[0]
+            else:
+                scores = self._run_forward([example])
+                if self.objective.needs_reference:
+                    self._reference_logps([example])
+            self.backward(0 * scores.sums.sum())
 
-    def _outcomes(self, examples: Sequence[Prepared]) -> list[Outcome]:
-        """What becomes of each example, after the source was asked about those that wait for it."""
+    def outcomes(self, examples: Sequence[Prepared]) -> list[Outcome]:
+        """What becomes of each example, after the source was asked about those that wait for it.
+
+        Raises ValueError for an example that cannot be used unless config.on_error is "skip".
+        """
         waiting = [one for one in examples if isinstance(one, TrainingExample)]
         found = iter(self._candidates(waiting))
-        return [one if isinstance(one, Outcome) else self._outcome(one, next(found)) for one in examples]
+        outcomes = [one if isinstance(one, Outcome) else self._outcome(one, next(found)) for one in examples]
+        self._require_usable(outcomes)
+        return outcomes
+
+    @torch.no_grad()
+    def with_targets(
+        self, micro_batches: list[list[Outcome]], total: Callable[[Tensor], Tensor]
+    ) -> list[list[Outcome]]:
+        """Fix what the objective compares with, for a whole batch, by the policy as it is now.
+
+        total: sums a tensor over all processes, which have to call this together.
+        """
+        objective: Any = self.objective
+        encoded = ([one.encoded for one in batch if one.encoded] for batch in micro_batches)
+        groups = [group for examples in encoded for group in _group_by_shape(examples)]
+        with VLM.of(self.policy.model).held_in_evaluation_mode():
+            found = [self._targets([self._placed(one) for one in group]) for group in groups]
+        rows = {
+            id(example): tree_map(lambda value, row=row: value[row], targets)
+            for group, targets in zip(groups, objective.over_batch(found, total), strict=True)
+            for row, example in enumerate(group)
+        }
+
+        def fixed(one: Outcome) -> Outcome:
+            own = one.encoded
+            return replace(one, encoded=own and own._replace(targets=rows[id(own)]))
+
+        return [[fixed(one) for one in batch] for batch in micro_batches]
 
     def _candidates(self, examples: Sequence[TrainingExample]) -> list[Found]:
         model = self.policy.model
@@ -157,18 +197,24 @@ class Learner:
         with gathered, torch.no_grad(), VLM.of(model).evaluation_mode():
             return self.source(model, self.processor, examples) if examples else []
 
+    @property
+    def _encoder(self) -> ExampleEncoder:
+        model, used = self.policy.model, self.stored_reference
+        return ExampleEncoder(model, self.processor, self.source, self.objective, self.config, used)
+
     def _outcome(self, example: TrainingExample, found: Found) -> Outcome:
         """Encode what a source found, unless it teaches nothing and the settings drop it."""
         if found is None:
             return Outcome(example.key, counts(undecided=1))
         faults = () if isinstance(found, ExampleError) else pair_faults(found.responses)
         sums = counts(**dict.fromkeys(faults, 1))
-        if any(getattr(self.config, f"drop_{name}") for name in faults):
+        compares = isinstance(found, Candidates) and found.response_ids is None  # rewards judge rollouts
+        if compares and any(getattr(self.config, f"drop_{name}") for name in faults):
             return Outcome(example.key, sums)
         try:
             if isinstance(found, ExampleError):
                 raise found
-            return Outcome(example.key, sums, self._encoded(example, found))
+            return Outcome(example.key, sums, self._encoder.encode(example, found))
         except EXAMPLE_ERRORS as error:
             return Outcome(example.key, sums + counts(skipped=1), error=error)
 
@@ -180,27 +226,6 @@ class Learner:
             if one.error:
                 _LOG.warning("skipped example %r: %s", one.key, one.error)
 
-    def _encoded(self, example: TrainingExample, candidates: Candidates) -> EncodedExample:
-        config, record, model = self.config, example.record, self.policy.model
-        settings: Any = {"append_eos": config.append_eos, "device": torch.device("cpu")}
-        names = columns_of(self.source)[: len(candidates.responses)]
-        names += ("sampled response",) * (len(candidates.responses) - len(names))
-        asked = record["images"], ChatPrompt.of_record(record), candidates.responses
-        one = encode_chat(model, self.processor, *asked, names=names, **settings)
-        room = VLM.of(model), one.inputs["input_ids"].shape[1]
-        ids = fit_context(*room, one.ids, config.truncate_responses)
-        masks = fit_context(*room, one.masks, config.truncate_responses)
-        uses_stored = self.stored_reference and takes_stored_reference(self.objective)
-        stored = candidates.reference_logps if uses_stored else None
-        distorted = None
-        if candidates.distorted is not None:
-            noise = candidates.distorted
-            noisy = noise.of_images(record["images"]), asked[1], candidates.responses[:1]
-            distorted = noise.of_inputs(encode_chat(model, self.processor, *noisy, **settings).inputs)
-        elif scores_distorted(self.objective):
-            raise ValueError(f"source: needs distorted images for this objective, got none for example {example.key!r}")
-        return EncodedExample(example.key, one.inputs, ids, masks, stored, distorted)
-
     def _placed(self, example: EncodedExample) -> EncodedExample:
         """The example with its inputs on the model's device."""
         device = VLM.of(self.policy.model).device
@@ -209,13 +234,50 @@ class Learner:
 
     def _accumulate_group(self, step: int, examples: list[EncodedExample]) -> Tensor:
         """Run examples with equally many responses."""
+        losses, metrics = self._losses(step, examples)
+        _require_finite(f"loss in step {step}", losses, examples)
+        self.backward(losses.sum())
+        tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
+        return metric_sums(losses, metrics, tokens)
+
+    def _losses(self, step: int, examples: list[EncodedExample]) -> LossWithMetrics:
+        if has_own_forward(self.objective):
+            scores = self._run_forward(examples)
+            _require_finite(f"scores in step {step}", scores.sums, examples)
+            fixed = _stacked_targets(examples)
+            return self.objective(scores, self._targets(examples, scores) if fixed is None else fixed)
         policy, reference = self._policy_and_reference(examples)
         _require_finite(f"log-probabilities in step {step}", policy.sums, examples)
         result = losses_of(self.objective, policy, reference, [one.ids for one in examples])
-        _require_finite(f"loss in step {step}", result.losses, examples)
-        self.backward(result.losses.sum())
-        tokens = sum(one.inputs["input_ids"].shape[1] + sum(map(len, one.ids)) for one in examples)
-        return metric_sums(result, policy, tokens)
+        return LossWithMetrics(result.losses, preference_metrics(result, policy))
+
+    def _run_forward(self, examples: list[EncodedExample]) -> Any:
+        """What an objective with a forward pass of its own reads of the policy."""
+        objective: Any = self.objective
+        prompts, ids = [one.inputs for one in examples], [one.ids for one in examples]
+
+        def forward(model: nn.Module) -> Any:
+            with self.autocast():
+                return objective.forward(model, prompts, ids)
+
+        return self.policy.run(forward)
+
+    @torch.no_grad()
+    def _targets(self, examples: list[EncodedExample], scores: Any = None) -> Any:
+        """What the loss of these examples compares with.
+
+        scores: the policy's, if they are known.
+        """
+        objective: Any = self.objective
+        scores = self._run_forward(examples) if scores is None else scores
+        reference = self._reference_logps(examples) if objective.needs_reference else None
+        rewards = None
+        if (first := examples[0].rewards) is not None:
+            device = scores.sums.device
+            rewards = Rewards(
+                *(torch.tensor([(one.rewards or first)[kind] for one in examples], device=device) for kind in (0, 1))
+            )
+        return objective.targets(scores, reference, rewards)
 
     def _policy_and_reference(
         self, examples: list[EncodedExample]
@@ -301,6 +363,13 @@ def _as_last_column(found: ResponseLogps, count: int) -> ResponseLogps:
     return ResponseLogps(*(torch.cat([rows[:count], rows[count:, :1]], dim=1) for rows in found))
 
 
+def _stacked_targets(examples: list[EncodedExample]) -> Any:
+    """The targets of the examples, which have been fixed together; None if they are not."""
+    if examples[0].targets is None:
+        return None
+    return tree_map(lambda *rows: torch.stack(rows), *(one.targets for one in examples))
+
+
 def _require_finite(what: str, values: Tensor, examples: list[EncodedExample]) -> None:
     if not bool(values.isfinite().all()):
         keys = ", ".join(repr(one.key) for one in examples)
@@ -309,8 +378,9 @@ def _require_finite(what: str, values: Tensor, examples: list[EncodedExample]) -
 
 def _group_by_shape(examples: list[EncodedExample]) -> list[list[EncodedExample]]:
     """Groups whose examples have equally many responses, and all or none of which have stored reference
-    log-probabilities or distorted images."""
+    log-probabilities, distorted images or rewards."""
     groups = defaultdict(list)
     for one in examples:
-        groups[len(one.ids), one.reference_logps is None, one.distorted is None].append(one)
+        shape = (len(one.ids), one.reference_logps is None, one.distorted is None, one.rewards is None)
+        groups[shape].append(one)
     return list(groups.values())

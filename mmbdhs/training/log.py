@@ -31,6 +31,9 @@ class StepMetrics(NamedTuple):
     loss, nll_loss: sums over these examples; nll_loss is the negative log-likelihood per token of the chosen response.
     chosen_logps, rejected_logps: sums of log p of the chosen response, and of the mean of the others.
     chosen_rewards, rejected_rewards, margins, accuracies: sums; NaN where an objective has no rewards.
+    rewards, kl, entropy, lengths, clipped: sums of the mean over the responses of each example: the reward as it was
+        given, log π/π_ref of the response in nats, the entropy per token in nats, the number of tokens, and the share
+        that clipping keeps from learning. NaN where an objective has no such number.
     tokens: prompt and response tokens of the policy's forward passes.
     undecided: number of examples for which the source had nothing to learn from.
     skipped: number of examples that could not be read.
@@ -47,6 +50,11 @@ class StepMetrics(NamedTuple):
     rejected_rewards: float = 0.0
     margins: float = 0.0
     accuracies: float = 0.0
+    rewards: float = 0.0
+    kl: float = 0.0
+    entropy: float = 0.0
+    lengths: float = 0.0
+    clipped: float = 0.0
     tokens: float = 0.0
     undecided: float = 0.0
     skipped: float = 0.0
@@ -70,29 +78,47 @@ _MEANS = {
     "rejected_rewards": "rewards/rejected",
     "margins": "rewards/margins",
     "accuracies": "rewards/accuracies",
+    "rewards": "reward",
+    "kl": "kl",
+    "entropy": "entropy",
+    "lengths": "completions/mean_length",
+    "clipped": "clip_ratio",
 }
 _COUNTS = ("undecided", "skipped", "identical", "garbled")
 
 
-def metric_sums(result: PreferenceLoss, policy: ResponseLogps, tokens: int) -> Tensor:
+def metric_sums(losses: Tensor, metrics: Mapping[str, Tensor], tokens: int) -> Tensor:
     """The fields of `StepMetrics` for B examples with a loss, as a float64 tensor on the CPU that can be added.
 
-    policy: log-probabilities of the responses under the policy, the chosen response first.
+    metrics: some of the fields -> [B]; those that an objective does not have become NaN.
     """
-    losses, chosen, rejected = result
-    margins, sums = chosen - rejected, policy.sums.detach()
-    columns = {
-        "loss": losses.detach(),
-        "nll_loss": sft_loss(sums[:, 0], chosen_lengths=policy.lengths[:, 0]),
-        "chosen_logps": sums[:, 0],
-        "rejected_logps": sums[:, 1:].mean(dim=1),  # NaN without others
+    columns = {"loss": losses.detach(), **metrics}
+    totals = torch.stack([value.to(losses) for value in columns.values()]).cpu().double().sum(dim=1).tolist()
+    none = dict.fromkeys(_MEANS, math.nan)
+    return counts(**none | dict(zip(columns, totals, strict=True)) | {"examples": len(losses), "tokens": tokens})
+
+
+def preference_metrics(result: PreferenceLoss, policy: ResponseLogps | None = None) -> dict[str, Tensor]:
+    """The metrics of a loss of pairs.
+
+    policy: log-probabilities of the responses under the policy, the chosen response first; None for a reward model.
+    """
+    _, chosen, rejected = result
+    margins = chosen - rejected
+    found = {
         "chosen_rewards": chosen,
         "rejected_rewards": rejected,
         "margins": margins,
         "accuracies": torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype)),
     }
-    totals = torch.stack(list(columns.values())).cpu().double().sum(dim=1).tolist()
-    return counts(examples=len(losses), tokens=tokens, **dict(zip(columns, totals, strict=True)))
+    if policy is None:
+        return found
+    sums = policy.sums.detach()
+    return found | {
+        "nll_loss": sft_loss(sums[:, 0], chosen_lengths=policy.lengths[:, 0]),
+        "chosen_logps": sums[:, 0],
+        "rejected_logps": sums[:, 1:].mean(dim=1),  # NaN without others
+    }
 
 
 def counts(**numbers: float) -> Tensor:
@@ -149,7 +175,7 @@ class TrainLog:
         self._unwritten, self._since = [], now
         self._write_row(step, row | facts)
         if self._bar is not None:
-            shown = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second")
+            shown = ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl", "tokens_per_second")
             self._bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

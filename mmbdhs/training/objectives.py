@@ -6,13 +6,13 @@ An objective is any callable with the signature of `Objective`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbdhs.checks import above_zero, at_least_zero
 from mmbdhs.logprobs import ResponseLogps
@@ -45,23 +45,102 @@ class Objective(Protocol):
     def __call__(self, policy: ResponseLogps, reference: Tensor | None) -> PreferenceLoss: ...
 
 
-def needs_reference(objective: Objective) -> bool:
+class LossWithMetrics(NamedTuple):
+    """The losses of B examples, and numbers for the log.
+
+    losses: [B], not reduced.
+    metrics: fields of `StepMetrics` -> [B], detached.
+    """
+
+    losses: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Rewards(NamedTuple):
+    """Rewards of N responses to each of B prompts, float [B, N].
+
+    raw: as they were given.
+    learned: what is learned from: the same, or normalised.
+    """
+
+    raw: Tensor
+    learned: Tensor
+
+
+class ScoredObjective(Protocol):
+    """An objective with a forward pass of its own, in place of the log-probabilities that an `Objective` takes.
+
+    needs_reference: whether it reads the reference.
+    needs_rewards: whether the source has to give rewards (`RolloutSource`).
+    head: the name of the head that it trains; None for none.
+    passes: how many optimiser steps learn from one batch.
+    fixed_first: whether `targets` are made for a whole batch before its first pass.
+    max_kl: nats per response; a batch that is further from the reference on average ends the run.
+    """
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    @property
+    def needs_rewards(self) -> bool: ...
+
+    @property
+    def head(self) -> str | None: ...
+
+    @property
+    def passes(self) -> int: ...
+
+    @property
+    def fixed_first(self) -> bool: ...
+
+    @property
+    def max_kl(self) -> float: ...
+
+    def forward(self, model: nn.Module, prompts: Sequence[Mapping[str, Any]], ids: Ids) -> Any:
+        """What the model says of the responses, with gradients, in one pass. Its `sums` are [B, N]."""
+
+    def targets(self, scores: Any, reference: Any, rewards: Any) -> Any:
+        """What the loss compares with, a tree of tensors [B, ...] without gradients.
+
+        scores: from `forward`, by the policy that the responses are of.
+        reference: the reference's `ResponseLogps`; None without `needs_reference`.
+        rewards: `Rewards`; None where the source gives none.
+        """
+
+    def over_batch(self, targets: list[Any], total: Callable[[Tensor], Tensor]) -> list[Any]:
+        """The targets of all groups of a batch, after what needs the whole batch.
+
+        total: sums a tensor over all processes.
+        """
+
+    def __call__(self, scores: Any, targets: Any) -> LossWithMetrics: ...
+
+
+AnyObjective = Objective | ScoredObjective
+
+
+def has_own_forward(objective: Any) -> TypeGuard[ScoredObjective]:
+    """Whether this is a `ScoredObjective`."""
+    return hasattr(objective, "forward")
+
+
+def needs_reference(objective: AnyObjective) -> bool:
     """Whether an objective reads the reference. An objective that does not say so does."""
     return getattr(objective, "needs_reference", True)
 
 
-def needs_tokens(objective: Objective) -> bool:
+def needs_tokens(objective: AnyObjective) -> bool:
     """Whether an objective reads single tokens. An objective that does not say so does not."""
     return getattr(objective, "needs_tokens", False)
 
 
-def scores_distorted(objective: Objective) -> bool:
+def scores_distorted(objective: AnyObjective) -> bool:
     """Whether an objective reads log p of the chosen response over distorted images. An objective that does not say so
     does not."""
     return getattr(objective, "scores_distorted", False)
 
 
-def takes_stored_reference(objective: Objective) -> bool:
+def takes_stored_reference(objective: AnyObjective) -> bool:
     """Whether stored sums of the reference are all that an objective reads of it."""
     return needs_reference(objective) and not needs_tokens(objective) and not scores_distorted(objective)
 

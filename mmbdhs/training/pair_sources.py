@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,10 @@ from mmbdhs.sampling import (
 )
 from mmbdhs.training.annotators import Annotator, Comparison
 from mmbdhs.vlm import VLM, Processor, TextRule, text_rule
+
+
+class RewardError(ValueError):
+    """Rewards that cannot be learned from: NaN or infinite, or not one for each response."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,18 @@ class Candidates(NamedTuple):
     distorted: noise on the example's images. What a model predicts over noisy images after each part of the chosen
         response is one more candidate, scored with the clean images where it was predicted; with `mdpo_loss` it is the
         chosen response that is scored over noisy images. None for no such candidate.
+    rewards: a reward of each response, from which reinforcement learning learns; for a pair of a reward model (margin,
+        0), where the data says by how much the chosen response is better. None if unknown.
+    raw_rewards: the rewards before they were normalised; None if they were not.
+    response_ids: the tokens of each response that was sampled, with the end of sequence. None to encode the texts.
     """
 
     responses: tuple[str | Messages, ...]
     reference_logps: tuple[float, ...] | None = None
     distorted: Noise | None = None
+    rewards: tuple[float, ...] | None = None
+    raw_rewards: tuple[float, ...] | None = None
+    response_ids: tuple[list[int], ...] | None = None
 
 
 Found = Candidates | ExampleError | None
@@ -80,6 +92,10 @@ class PairSource(Protocol):
     stored_reference: True if the source passes on `reference_logps` wherever a record has them.
     offline: True if the source does not use the model. A sharded model is not gathered for it, and it is asked about
         one example at a time, ahead of the step and in several threads.
+    gives_rewards: True if its responses have rewards and no order, as reinforcement learning needs them.
+    begin: a function of model, processor and an iterator of records, called once before the first step of a run in the
+        main process. What it returns, a dict of plain values, is stored in every checkpoint.
+    resume: called with that dict, in all processes, at the start of a run and when it is resumed.
     """
 
     def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]: ...
@@ -95,6 +111,11 @@ def is_offline(source: PairSource) -> bool:
     return getattr(source, "offline", False)
 
 
+def gives_rewards(source: PairSource) -> bool:
+    """Whether the source declares that its responses have rewards and no order."""
+    return getattr(source, "gives_rewards", False)
+
+
 def needed_columns(source: PairSource) -> tuple[str, ...]:
     """All columns that records need for the source."""
     return "images", "prompt", *columns_of(source)
@@ -102,14 +123,22 @@ def needed_columns(source: PairSource) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StoredSource:
-    """The record's chosen and rejected responses, with its `reference_logps` if it has them."""
+    """The record's chosen and rejected responses, with its `reference_logps` and its `margin` if it has them."""
 
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     stored_reference: ClassVar[bool] = True
     offline: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Found]:
-        return [_stored(example, self.columns, _reference_logps(example.record)) for example in examples]
+        return [self._pair(example) for example in examples]
+
+    def _pair(self, example: TrainingExample) -> Found:
+        found, margin = _stored(example, self.columns, _reference_logps(example.record)), example.record.get("margin")
+        if margin is None or not isinstance(found, Candidates):
+            return found
+        if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
+            return ExampleError(f"margin: needs a finite number, got {margin!r}")
+        return found._replace(rewards=(float(margin), 0.0))
 
 
 @dataclass(frozen=True)
@@ -152,7 +181,7 @@ class OnlineBDHSSource:
         usable = [number for number, one in enumerate(found) if isinstance(one, Candidates)]
         stored = [cast("Candidates", found[number]) for number in usable]
         asked, chosen = [examples[number] for number in usable], [one.responses[0] for one in stored]
-        columns = *_asked(asked), cast("list[str]", chosen), self.config, self._similarity
+        columns = *images_and_prompts(asked), cast("list[str]", chosen), self.config, self._similarity
         keys = [example.address for example in asked]
         samples = bdhs_sample(model, processor, *columns, keys=keys, on_error="skip") if asked else []
         for number, one, sample in zip(usable, stored, samples, strict=True):
@@ -232,9 +261,9 @@ class OnlinePairsSource:
     def _drawn(self, model: nn.Module, processor: Processor, examples: Examples) -> list[Texts | ExampleError | None]:
         """Two responses to each example's prompt."""
         keys = [(f"{example.address}/a", f"{example.address}/b") for example in examples]
-        arguments = *_asked(examples), self.sampling
+        arguments = *images_and_prompts(examples), self.sampling
         found = sample_responses(model, processor, *arguments, num_return_sequences=2, keys=keys, on_error="skip")
-        return [_error(one) if isinstance(one, BDHSFailure) else (one[0].text, one[1].text) for one in found]
+        return [failure_error(one) if isinstance(one, BDHSFailure) else (one[0].text, one[1].text) for one in found]
 
 
 @dataclass(frozen=True)
@@ -292,7 +321,7 @@ def _reference_logps(record: Mapping[str, Any]) -> tuple[float, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _asked(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[ChatPrompt]]:
+def images_and_prompts(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[ChatPrompt]]:
     """The images and the prompts of the examples."""
     return [example.record["images"] for example in examples], [ChatPrompt.of_record(one.record) for one in examples]
 
@@ -300,11 +329,11 @@ def _asked(examples: Sequence[TrainingExample]) -> tuple[list[Any], list[ChatPro
 def _sampled(stored: Candidates, sample: Any) -> Found:
     """The stored responses and the sampled one."""
     if isinstance(sample, BDHSFailure):
-        return _error(sample)
+        return failure_error(sample)
     return Candidates((*stored.responses, sample.rejected))
 
 
-def _error(sample: BDHSFailure) -> ExampleError | None:
+def failure_error(sample: BDHSFailure) -> ExampleError | None:
     """The error of a bad example, or None where the model gave no response to a good one."""
     return None if sample.no_response else ExampleError(sample.reason)
 

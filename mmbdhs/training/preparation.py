@@ -14,8 +14,14 @@ from torch import distributed, nn
 
 from mmbdhs.training.batches import Batches
 from mmbdhs.training.config import TrainConfig
+from mmbdhs.training.heads import add_head
 from mmbdhs.training.learner import Learner, make_dummy_example
-from mmbdhs.training.objectives import Objective, needs_reference, takes_stored_reference
+from mmbdhs.training.objectives import (
+    AnyObjective,
+    has_own_forward,
+    needs_reference,
+    takes_stored_reference,
+)
 from mmbdhs.training.pair_sources import PairSource
 from mmbdhs.training.sharding import ReplicatedModel, ShardedModel
 from mmbdhs.training.trainable import make_trainable, trained_parameters
@@ -67,7 +73,7 @@ def make_learner(
     processor: Processor,
     batches: Batches,
     source: PairSource,
-    objective: Objective,
+    objective: AnyObjective,
     config: TrainConfig,
     reference: nn.Module | None,
 ) -> Learner:
@@ -78,6 +84,8 @@ def make_learner(
     all_stored = takes_stored_reference(objective) and _all_stored(source, batches)
     if reference is None and needs_reference(objective) and not all_stored and not hasattr(model, "disable_adapter"):
         reference = _frozen_copy(model)
+    if has_own_forward(objective) and objective.head:
+        add_head(model, objective.head, config.seed)
     learner = Learner(
         policy=ReplicatedModel(model),
         processor=processor,

@@ -15,11 +15,11 @@ image encoder gather a sharded model.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmbdhs.checks import instance
-from mmbdhs.data import is_stream, key_address
+from mmbdhs.data import key_address
 from mmbdhs.runs import Signals, caught_signals
 from mmbdhs.sampling import ReaderPool
 from mmbdhs.training.batches import (
+    Batch,
     Batches,
     Position,
     ReadAhead,
@@ -44,10 +44,11 @@ from mmbdhs.training.batches import (
 from mmbdhs.training.checkpoints import checkpoint_path, load_state, prune, save_model
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.hub import HubModel, model_card
-from mmbdhs.training.learner import Learner, NonFiniteLossError, Prepared
+from mmbdhs.training.learner import KLBoundError, Learner, NonFiniteLossError, Prepared
 from mmbdhs.training.log import StepMetrics, TrainLog, counts, start_trackers
-from mmbdhs.training.objectives import Objective
-from mmbdhs.training.pair_sources import PairSource, needed_columns
+from mmbdhs.training.objectives import AnyObjective, has_own_forward
+from mmbdhs.training.pair_sources import PairSource, RewardError, needed_columns
+from mmbdhs.training.part_checks import check_parts
 from mmbdhs.training.preparation import make_accelerator, make_learner
 from mmbdhs.training.run_folder import run_folder
 from mmbdhs.training.run_identity import run_identity
@@ -84,7 +85,7 @@ def train(
     processor: Processor,
     records: Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]],
     source: PairSource,
-    objective: Objective,
+    objective: AnyObjective,
     config: TrainConfig,
     *,
     reference: nn.Module | None = None,
@@ -117,9 +118,11 @@ def train(
     drawn by (seed, step, example), not from a generator's state.
 
     Raises ValueError for records, source, model or config that do not fit, naming the row or the argument,
-    NonFiniteLossError at NaN or infinite numbers, and OSError where a checkpoint cannot be written.
+    NonFiniteLossError at NaN or infinite numbers, RewardError at rewards of that kind, KLBoundError for a policy too
+    far from its reference, and OSError where a checkpoint cannot be written. Before an error of the middle three, a
+    single process saves a checkpoint of the state before the step, unless that has been lost.
     """
-    _check_parts(records, eval_records, source, objective, config)
+    check_parts(records, eval_records, source, objective, config)
     accelerator = make_accelerator(config)
     text_rule(VLM.of(model), processor)  # refuses a processor that does not fit the model before anything runs
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
@@ -136,33 +139,12 @@ def train(
         run = _Run(accelerator, learner, batches, shares, held_out, config, identity)
         if checkpoint:
             run.resume(checkpoint)
+        else:
+            run.begin()
         result = run.train(evaluate)
         if hub and not result.interrupted:
             hub.upload(result.folder)
         return result
-
-
-def _check_parts(records: Any, eval_records: Any, source: Any, objective: Any, config: Any) -> None:
-    """Raise TypeError for parts of another kind, and ValueError for a stream without an end, and say what to pass."""
-    instance("config", config, TrainConfig)
-    if not is_stream(records):
-        _check_sized("records", records)
-    elif config.max_steps == -1:
-        raise ValueError(f"max_steps: needs a number for records without a length ({type(records).__name__}), got -1")
-    if eval_records is not None:
-        _check_sized("eval_records", eval_records)
-    if not callable(source) or isinstance(source, type):
-        raise TypeError(f"source: needs an object such as StoredSource(), got {source!r}")
-    if not callable(objective):
-        raise TypeError(f"objective: needs an object such as pairwise(dpo_loss), got {objective!r}")
-    if "policy_chosen_logps" in inspect.signature(objective).parameters:
-        name = getattr(objective, "__name__", "loss")
-        raise TypeError(f"objective: needs an object such as pairwise({name}), got the loss {name} itself")
-
-
-def _check_sized(name: str, records: Any) -> None:
-    if not hasattr(records, "__len__") or not hasattr(records, "__getitem__") or isinstance(records, (str, Mapping)):
-        raise TypeError(f"{name}: needs a list or a dataset with a length, got {type(records).__name__}")
 
 
 @dataclass
@@ -173,6 +155,8 @@ class _Run:
     identity: from `run_identity`.
     step: number of optimiser steps that are done.
     position: where the next step's examples begin.
+    source_state: what the source found before the first step.
+    is_between_steps: whether the weights are those after `step` steps.
     """
 
     accelerator: Accelerator
@@ -184,6 +168,8 @@ class _Run:
     identity: dict[str, Any]
     step: int = 0
     position: Position = (0, 0)
+    source_state: dict[str, Any] | None = None
+    is_between_steps: bool = True
 
     def __post_init__(self) -> None:
         config, model = self.config, self.learner.policy.model
@@ -211,7 +197,8 @@ class _Run:
         ):
             examples = self._read_ahead(pool)
             while self.step < self.total and not stopped:
-                metrics, facts, stopped = self._train_step(examples, received)
+                with self._saved_if_it_fails(log):
+                    metrics, facts, stopped = self._train_step(examples, received)
                 log.add_step(metrics)
                 if self._is_due(config.logging_steps) or stopped:
                     log.write(self.step, **facts)
@@ -244,17 +231,41 @@ class _Run:
         batch, prepared = examples.next_batch()
         # Dropout is drawn by address too, so that a resumed run needs no generator's state.
         torch.manual_seed(key_address(f"train {self.config.seed} {self.step} {self.shares.process}"))
-        sums, size = counts(), self.config.per_device_train_batch_size
-        for begin in range(0, self.shares.longest(batch.size), size):
-            ready = [prepared_example() for prepared_example in prepared[begin : begin + size]]
-            sums += self.learner.accumulate_gradients(self.step, ready)
-        metrics, stopped = self._reduce(sums, received)
         factor = self.rate_factor(self.step)
-        facts = {"learning_rate": self.peak_rates[0] * factor}
-        if metrics.examples:
-            facts["grad_norm"] = self._optimizer_step(metrics.examples, factor)
-        self.step, self.position = self.step + 1, batch.position
-        return metrics, facts, stopped
+        facts, stopped = {"learning_rate": self.peak_rates[0] * factor}, None
+        parts: list[StepMetrics] = []
+        for micro_batches in self._passes(batch, prepared):
+            sums = counts()
+            for one in micro_batches:
+                sums += self.learner.accumulate_gradients(self.step, one)
+            metrics, signal_now = self._reduce(sums, received)
+            parts, stopped = [*parts, metrics], stopped or signal_now
+            if self.is_between_steps:
+                self.learner.require_near(self.step, metrics)
+            if metrics.examples:
+                facts["grad_norm"] = self._optimizer_step(metrics.examples, factor)
+            self.is_between_steps = False
+        self.step, self.position, self.is_between_steps = self.step + 1, batch.position, True
+        return StepMetrics(*map(sum, zip(*parts, strict=True))), facts, stopped
+
+    def _passes(self, batch: Batch, prepared: Sequence[Callable[[], Prepared]]) -> Iterator[Iterable[list[Any]]]:
+        """The micro-batches of each optimiser step that learns from the batch: one, unless the objective says more."""
+        size, longest = self.config.per_device_train_batch_size, self.shares.longest(batch.size)
+        cuts = (prepared[begin : begin + size] for begin in range(0, longest, size))
+        micro_batches = ([prepared_example() for prepared_example in cut] for cut in cuts)
+        objective = self.learner.objective
+        if not has_own_forward(objective) or not objective.fixed_first:
+            yield micro_batches
+            return
+        fixed = self.learner.with_targets([self.learner.outcomes(one) for one in micro_batches], self._total)
+        for number in range(objective.passes):
+            yield [[one if number == 0 else one.uncounted() for one in batch] for batch in fixed]
+
+    def _total(self, sums: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.gather(sums[None].to(self.accelerator.device)).sum(dim=0).cpu()
 
     def _reduce(self, sums: Tensor, received: Signals | None = None) -> tuple[StepMetrics, signal.Signals | None]:
         """Sum the metrics over all processes, and share a signal that any of them has received."""
@@ -306,6 +317,37 @@ class _Run:
             self.accelerator.wait_for_everyone()
         return found
 
+    @contextmanager
+    def _saved_if_it_fails(self, log: TrainLog) -> Iterator[None]:
+        """Saves the state before a step whose numbers end the run, as far as no other process has to take part."""
+        try:
+            yield
+        except (NonFiniteLossError, KLBoundError, RewardError):
+            alone = self.accelerator.num_processes == 1
+            if alone and self.step and self.is_between_steps and not checkpoint_path(self.output, self.step).exists():
+                self._save_checkpoint(log)
+            raise
+
+    def begin(self) -> None:
+        """Let the source do what it does once before the first step."""
+        if (begin := getattr(self.learner.source, "begin", None)) is None:
+            return
+        policy, found = self.learner.policy, [None]
+        with policy.full_parameters(), torch.no_grad(), VLM.of(policy.model).evaluation_mode():
+            if self.accelerator.is_main_process:
+                found = [begin(policy.model, self.learner.processor, self.batches.records())]
+            if self.accelerator.num_processes > 1:
+                from accelerate.utils import broadcast_object_list
+
+                broadcast_object_list(found)
+        self._resume_source(found[0])
+
+    def _resume_source(self, state: Any) -> None:
+        self.source_state = state
+        if state is not None:
+            source: Any = self.learner.source
+            source.resume(state)
+
     def _save_checkpoint(self, log: TrainLog) -> None:
         scaler = self.accelerator.scaler
         state = {
@@ -314,6 +356,7 @@ class _Run:
             "trained": gather_full(self.trained),
             "optimizer": gather_full(self.optimizer.state_dict()),
             "scaler": scaler.state_dict() if scaler else {},
+            "source": self.source_state,
         }
         self._save(checkpoint_path(self.output, self.step), log, state)
 
@@ -323,7 +366,9 @@ class _Run:
         if self.accelerator.is_main_process:
             base = VLM.of(model).model.config._name_or_path
             card = model_card(self.identity, base, hasattr(model, "peft_config"), self.step, log.last)
-            save_model(folder, model, processor, weights, card, state)
+            objective = self.learner.objective
+            head = objective.head if has_own_forward(objective) else None
+            save_model(folder, model, processor, weights, card, state, head)
             prune(self.output, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -343,6 +388,7 @@ class _Run:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.position = state["step"], state["position"]
+        self._resume_source(state.get("source"))
         _LOG.info("resuming from %s", folder)
 
 

@@ -131,7 +131,7 @@ def test_a_fault_of_the_library_ends_the_run(monkeypatch: pytest.MonkeyPatch, tm
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("a fault")
 
-    monkeypatch.setattr("mmbdhs.training.learner.encode_chat", fail)
+    monkeypatch.setattr("mmbdhs.training.encoding.encode_chat", fail)
     with pytest.raises(ValueError, match=r"^a fault$"):
         train(*fresh_miniature(), scene_records(2), StoredSource(), DPO, full_run(tmp_path, on_error="skip"))
 
