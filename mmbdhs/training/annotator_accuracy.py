@@ -67,7 +67,7 @@ def annotator_accuracy(annotator: Annotator, pairs: Sequence[Mapping[str, Any]])
     # (row, place of the chosen response)
     asked = [(row, place) for row in range(len(pairs)) for place in ((row % 2,) if once else (0, 1))]
     failed_before = getattr(annotator, "failed", 0)
-    verdicts = _verdicts(annotator, [_comparison(pairs[row], row, place) for row, place in asked])
+    verdicts = _verdicts(annotator, [pair_comparison(pairs[row], row, place) for row, place in asked])
     failed = getattr(annotator, "failed", 0) - failed_before
     rows = [row for row, _ in asked]
     right = [verdict == place for verdict, (_, place) in zip(verdicts, asked, strict=True)]
@@ -83,7 +83,7 @@ def annotator_accuracy(annotator: Annotator, pairs: Sequence[Mapping[str, Any]])
     )
 
 
-def _comparison(pair: Any, row: int, place: int) -> Comparison:
+def pair_comparison(pair: Any, row: int, place: int) -> Comparison:
     """The comparison of a pair's responses, the chosen one at `place`, 0 or 1."""
     if not isinstance(pair, Mapping) or not set(_COLUMNS) <= set(pair):
         found = ", ".join(map(str, pair)) if isinstance(pair, Mapping) else kind_of(pair)

@@ -5,36 +5,55 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-KILLS, SEED = 20, 0
+KILLS, SEED = {"dpo": 20, "rloo": 10, "ppo": 10}, 0
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True)
+@pytest.mark.parametrize("method", KILLS)
+def test_kills_at_random_moments_change_nothing(method: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, __file__, tmp_path, method], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["kills"] == KILLS and report["runs"] >= 2
+    assert report["kills"] == KILLS[method] and report["runs"] >= 2
     assert report["differences"] == []
 
 
-def main(folder: Path) -> None:
-    """Kill runs until there were KILLS kills, and compare each finished run with an undisturbed one."""
+def main(folder: Path, method: str) -> None:
+    """Kill runs until there were enough kills, and compare each finished run with an undisturbed one."""
     from helpers.kills import kill_runs
 
-    print(json.dumps(kill_runs(folder, run, compared, KILLS, SEED)))
+    print(json.dumps(kill_runs(folder, partial(run, method), compared, KILLS[method], SEED)))
 
 
-def run(output: Path) -> None:
+def parts(method: str) -> tuple[Any, Any]:
+    """Source and objective."""
+    from mmbdhs.losses import dpo_loss
+    from mmbdhs.sampling import SamplingConfig
+    from mmbdhs.training import RolloutSource, StoredSource, pairwise, ppo, rloo
+
+    if method == "dpo":
+        return StoredSource(), pairwise(dpo_loss, beta=0.1)
+    source = RolloutSource(length_rewards, num_generations=2, sampling=SamplingConfig(max_new_tokens=4))
+    return source, rloo() if method == "rloo" else ppo(num_ppo_epochs=2)
+
+
+def length_rewards(rollouts: Sequence[Any]) -> list[list[float]]:
+    return [[float(len(text)) for text in one.responses] for one in rollouts]
+
+
+def run(method: str, output: Path) -> None:
     """Train, or continue a run."""
     import torch
     from helpers.preference_records import fresh_miniature, scene_records
 
-    from mmbdhs.losses import dpo_loss
-    from mmbdhs.training import StoredSource, TrainConfig, pairwise, train
+    from mmbdhs.training import TrainConfig, train
 
     torch.set_num_threads(1)
     config = TrainConfig(
@@ -48,7 +67,7 @@ def run(output: Path) -> None:
         lora_r=2,
         resume_from_checkpoint=True,
     )
-    train(*fresh_miniature(), scene_records(4), StoredSource(), pairwise(dpo_loss, beta=0.1), config)
+    train(*fresh_miniature(), scene_records(4), *parts(method), config)
 
 
 def compared(whole: Path, cut: Path) -> list[str]:
@@ -73,4 +92,4 @@ if __name__ == "__main__":
 
     import mmbdhs.training  # noqa: F401
 
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mmbdhs import BDHSConfig, miniature, train
 from mmbdhs.losses import dpo_loss, mdpo_loss
+from mmbdhs.sampling.config import SamplingConfig
 from mmbdhs.training.objectives import pairwise
 from mmbdhs.training.pair_sources import (
     Candidates,
@@ -27,6 +28,9 @@ from mmbdhs.training.pair_sources import (
     StoredSource,
     TrainingExample,
 )
+from mmbdhs.training.reinforcement import ppo, rloo
+from mmbdhs.training.reward_model import reward_modelling
+from mmbdhs.training.rollouts import RolloutSource
 from mmbdhs.vlm import VLM
 
 pytest.importorskip("accelerate")
@@ -99,6 +103,23 @@ def train_streamed(output: Path, **settings: Any) -> Any:
     return train(*fresh_miniature(), Stream(), StoredSource(), DPO, config)
 
 
+def length_rewards(rollouts: Sequence[Any]) -> list[list[float]]:
+    return [[float(len(text)) for text in one.responses] for one in rollouts]
+
+
+def train_rewarded(output: Path, objective: Any, **settings: Any) -> Any:
+    """In the second step one process has an example and the other has none."""
+    counts = {"gradient_accumulation_steps": 4, "max_steps": 2}
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **FULL | counts | settings)
+    source = RolloutSource(length_rewards, num_generations=3, sampling=SamplingConfig(max_new_tokens=12))
+    return train(*fresh_miniature(), scene_records(5), source, objective, config)
+
+
+def train_reward_model(output: Path, **settings: Any) -> Any:
+    config = full_run(output, learning_rate=1e-3, logging_steps=1, **FULL | settings)
+    return train(*fresh_miniature(), scene_records(9), uneven, reward_modelling(), config)
+
+
 def main(output: Path) -> None:
     """Train sharded; this runs in each of the processes."""
     # Half of the forward passes of one process.
@@ -114,6 +135,9 @@ def main(output: Path) -> None:
     train_distorted(output / "distorted", **halves)
     train_over_both_images(output / "both", **halves)
     train_streamed(output / "streamed", max_steps=3, **halves)
+    train_reward_model(output / "reward", **halves)
+    train_rewarded(output / "rloo", rloo(), shard=True, gradient_accumulation_steps=2)
+    train_rewarded(output / "ppo", ppo(), gradient_accumulation_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +154,13 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def losses(folder: Path) -> list[float]:
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return [row[name] for row in lines for name in ("loss", "rewards/margins", "grad_norm") if name in row]
+
+
+def rewards(folder: Path) -> list[float]:
+    """What a run of reinforcement learning logs, but for the loss, which is 0 apart from rounding."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    names = ("reward", "entropy", "completions/mean_length", "grad_norm")
+    return [row[name] for row in lines for name in names if name in row]
 
 
 def test_a_sharded_model_trains_as_a_whole_one(sharded: Path, tmp_path: Path) -> None:
@@ -166,6 +197,28 @@ def test_predictions_of_a_sharded_model_are_those_of_a_whole_one(sharded: Path, 
 def test_both_images_of_a_sharded_model_are_scored_as_those_of_a_whole_one(sharded: Path, tmp_path: Path) -> None:
     train_over_both_images(tmp_path / "both")
     assert losses(sharded / "both") == pytest.approx(losses(tmp_path / "both"), rel=1e-4)
+
+
+def test_a_sharded_reward_model_and_its_head_are_those_of_a_whole_one(sharded: Path, tmp_path: Path) -> None:
+    train_reward_model(tmp_path / "reward")
+    assert losses(sharded / "reward") == pytest.approx(losses(tmp_path / "reward"), rel=1e-4)
+    start = load_file(tmp_path / "reward/checkpoint-1/reward_head.safetensors")
+    found, expected = (load_file(at / "reward/final/reward_head.safetensors") for at in (sharded, tmp_path))
+    assert apart(found, expected, start) < 1e-2
+
+
+@pytest.mark.parametrize(("name", "objective"), [("rloo", rloo()), ("ppo", ppo())])
+def test_two_processes_learn_from_rewards_as_one_does(name: str, objective: Any, sharded: Path, tmp_path: Path) -> None:
+    train_rewarded(tmp_path / name, objective)
+    assert rewards(sharded / name) == pytest.approx(rewards(tmp_path / name), rel=1e-3)
+    start = load_file(miniature.path() / "model.safetensors")
+    found, expected = (load_file(at / name / "final/model.safetensors") for at in (sharded, tmp_path))
+    assert apart(found, expected, start) < 1e-2
+
+
+def test_ppo_is_not_sharded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard: needs False for _PPO"):
+        train_rewarded(tmp_path, ppo(), shard=True)
 
 
 def test_one_process_has_nothing_to_share_with(tmp_path: Path) -> None:
