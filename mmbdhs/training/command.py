@@ -14,9 +14,16 @@ from mmbdhs.data import Records, usable_rows
 from mmbdhs.errors import ExampleError, UnsupportedModelError
 from mmbdhs.runs import FolderInUseError, InputOptions, fail, load_model, open_named, parse_options
 from mmbdhs.training.batches import held_out_examples
-from mmbdhs.training.command_parts import check_fit, loss_names, parse_annotator, parse_objective, parse_source
+from mmbdhs.training.command_parts import (
+    check_fit,
+    loss_names,
+    parse_annotator,
+    parse_method,
+    parse_reward,
+    parse_source,
+)
 from mmbdhs.training.config import TrainConfig
-from mmbdhs.training.learner import NonFiniteLossError
+from mmbdhs.training.learner import KLBoundError, NonFiniteLossError
 from mmbdhs.training.pair_sources import needed_columns
 from mmbdhs.training.preparation import make_accelerator
 from mmbdhs.training.run_folder import check_unused
@@ -31,6 +38,7 @@ from which --resume_from_checkpoint continues."""
 
 _CONTINUE = "the same command with --resume_from_checkpoint"
 _RESUME_ADVICE = "Pass --resume_from_checkpoint to continue, or choose another --output_dir"
+_FAILURES = (ExampleError, UnsupportedModelError, NonFiniteLossError, KLBoundError)
 _NAME_AND_SETTINGS = {"metavar": ("NAME", "KEY=VALUE")}
 
 
@@ -50,12 +58,13 @@ class CommandOptions(InputOptions):
     eval_dataset_name: str | None = None
     turns: str = "last"
     dtype: str | None = None  # type: ignore[assignment]
-    source: list[str] = field(
-        default_factory=["stored"].copy,
+    source: list[str] | None = field(
+        default=None,
         metadata=_NAME_AND_SETTINGS
         | {
-            "help": "source of the responses: stored, supervised, bdhs, povid, online (Online-DPO), mixed (Mixed-DPO) "
-            "or your own, as module:name"
+            "help": "source of the responses: stored, supervised, bdhs, povid, online (Online-DPO), mixed (Mixed-DPO), "
+            "rollouts (num_generations=4 max_new_tokens=256) or your own, as module:name; None: stored, or rollouts "
+            "for the objectives rloo and ppo"
         },
     )
     annotator: list[str] | None = field(
@@ -67,15 +76,28 @@ class CommandOptions(InputOptions):
             "module:name"
         },
     )
-    loss: list[str] = field(
-        default_factory=["dpo"].copy,
+    objective: list[str] | None = field(
+        default=None,
+        metadata=_NAME_AND_SETTINGS
+        | {"help": "reward (a reward model), rloo or ppo, in place of a loss of pairs; None: what --loss says"},
+    )
+    reward: list[str] | None = field(
+        default=None,
+        metadata=_NAME_AND_SETTINGS
+        | {
+            "help": "what scores the responses of rollouts: the folder of a reward model, annotator (the share of the "
+            "other responses that one beats, by --annotator), or your own, as module:name"
+        },
+    )
+    loss: list[str] | None = field(
+        default=None,
         metadata=_NAME_AND_SETTINGS
         | {
             "help": f"loss of mmbdhs.losses: {', '.join(sorted(loss_names()))}; or your own loss of pairs or your own "
-            "objective, as module:name"
+            "objective, as module:name; None: dpo"
         },
     )
-    beta: float | None = field(default=None, metadata={"help": "the loss's beta; None: the loss's default"})
+    beta: float | None = field(default=None, metadata={"help": "beta of the loss or the objective; None: its default"})
 
     def open_held_out(self) -> Records | None:
         """The held-out records. None if none are named."""
@@ -102,7 +124,9 @@ def _run(argv: Sequence[str]) -> int:
     try:
         options, config = parse_arguments(argv)
         annotator = None if options.annotator is None else parse_annotator(options.annotator)
-        source, objective = parse_source(options.source, annotator), parse_objective(options.loss, options.beta)
+        reward = parse_reward(options.reward, annotator)
+        objective, usual = parse_method(options.objective, options.loss, options.beta)
+        source = parse_source(options.source or [usual], annotator, reward)
         check_fit(source, objective)
         check_unused(Path(config.output_dir), config.resume_from_checkpoint, _RESUME_ADVICE)
         records, held_out = options.open_records(options.turns), options.open_held_out()
@@ -114,13 +138,23 @@ def _run(argv: Sequence[str]) -> int:
         model, processor = load_model(options.model_name_or_path, dtype)
         if annotator is not None:
             annotator.load(model, processor)
+        if reward is not None:
+            reward.load(model)
     except FolderInUseError as error:
         return fail("train", error, 1)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise SystemExit(fail("train", error, 2)) from error
     try:
         result = train(model, processor, records, source, objective, config, eval_records=held_out)
-    except (FolderInUseError, ExampleError, UnsupportedModelError, NonFiniteLossError, OSError, ValueError) as error:
+    except (
+        FolderInUseError,
+        ExampleError,
+        UnsupportedModelError,
+        NonFiniteLossError,
+        KLBoundError,
+        OSError,
+        ValueError,
+    ) as error:
         return fail("train", error, 1)
     if result.interrupted:
         print(f"interrupted after {result.steps} steps; {_CONTINUE} continues from {result.folder}")

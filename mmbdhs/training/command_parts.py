@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from mmbdhs.logprobs import ResponseLogps
 from mmbdhs.runs import check_known, load_object, parse_settings
 from mmbdhs.sampling import BDHSConfig, SamplingConfig
 from mmbdhs.training.annotators import Annotator, Comparison, EndpointAnnotator, LikelihoodAnnotator, ModelAnnotator
-from mmbdhs.training.objectives import Objective, losses_of, pairwise, supervised
+from mmbdhs.training.heads import REWARD_HEAD
+from mmbdhs.training.objectives import AnyObjective, Objective, has_own_forward, losses_of, pairwise, supervised
 from mmbdhs.training.pair_sources import (
     DistortedSource,
     MixedSource,
@@ -27,6 +29,10 @@ from mmbdhs.training.pair_sources import (
     StoredSource,
     SupervisedSource,
 )
+from mmbdhs.training.part_checks import check_rewards
+from mmbdhs.training.reinforcement import ppo, rloo
+from mmbdhs.training.reward_model import RewardModel, reward_modelling
+from mmbdhs.training.rollouts import AnnotatorReward, Reward, Rollout, RolloutSource
 from mmbdhs.vlm import Processor
 
 
@@ -82,12 +88,65 @@ def parse_annotator(words: Sequence[str]) -> NamedAnnotator:
     return NamedAnnotator(name, found)
 
 
-def parse_source(words: Sequence[str], annotator: Annotator | None = None) -> PairSource:
+@dataclass
+class NamedReward:
+    """The reward of `--reward NAME KEY=VALUE …`. A reward model is loaded after the policy, others at once.
+
+    name: "annotator", "module:name", or the folder of a reward model.
+    settings: its arguments.
+    annotator: of "annotator".
+    """
+
+    name: str
+    settings: dict[str, Any]
+    annotator: Annotator | None = None
+
+    def __post_init__(self) -> None:
+        self.processor: Processor | None = None
+        self._reward: Reward | None = None
+        if self.name == "annotator":
+            if self.annotator is None:
+                raise ValueError("annotator: needs one for --reward annotator, such as --annotator likelihood")
+            self._reward = AnnotatorReward(self.annotator, **self.settings)
+        elif ":" in self.name:
+            self._reward = _imported("reward", self.name, self.settings)
+        elif not (Path(self.name) / f"{REWARD_HEAD}.safetensors").is_file():
+            raise ValueError(
+                "reward: needs annotator, module:name, or the folder of a model that --objective reward wrote, got "
+                f"{self.name!r}"
+            )
+
+    def load(self, policy: nn.Module) -> None:
+        """Load a reward model to the device of the policy."""
+        if self._reward is None:
+            model = RewardModel.from_pretrained(self.name, **self.settings)
+            model.model.to(next(policy.parameters()).device)
+            self._reward, self.processor = model, model.processor
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[Sequence[float]]:
+        if self._reward is None:
+            raise ValueError("reward: needs load() before the first call")
+        return self._reward(rollouts)
+
+
+def parse_reward(words: Sequence[str] | None, annotator: Annotator | None = None) -> NamedReward | None:
+    """The reward of `--reward NAME KEY=VALUE …`. Raises ValueError or TypeError for wrong names."""
+    if words is None:
+        return None
+    name, *settings = words
+    return NamedReward(name, parse_settings(settings), annotator if name == "annotator" else None)
+
+
+def parse_source(
+    words: Sequence[str], annotator: Annotator | None = None, reward: NamedReward | None = None
+) -> PairSource:
     """The source of `--source NAME KEY=VALUE …`.
 
     annotator: ranks the responses of `online` and `mixed`.
+    reward: scores the responses of `rollouts`.
 
-    Raises ValueError or TypeError for wrong names, and ValueError for a source that lacks an annotator.
+    Raises ValueError or TypeError for wrong names, and ValueError for a source that lacks an annotator or a
+    reward.
     """
 
     def bdhs(similarity: str | None = None, with_stored: bool = False, **config: Any) -> OnlineBDHSSource:
@@ -101,6 +160,11 @@ def parse_source(words: Sequence[str], annotator: Annotator | None = None) -> Pa
     def mixed(p: float = 0.5, **sampling: Any) -> MixedSource:
         return MixedSource(StoredSource(), online(**sampling), p, sampling.get("seed", 0))
 
+    def rollouts(num_generations: int = 4, **sampling: Any) -> RolloutSource:
+        if reward is None:
+            raise ValueError("reward: needs one for the source 'rollouts', such as --reward FOLDER of a reward model")
+        return RolloutSource(reward, num_generations, SamplingConfig(**sampling))
+
     makers: dict[str, Callable[..., PairSource]] = {
         "stored": StoredSource,
         "supervised": SupervisedSource,
@@ -108,14 +172,40 @@ def parse_source(words: Sequence[str], annotator: Annotator | None = None) -> Pa
         "povid": DistortedSource,
         "online": online,
         "mixed": mixed,
+        "rollouts": rollouts,
     }
     name, *settings = words
-    if annotator is not None and name not in ("online", "mixed"):
-        raise ValueError(f"annotator: is used by the sources online and mixed, got the source {name!r}")
+    is_reward = reward is not None and reward.annotator is not None
+    if annotator is not None and not is_reward and name not in ("online", "mixed"):
+        raise ValueError(
+            f"annotator: is used by the sources online and mixed and by --reward annotator, got the source {name!r}"
+        )
+    if reward is not None and name != "rollouts":
+        raise ValueError(f"reward: is used by the source rollouts, got the source {name!r}")
     if ":" in name:
         return _imported("source", name, parse_settings(settings))
     check_known("source", [name], makers)
     return makers[name](**parse_settings(settings))
+
+
+def parse_method(
+    objective: Sequence[str] | None, loss: Sequence[str] | None, beta: float | None = None
+) -> tuple[AnyObjective, str]:
+    """What `--objective NAME KEY=VALUE …` or `--loss NAME KEY=VALUE …` names, and the name of its usual source.
+
+    beta: one more setting of either.
+
+    Raises ValueError or TypeError for wrong names and for both of them.
+    """
+    if objective is None:
+        return parse_objective(loss or ["dpo"], beta), "stored"
+    if loss is not None:
+        raise ValueError(f"loss: needs no --objective, got --objective {objective[0]} and --loss {loss[0]}")
+    kinds: dict[str, Callable[..., AnyObjective]] = {"reward": reward_modelling, "rloo": rloo, "ppo": ppo}
+    name, *rest = objective
+    check_known("objective", [name], kinds)
+    settings = _with_beta(parse_settings(rest), beta)
+    return kinds[name](**settings), "stored" if name == "reward" else "rollouts"
 
 
 def parse_objective(words: Sequence[str], beta: float | None = None) -> Objective:
@@ -126,11 +216,7 @@ def parse_objective(words: Sequence[str], beta: float | None = None) -> Objectiv
     Raises ValueError or TypeError for wrong names.
     """
     name, *rest = words
-    settings = parse_settings(rest)
-    if beta is not None:
-        if "beta" in settings:
-            raise ValueError(f"beta: needs one value, got --beta {beta} and beta={settings['beta']} with --loss")
-        settings["beta"] = beta
+    settings = _with_beta(parse_settings(rest), beta)
     if ":" in name:
         found = load_object("loss", name)
         return pairwise(found, **settings) if _compares_pairs(found) else _imported("loss", name, settings)
@@ -138,6 +224,14 @@ def parse_objective(words: Sequence[str], beta: float | None = None) -> Objectiv
         return supervised(**settings)
     check_known("loss", [name], loss_names())
     return pairwise(getattr(losses, f"{name}_loss"), **settings)
+
+
+def _with_beta(settings: dict[str, Any], beta: float | None) -> dict[str, Any]:
+    if beta is None:
+        return settings
+    if "beta" in settings:
+        raise ValueError(f"beta: needs one value, got --beta {beta} and beta={settings['beta']} with --loss")
+    return settings | {"beta": beta}
 
 
 def loss_names() -> list[str]:
@@ -156,9 +250,13 @@ def _imported(option: str, name: str, settings: dict[str, Any]) -> Any:
     return partial(found, **settings) if settings else found
 
 
-def check_fit(source: PairSource, objective: Objective) -> None:
+def check_fit(source: PairSource, objective: AnyObjective) -> None:
     """Try the objective on responses as the source gives them, made of plain numbers. Raises ValueError or TypeError
-    for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs."""
+    for settings of the loss that are out of range, and for a source that gives no pairs to a loss of pairs, or no
+    rewards to an objective that needs them."""
+    check_rewards(source, objective)
+    if has_own_forward(objective):
+        return
     responses = len(source.columns) if isinstance(source, (SupervisedSource, DistortedSource)) else 2
     columns = responses + isinstance(source, DistortedSource)
     policy = ResponseLogps(-torch.ones(2, columns, 3), torch.ones(2, columns, 3, dtype=torch.bool))

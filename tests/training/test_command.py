@@ -26,7 +26,14 @@ from mmbdhs.data.jsonl import write_jsonl
 from mmbdhs.losses import ipo_loss
 from mmbdhs.sampling.config import BDHSConfig, SamplingConfig
 from mmbdhs.training.command import parse_arguments
-from mmbdhs.training.command_parts import NamedAnnotator, parse_annotator, parse_objective, parse_source
+from mmbdhs.training.command_parts import (
+    NamedAnnotator,
+    parse_annotator,
+    parse_method,
+    parse_objective,
+    parse_reward,
+    parse_source,
+)
 from mmbdhs.training.config import TrainConfig
 from mmbdhs.training.pair_sources import (
     DistortedSource,
@@ -35,6 +42,9 @@ from mmbdhs.training.pair_sources import (
     OnlinePairsSource,
     StoredSource,
 )
+from mmbdhs.training.reinforcement import ppo, rloo
+from mmbdhs.training.reward_model import reward_modelling
+from mmbdhs.training.rollouts import RolloutSource
 
 pytest.importorskip("accelerate")
 
@@ -327,6 +337,63 @@ def test_online_and_mixed_pairs_from_a_shell(judge: list[str], arguments: list[s
     assert row["step"] == 1 and "loss" in row
     recorded = json.loads((tmp_path / "out/run.json").read_text())
     assert recorded["source"]["second"]["annotator"]["name"] == judge[0]
+
+
+def test_a_reward_model_and_rloo_from_a_shell(arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*arguments[: arguments.index("--loss")], "--max-steps", "1"]
+    folders = {name: str(tmp_path / name) for name in ("rm", "rloo", "annotated")}
+    assert main([*arguments, "--objective", "reward", "centering=0.1", "--output", folders["rm"]]) == 0
+    source = ["--source", "rollouts", "num_generations=2", "max_new_tokens=6"]
+    policy = [*source, "--reward", f"{folders['rm']}/final", "--output", folders["rloo"]]
+    assert main([*arguments, "--objective", "rloo", *policy, "--beta", "0.1"]) == 0
+    judged = ["--reward", "annotator", "--annotator", "likelihood", "--output", folders["annotated"]]
+    assert main([*arguments, "--objective", "ppo", "num_ppo_epochs=1", *source, *judged]) == 0
+    recorded = json.loads((tmp_path / "rloo/run.json").read_text())
+    assert recorded["objective"]["beta"] == 0.1 and recorded["source"]["num_generations"] == 2
+    assert recorded["source"]["reward"]["name"] == f"{folders['rm']}/final"
+    for name in ("rloo", "annotated"):
+        (row,) = (json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines())
+        assert {"reward", "kl", "entropy", "completions/mean_length", "clip_ratio"} <= row.keys()
+
+
+def test_words_become_rollouts() -> None:
+    reward = parse_reward(["annotator"], annotator := parse_annotator(["likelihood"]))
+    found = parse_source(["rollouts", "num_generations=3", "max_new_tokens=9", "seed=2"], annotator, reward)
+    assert found == RolloutSource(reward, 3, SamplingConfig(max_new_tokens=9, seed=2))
+    assert parse_method(["rloo", "max_kl=5"], None, 0.1) == (rloo(beta=0.1, max_kl=5), "rollouts")
+    assert parse_method(["ppo", "lam=1"], None) == (ppo(lam=1), "rollouts")
+    assert parse_method(["reward", "centering=1"], None) == (reward_modelling(centering=1), "stored")
+    assert parse_method(None, None)[1] == "stored" and parse_method(None, ["ipo"])[0].loss == ipo_loss
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "rlo"], "objective: 'rlo' is unknown; is it 'rloo'?"),
+        (["--objective", "rloo"], "reward: needs one for the source 'rollouts', such as --reward FOLDER"),
+        (["--objective", "rloo", "beta=-1"], "beta: needs a finite number of at least 0, got -1"),
+        (["--objective", "rloo", "--loss", "dpo"], "loss: needs no --objective, got --objective rloo and --loss dpo"),
+        (["--objective", "ppo", "--reward", "gone"], "reward: needs annotator, module:name, or the folder of a model"),
+        (["--objective", "ppo", "--reward", "annotator"], "annotator: needs one for --reward annotator"),
+        (["--objective", "rloo", "--source", "stored"], "source: needs rewards for _RLOO, as RolloutSource gives, got"),
+        (
+            ["--source", "rollouts", "--reward", "math:fsum"],
+            "objective: needs rloo() or ppo() for RolloutSource, got _",
+        ),
+        (["--reward", "math:fsum"], "reward: is used by the source rollouts, got the source 'stored'"),
+        (
+            ["--objective", "rloo", "--reward", "math:fsum", "--source", "rollouts", "num_generations=1"],
+            "num_generations: needs an integer of at least 2, got 1",
+        ),
+    ],
+)
+def test_parts_of_reinforcement_learning_that_do_not_fit_end_with_a_line(
+    words: list[str], message: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments[: arguments.index("--loss")], *words, "--output", str(tmp_path / "out")])
+    shown = capsys.readouterr().err
+    assert shown.startswith("mmbdhs train: ") and message in shown and shown.count("\n") == 1
 
 
 OWN_PARTS = '''
