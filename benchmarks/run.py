@@ -13,7 +13,8 @@ from table import Options
 
 BENCHMARKS = (
     *("attention", "prefill", "mask", "splice", "decode", "decode_step"),
-    *("sampling", "dataset", "scale", "evaluate", "logps", "preference_step", "alignment", "report_page"),
+    *("sampling", "dataset", "scale", "evaluate", "logps", "preference_step", "rollout"),
+    *("alignment", "report_page"),
 )
 
 

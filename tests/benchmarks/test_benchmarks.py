@@ -33,6 +33,7 @@ EXPECTED = {
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
     "report_page": {"pairs", "seconds", "MiB"},
+    "rollout": {"ours", "repeated", "generate", "over_repeated", "over_generate", "difference"},
     "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},
 }
 
