@@ -164,6 +164,8 @@ class PackedDPOTrainer(DPOTrainer):
             raise ValueError("router_aux_loss_coef: needs 0, because packed rows have no router logits")
 
     def _check_source(self, source: PairSource) -> None:
+        if getattr(source, "gives_rewards", False):
+            raise ValueError("source: needs one that gives pairs in TRL's loss of pairs, got one that gives rewards")
         data: Any = self.train_dataset
         columns = data.column_names  # None for some streams
         missing = [name for name in ("prompt", *columns_of(source)) if columns and name not in columns]

@@ -22,7 +22,7 @@ from mmbdhs.errors import ExampleError  # noqa: E402
 from mmbdhs.logprobs import encode_chat, separate_logps  # noqa: E402
 from mmbdhs.losses import averaged_loss, dpo_loss  # noqa: E402
 from mmbdhs.sampling import BDHSConfig  # noqa: E402
-from mmbdhs.training import Candidates, OnlineBDHSSource, TrainingExample  # noqa: E402
+from mmbdhs.training import Candidates, OnlineBDHSSource, RolloutSource, TrainingExample  # noqa: E402
 from mmbdhs.trl import PackedDPOTrainer  # noqa: E402
 
 RATE = 1.0  # so that rounding of the parameters does not hide what they moved
@@ -183,6 +183,8 @@ def test_what_a_source_cannot_do_in_trl_is_refused(tmp_path: Path) -> None:
     data = online_pairs("rejected")
     with pytest.raises(ValueError, match="train_dataset: needs the columns rejected for the source"):
         online_run(Recorded(with_stored=True), tmp_path, data)
+    with pytest.raises(ValueError, match="source: needs one that gives pairs in TRL's loss of pairs"):
+        online_run(RolloutSource(lambda rollouts: []), tmp_path, data)
     with pytest.raises(ValueError, match="precompute_ref_log_probs: needs False where a source finds"):
         online_run(Recorded(), tmp_path, data, precompute_ref_log_probs=True)
     texts = data.map(lambda row: {"prompt": row["prompt"][0]["content"]}, remove_columns="prompt")
