@@ -220,7 +220,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         folder = tmp_path / str(processes)
         folder.mkdir()
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        tests = Path(__file__).parent
+        tests = Path(__file__).parents[1]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
         # Without the timeout, processes that wait for each other in vain would do so for half an hour.
         command = [*launcher, __file__, str(folder), str(2 // processes)]
