@@ -32,7 +32,7 @@ from mmbdhs.evaluation.files import missing_images
 from mmbdhs.evaluation.intervals import Estimate, mean_interval, quotient, ratio
 from mmbdhs.evaluation.pope import PopeItems, PopeResult, PopeResults, parse_answer, pope, read_pope
 from mmbdhs.evaluation.registry import READERS, read_benchmark
-from mmbdhs.evaluation.results import Result
+from mmbdhs.evaluation.results import Result, text_table
 from mmbdhs.evaluation.scores import estimates
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ __all__ = [
     "read_coco_captions",
     "read_coco_objects",
     "read_pope",
+    "text_table",
 ]
 
 # What runs models, and so takes seconds to import, resolves at first use.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbdhs.evaluation.compare import Difference, StoredRun, compare, find_runs
+from mmbdhs.evaluation.results import text_table
 
 DESCRIPTION = """Compare runs of mmbdhs evaluate with the first of them, question by question: differences with 95%
 intervals of a paired bootstrap over images, and on how many questions a run is above or below the first."""
@@ -61,7 +62,7 @@ def table(benchmark: str, runs: Mapping[str, StoredRun], groups: bool, draws: in
     for other in others:
         found = compare(runs[first].outcomes, runs[other].outcomes, draws, seed)
         rows = [_row(one) for one in found if groups or one.group == found[0].group]
-        lines += ["", f"{benchmark}: {first} → {other}", *_aligned([list(_HEADER), *rows])]
+        lines += ["", f"{benchmark}: {first} → {other}", text_table([list(_HEADER), *rows])]
         if differing := _differing(runs[first].results, runs[other].results):
             lines.append(f"the runs differ in {differing}")
     return "\n".join(lines)
@@ -77,11 +78,6 @@ def _row(one: Difference) -> list[str]:
         *(one.group, one.metric, f"{one.first.value:.3f}", f"{one.second.value:.3f}"),
         *(interval, str(one.higher), str(one.lower)),
     ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

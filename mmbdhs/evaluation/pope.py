@@ -12,7 +12,7 @@ from mmbdhs.data import read_jsonl
 from mmbdhs.evaluation.benchmark import Outcome, Question, Unjudged
 from mmbdhs.evaluation.files import check_ids, check_unique, column, read_rows, require_files
 from mmbdhs.evaluation.intervals import Estimate, ratios
-from mmbdhs.evaluation.results import Result, check_lengths, check_texts
+from mmbdhs.evaluation.results import Result, check_lengths, check_texts, text_table
 
 _LABELS = {"yes": True, "no": False}
 _ALL = "all"
@@ -62,8 +62,7 @@ class PopeResults(dict[str, PopeResult]):
             [split, *(score.with_interval for score in result.metrics.values()), str(result.rows)]
             for split, result in self.items()
         ]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        return text_table(table)
 
 
 def parse_answer(text: str) -> bool:

@@ -21,6 +21,12 @@ class Result:
         return "\n".join(f"{name:{width}}  {value}" for name, value in self.metrics.items())
 
 
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as lines of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def check_lengths(**lists: Sized | None) -> None:
     """Raise ValueError for lists of unequal length and for empty lists. None is left out."""
     lengths = {name: len(values) for name, values in lists.items() if values is not None}

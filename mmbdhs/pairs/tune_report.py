@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmbdhs.data import write_whole
-from mmbdhs.evaluation import Estimate, ratio
+from mmbdhs.evaluation import Estimate, ratio, text_table
 from mmbdhs.pairs.tune_plot import draw
 from mmbdhs.runs import describe
 from mmbdhs.sampling import BDHSConfig, leading_answer
@@ -302,10 +302,8 @@ class TuneReport:
         interval = f"95% after {self.guided_iterations}"
         header = ["ρ_th", "ε_s", *numbers, interval, "flips missed", "restated accepted", "similarity"]
         lines = [header, *(self._line(mask, one) for one in self.settings for mask in self.mask_thresholds)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         title = f"Share of {len(self.questions)} records with an accepted response after each iteration:"
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        return "\n".join([title, *table, "", self.recommendation.reason])
+        return "\n".join([title, text_table(lines), "", self.recommendation.reason])
 
     def _line(self, mask: float, setting: Setting) -> list[str]:
         """A row of the table."""
