@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from mmbdhs.errors import UnsupportedModelError
 from mmbdhs.pairs.tune import MASK_THRESHOLDS, SIMILARITY_THRESHOLDS, check_settings, tune
-from mmbdhs.pairs.tune_plot import require_matplotlib
-from mmbdhs.runs import InputOptions, check_device, fail, load_model, parse_options
+from mmbdhs.pairs.tune_plot import PICTURE
+from mmbdhs.runs import InputOptions, check_device, fail, load_model, parse_options, require_matplotlib
 from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig, resolve_similarity
 
 DESCRIPTION = """Try ρ_th, ε_s and similarity models on a small sample of a data set, and recommend settings for `mmbdhs
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         options, config = parse_arguments(argv)
         records = options.open_records(options.turns)
         device = check_device(options.device)
-        require_matplotlib()
+        require_matplotlib(PICTURE)
         similarities = {name: resolve_similarity(one) for name, one in _short_names(options.similarity).items()}
         model, processor = load_model(options.model_name_or_path, options.dtype)
     except (OSError, ValueError, TypeError, ImportError) as error:

@@ -1,8 +1,8 @@
 """What all runs have in common, whether they sample or train.
 
 `identity` says what a run's results depend on, `folder` keeps a folder to one run, `signals` ends a run at a good
-moment, `options` makes commands of dataclasses, `inputs` finds model and data by name, and `cards` describes a folder
-for the Hub.
+moment, `options` makes commands of dataclasses, `inputs` finds model and data by name, `cards` describes a folder for
+the Hub, and `plots` draws pictures.
 """
 
 from mmbdhs.runs.cards import fill_card
@@ -24,6 +24,7 @@ from mmbdhs.runs.options import (
     parse_settings,
     parse_value,
 )
+from mmbdhs.runs.plots import drawn_figure, finish_panel, plot_color, require_matplotlib
 from mmbdhs.runs.signals import Signals, caught_signals
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "check_same_run",
     "describe",
     "differences",
+    "drawn_figure",
     "fail",
     "fill_card",
+    "finish_panel",
     "installed_versions",
     "load_model",
     "load_object",
@@ -48,7 +51,9 @@ __all__ = [
     "parse_options",
     "parse_settings",
     "parse_value",
+    "plot_color",
     "processor_fingerprint",
     "read_record",
+    "require_matplotlib",
     "write_record",
 ]
