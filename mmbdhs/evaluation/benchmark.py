@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class Outcome:
     image: str
     groups: tuple[str, ...]
     counts: Mapping[str, tuple[float, float]]
+
+    def as_row(self) -> dict[str, Any]:
+        """The outcome in JSON."""
+        return {"id": self.id, "image": self.image, "groups": list(self.groups), "counts": dict(self.counts)}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Outcome:
+        """The outcome that `as_row` gave."""
+        counts = {name: (y, x) for name, (y, x) in row["counts"].items()}
+        return cls(row["id"], row["image"], tuple(row["groups"]), counts)
 
 
 class Unjudged:

@@ -18,6 +18,7 @@ from mmbdhs.evaluation.benchmark import Outcome
 from mmbdhs.evaluation.intervals import LEVEL, Estimate
 from mmbdhs.evaluation.scores import ALL, estimates
 
+OUTCOMES, RESULTS = "outcomes.jsonl", "results.json"  # of a run, in the folder of its benchmark
 _AT_ONCE = 2**22  # weights of images that are drawn at a time: bounds memory
 
 
@@ -57,16 +58,10 @@ class StoredRun:
     def read(cls, folder: str | os.PathLike[str]) -> StoredRun:
         """Read a folder of `evaluate`. Raises FileNotFoundError for one without results."""
         path = Path(folder)
-        if missing := [name for name in ("results.json", "outcomes.jsonl") if not (path / name).is_file()]:
+        if missing := [name for name in (RESULTS, OUTCOMES) if not (path / name).is_file()]:
             raise FileNotFoundError(f"{path}: needs a finished run of mmbdhs evaluate, lacks {', '.join(missing)}")
-        rows = read_jsonl(path / "outcomes.jsonl")
-        outcomes = [
-            Outcome(
-                row["id"], row["image"], tuple(row["groups"]), {name: (y, x) for name, (y, x) in row["counts"].items()}
-            )
-            for row in rows
-        ]
-        return cls(path, outcomes, json.loads((path / "results.json").read_text(encoding="utf-8")))
+        outcomes = list(map(Outcome.of_row, read_jsonl(path / OUTCOMES)))
+        return cls(path, outcomes, json.loads((path / RESULTS).read_text(encoding="utf-8")))
 
 
 def find_runs(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -74,9 +69,9 @@ def find_runs(folder: str | os.PathLike[str]) -> dict[str, Path]:
     there is none."""
     path = Path(folder)
     places = [path, *(sorted(path.iterdir()) if path.is_dir() else [])]
-    found = {place.name: place for place in places if (place / "results.json").is_file()}
+    found = {place.name: place for place in places if (place / RESULTS).is_file()}
     if not found:
-        raise FileNotFoundError(f"{path}: needs a folder of mmbdhs evaluate with results.json, found none")
+        raise FileNotFoundError(f"{path}: needs a folder of mmbdhs evaluate with {RESULTS}, found none")
     return found
 
 

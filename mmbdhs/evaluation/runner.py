@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from mmbdhs.checks import instance, integer
 from mmbdhs.data import data_fingerprint, write_jsonl, write_whole
 from mmbdhs.evaluation.answer_records import AnswerRecords
 from mmbdhs.evaluation.answers import Answerer, by_image
-from mmbdhs.evaluation.benchmark import Benchmark, JudgeRequest, Outcome, Question
+from mmbdhs.evaluation.benchmark import Benchmark, JudgeRequest, Question
+from mmbdhs.evaluation.compare import OUTCOMES, RESULTS
 from mmbdhs.evaluation.files import check_unique, missing_images
 from mmbdhs.evaluation.intervals import Estimate
 from mmbdhs.evaluation.judges import Judge, Verdicts, as_judge, verdicts
 from mmbdhs.evaluation.registry import read_benchmark
+from mmbdhs.evaluation.results import text_table
 from mmbdhs.evaluation.scores import estimates
 from mmbdhs.runs import (
     check_same_run,
@@ -36,11 +38,10 @@ from mmbdhs.runs import (
 from mmbdhs.sampling import SamplingConfig
 from mmbdhs.vlm import Processor
 
-ANSWERS, OUTCOMES, VERDICTS, RESULTS = "answers.jsonl", "outcomes.jsonl", "verdicts.jsonl", "results.json"
+ANSWERS, VERDICTS = "answers.jsonl", "verdicts.jsonl"
 _BLOCK = 256  # questions that are answered without regard to what comes before and after them
 _PACKAGES = ("mmbdhs", "torch", "transformers", "tokenizers", "pillow", "numpy")
 _NAMES = ("model.name",)  # what has the same fingerprint may be elsewhere
-_WITHOUT_EFFECT = {"num_workers"}
 _STAND_IN = "A stand-in for the answer."  # to ask a benchmark whether it needs a judge
 
 
@@ -63,8 +64,7 @@ class EvaluationResult:
             [group, *(one.with_interval for one in found.values()), str(max(one.count for one in found.values()))]
             for group, found in self.metrics.items()
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in [header, *rows])
+        return text_table([header, *rows])
 
 
 def evaluate(
@@ -149,10 +149,9 @@ class EvaluationRun:
             {"id": one.id, "text": one.text, "image": one.image.name, "bytes": one.image.stat().st_size}
             for one in self._questions
         ]
-        sampling = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in _WITHOUT_EFFECT}
         identity = {
             "benchmark": {"name": self._benchmark.name, **data_fingerprint(asked)},
-            "decoding": describe(sampling),
+            "decoding": describe(config.identity()),
             **model_identity(model, processor),
             "versions": installed_versions(*_PACKAGES),
         }
@@ -187,7 +186,7 @@ class EvaluationRun:
         said = {request.id: judged.get(request.id, "") for request in requests}
         outcomes = [one for one in self._benchmark.outcomes(every, said) if one.id in answers]
         metrics = estimates(outcomes)
-        write_jsonl(self.folder / OUTCOMES, map(_outcome_row, outcomes))
+        write_jsonl(self.folder / OUTCOMES, (one.as_row() for one in outcomes))
         results = {
             "benchmark": self._benchmark.name,
             "facts": dict(self._benchmark.facts),
@@ -218,10 +217,6 @@ def _blocks(questions: Sequence[Question]) -> Iterator[range]:
             begin = end
     if end > begin:
         yield range(begin, end)
-
-
-def _outcome_row(outcome: Outcome) -> dict[str, Any]:
-    return {"id": outcome.id, "image": outcome.image, "groups": list(outcome.groups), "counts": dict(outcome.counts)}
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from mmbdhs.sampling import DEFAULT_MODEL, BDHSConfig, SimilarityModel, resolve_
 from mmbdhs.vlm import Processor
 
 _PACKAGES = ("mmbdhs", "torch", "transformers", "sentence-transformers", "pyarrow")
-_WITHOUT_EFFECT = {"num_workers"}
 
 
 Parts = tuple[RunFolder, ShardSampler]
@@ -172,9 +171,8 @@ def run_identity(
     settings: DatasetConfig,
 ) -> dict[str, Any]:
     """What the results of a run depend on."""
-    sampling = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in _WITHOUT_EFFECT}
     return {
-        "config": describe(sampling),
+        "config": describe(config.identity()),
         "settings": {one.name: getattr(settings, one.name) for one in fields(settings)},
         "data": {"layout": records.layout, "records": len(records), "fingerprint": records.fingerprint},
         **model_identity(model, processor),

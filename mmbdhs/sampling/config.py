@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mmbdhs.checks import at_least_zero, integer, number_in, one_of
 from mmbdhs.native import ADDRESS_LAYOUT
@@ -45,6 +46,10 @@ class SamplingConfig:
         integer("max_branches", self.max_branches, 1, 2**31)
         if self.num_workers is not None:
             integer("num_workers", self.num_workers, 0, _MOST_WORKERS)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that results depend on, by name: not how many threads read images."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "num_workers"}
 
     @property
     def usual_tokens(self) -> int:
