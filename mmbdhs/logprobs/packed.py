@@ -99,9 +99,7 @@ def scored_tokens(
     vlm = VLM.of(model)
     with vlm.lock:
         vlm.require_whole_parameters()
-        ids = checked_responses(vlm, prompts, responses, 1.0, False)
-        hidden = torch.cat(_states_before(vlm, prompts, ids))
-        labels = torch.cat([text for texts in ids for text in texts]).to(hidden.device)
+        ids, hidden, labels = _labelled_states(vlm, prompts, responses)
         found = iter(token_logps(vlm, hidden, labels, 1.0).split([len(text) for texts in ids for text in texts]))
         return [[next(found) for _ in texts] for texts in ids], token_statistics(vlm, hidden, labels)
 
@@ -119,9 +117,7 @@ def scored_states(
     vlm = VLM.of(model)
     with vlm.lock:
         vlm.require_whole_parameters()
-        ids = checked_responses(vlm, prompts, responses, 1.0, False)
-        hidden = torch.cat(_states_before(vlm, prompts, ids))
-        labels = torch.cat([text for texts in ids for text in texts]).to(hidden.device)
+        ids, hidden, labels = _labelled_states(vlm, prompts, responses)
         logps = as_response_logps(token_logps(vlm, hidden, labels, 1.0), ids, None)
         entropy = token_statistics(vlm, hidden, labels).entropy
         padded = [
@@ -158,6 +154,16 @@ def predicted_ids(
         vlm.require_whole_parameters()
         ids = checked_responses(vlm, prompts, [[response] for response in responses], 1.0, False)
         return [logits_of(vlm, states).argmax(dim=-1) for states in _states_before(vlm, prompts, ids)]
+
+
+def _labelled_states(
+    vlm: VLM, prompts: Sequence[Mapping[str, Any]], responses: Responses
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    """The checked token ids of the responses, and of all their tokens the hidden state before each, [ΣR, hidden], and
+    the ids, [ΣR]."""
+    ids = checked_responses(vlm, prompts, responses, 1.0, False)
+    hidden = torch.cat(_states_before(vlm, prompts, ids))
+    return ids, hidden, torch.cat([text for texts in ids for text in texts]).to(hidden.device)
 
 
 def _states_before(vlm: VLM, prompts: Sequence[Mapping[str, Any]], ids: list[list[Tensor]]) -> list[Tensor]:

@@ -116,6 +116,17 @@ class ScoredObjective(Protocol):
     def __call__(self, scores: Any, targets: Any) -> LossWithMetrics: ...
 
 
+class OnePass:
+    """Base of the scored objectives that learn from a batch once, each group of it by itself."""
+
+    passes: ClassVar[int] = 1
+    fixed_first: ClassVar[bool] = False
+
+    def over_batch(self, targets: list[Any], total: Callable[[Tensor], Tensor]) -> list[Any]:
+        """The targets as they are."""
+        return targets
+
+
 AnyObjective = Objective | ScoredObjective
 
 

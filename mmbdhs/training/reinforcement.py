@@ -16,7 +16,7 @@ from mmbdhs.checks import above_zero, at_least_zero, integer, number_in
 from mmbdhs.logprobs import ResponseLogps, scored_states
 from mmbdhs.losses import gae, kl_k1, ppo_loss, rloo_advantages, rloo_loss
 from mmbdhs.training.heads import VALUE_HEAD, apply_head
-from mmbdhs.training.objectives import Ids, LossWithMetrics, Rewards, ScoredObjective
+from mmbdhs.training.objectives import Ids, LossWithMetrics, OnePass, Rewards, ScoredObjective
 
 
 class RolloutScores(NamedTuple):
@@ -59,15 +59,13 @@ class PPOTargets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _RLOO:
+class _RLOO(OnePass):
     beta: float
     clip_range: float
     max_kl: float
     needs_reference: ClassVar[bool] = True
     needs_rewards: ClassVar[bool] = True
     head: ClassVar[str | None] = None
-    passes: ClassVar[int] = 1
-    fixed_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least_zero(beta=self.beta)
@@ -81,9 +79,6 @@ class _RLOO:
         old = scores.sums.detach()
         kl = kl_k1(old, reference.sums.to(old))
         return RLOOTargets(old, rloo_advantages(rewards.learned - self.beta * kl), kl, rewards.raw)
-
-    def over_batch(self, targets: list[Any], total: Callable[[Tensor], Tensor]) -> list[Any]:
-        return targets
 
     def __call__(self, scores: RolloutScores, targets: RLOOTargets) -> LossWithMetrics:
         log_ratios, advantages = scores.sums - targets.old_logps, targets.advantages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +20,7 @@ from mmbdhs.runs import load_model
 from mmbdhs.training.annotator_accuracy import pair_comparison
 from mmbdhs.training.heads import REWARD_HEAD, apply_head, load_head
 from mmbdhs.training.log import preference_metrics
-from mmbdhs.training.objectives import Ids, LossWithMetrics, Rewards, ScoredObjective
+from mmbdhs.training.objectives import Ids, LossWithMetrics, OnePass, Rewards, ScoredObjective
 from mmbdhs.training.rollouts import Rollout
 from mmbdhs.vlm import VLM, Processor
 
@@ -32,13 +32,11 @@ class _Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _RewardModelling:
+class _RewardModelling(OnePass):
     centering: float
     needs_reference: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
     head: ClassVar[str | None] = REWARD_HEAD
-    passes: ClassVar[int] = 1
-    fixed_first: ClassVar[bool] = False
     max_kl: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
@@ -52,9 +50,6 @@ class _RewardModelling:
         if rewards is None:
             return torch.zeros_like(scores.sums)
         return rewards.learned[:, :1] - rewards.learned
-
-    def over_batch(self, targets: list[Any], total: Callable[[Tensor], Tensor]) -> list[Any]:
-        return targets
 
     def __call__(self, scores: _Scores, targets: Tensor) -> LossWithMetrics:
         chosen, *others = scores.sums.unbind(dim=1)
