@@ -38,7 +38,16 @@ from which --resume_from_checkpoint continues."""
 
 _CONTINUE = "the same command with --resume_from_checkpoint"
 _RESUME_ADVICE = "Pass --resume_from_checkpoint to continue, or choose another --output_dir"
-_FAILURES = (ExampleError, UnsupportedModelError, NonFiniteLossError, KLBoundError)
+# What ends a run with a line and status 1.
+_FAILURES = (
+    FolderInUseError,
+    ExampleError,
+    UnsupportedModelError,
+    NonFiniteLossError,
+    KLBoundError,
+    OSError,
+    ValueError,
+)
 _NAME_AND_SETTINGS = {"metavar": ("NAME", "KEY=VALUE")}
 
 
@@ -146,15 +155,7 @@ def _run(argv: Sequence[str]) -> int:
         raise SystemExit(fail("train", error, 2)) from error
     try:
         result = train(model, processor, records, source, objective, config, eval_records=held_out)
-    except (
-        FolderInUseError,
-        ExampleError,
-        UnsupportedModelError,
-        NonFiniteLossError,
-        KLBoundError,
-        OSError,
-        ValueError,
-    ) as error:
+    except _FAILURES as error:
         return fail("train", error, 1)
     if result.interrupted:
         print(f"interrupted after {result.steps} steps; {_CONTINUE} continues from {result.folder}")

@@ -263,18 +263,20 @@ class _Run:
 
     def _total(self, sums: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
+        return self._of_processes(sums).sum(dim=0)
+
+    def _of_processes(self, values: Tensor) -> Tensor:
+        """The tensor of each process as a row, on the CPU."""
         if self.accelerator.num_processes == 1:
-            return sums
-        return self.accelerator.gather(sums[None].to(self.accelerator.device)).sum(dim=0).cpu()
+            return values[None]
+        return self.accelerator.gather(values[None].to(self.accelerator.device)).cpu()
 
     def _reduce(self, sums: Tensor, received: Signals | None = None) -> tuple[StepMetrics, signal.Signals | None]:
         """Sum the metrics over all processes, and share a signal that any of them has received."""
         number = torch.tensor([float(received[-1]) if received else 0.0], dtype=sums.dtype)
-        row = torch.cat([sums, number])[None]
-        if self.accelerator.num_processes > 1:
-            row = self.accelerator.gather(row.to(self.accelerator.device)).cpu()
-        metrics = StepMetrics(*row[:, :-1].sum(dim=0).tolist())
-        return metrics, signal.Signals(int(row[:, -1].max())) if row[:, -1].any() else None
+        rows = self._of_processes(torch.cat([sums, number]))
+        metrics = StepMetrics(*rows[:, :-1].sum(dim=0).tolist())
+        return metrics, signal.Signals(int(rows[:, -1].max())) if rows[:, -1].any() else None
 
     def _optimizer_step(self, examples: float, factor: float) -> float:
         """Divide the accumulated gradient by the number of examples, clip it and step. Returns its norm."""
