@@ -36,6 +36,7 @@ from mmbdhs.training.pair_sources import (
     SupervisedSource,
     TrainingExample,
     columns_of,
+    gives_rewards,
 )
 from mmbdhs.training.reinforcement import ppo, rloo
 from mmbdhs.training.reward_model import RewardAccuracy, RewardModel, reward_accuracy, reward_modelling
@@ -80,6 +81,7 @@ __all__ = [
     "TrainingExample",
     "annotator_accuracy",
     "columns_of",
+    "gives_rewards",
     "pairwise",
     "parse_verdict",
     "ppo",

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import hash_module
 
-from mmbdhs.training import PairSource, columns_of
+from mmbdhs.training import PairSource, columns_of, gives_rewards
 from mmbdhs.trl.collator import REFERENCE_COLUMNS, PackedCollator
 from mmbdhs.trl.forward import Passes, add_packed_forward
 from mmbdhs.trl.sourced import NOTHING, online_batch, source_example
@@ -164,7 +164,7 @@ class PackedDPOTrainer(DPOTrainer):
             raise ValueError("router_aux_loss_coef: needs 0, because packed rows have no router logits")
 
     def _check_source(self, source: PairSource) -> None:
-        if getattr(source, "gives_rewards", False):
+        if gives_rewards(source):
             raise ValueError("source: needs one that gives pairs in TRL's loss of pairs, got one that gives rewards")
         data: Any = self.train_dataset
         columns = data.column_names  # None for some streams
