@@ -28,16 +28,21 @@ def write_benchmarks(folder: str | os.PathLike[str], images: int = 50) -> Path:
     images: how many scenes.
     """
     folder, scenes = Path(folder), [make_scene("balanced", index) for index in range(images)]
-    for name in ("pope", "chair"):
-        for scene in scenes:
-            path = folder / name / "images" / _file(scene)
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                render(scene).save(path)
+    for scene in scenes:
+        _draw(scene, [folder / name / "images" / _file(scene) for name in ("pope", "chair")])
     for split in _SPLITS:
         write_jsonl(folder / "pope" / f"coco_pope_{split}.json", _questions(scenes, split))
     _write_chair(folder / "chair", scenes)
     return folder
+
+
+def _draw(scene: Scene, paths: Sequence[Path]) -> None:
+    """Draw the scene once for those of the files that are not there."""
+    if missing := [path for path in paths if not path.exists()]:
+        image = render(scene)
+        for path in missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
 
 
 def _file(scene: Scene) -> str:
