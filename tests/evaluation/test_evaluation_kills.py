@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     import torch
     from helpers.evaluation_runs import scenes
     from helpers.kills import kill_runs
-    from helpers.pair_runs import contents, loaded
+    from helpers.pair_runs import differing_files, loaded
 
     from mmbdhs.evaluation import judges, runner
 
@@ -45,11 +45,7 @@ def main(folder: Path) -> None:
         torch.set_num_threads(1)
         runner.evaluate(*loaded(), benchmark, output_dir=out, judge=judge, progress=False)
 
-    def compared(whole: Path, cut: Path) -> list[str]:
-        one, other = contents(whole), contents(cut)
-        return sorted(f"{cut}: {name}" for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-
-    report = kill_runs(folder, run, compared, KILLS, SEED)
+    report = kill_runs(folder, run, differing_files, KILLS, SEED)
     lines = (folder / "whole" / "scenes" / "answers.jsonl").read_bytes().splitlines()
     print(json.dumps(report | {"answers": len(lines)}))
 

@@ -49,3 +49,9 @@ def small_shards(size: int = 5, **settings: Any) -> DatasetConfig:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a run, by its path in the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def differing_files(whole: Path, cut: Path) -> list[str]:
+    """The files of two runs that differ or that one of them lacks."""
+    one, other = contents(whole), contents(cut)
+    return sorted(f"{cut}: {name}" for name in one.keys() | other.keys() if one.get(name) != other.get(name))

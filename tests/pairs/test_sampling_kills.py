@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     """Kill runs over 12 scenes, one of which has no image, in shards of three."""
     import torch
     from helpers.kills import kill_runs
-    from helpers.pair_runs import QUICK, contents, loaded, shared_words, small_shards, write_scenes
+    from helpers.pair_runs import QUICK, differing_files, loaded, shared_words, small_shards, write_scenes
 
     from mmbdhs.pairs import sample_dataset
 
@@ -37,11 +37,7 @@ def main(folder: Path) -> None:
         torch.set_num_threads(1)
         sample_dataset(*loaded(), scenes, out, QUICK, shared_words, small_shards(3), progress=False)
 
-    def compared(whole: Path, cut: Path) -> list[str]:
-        one, other = contents(whole), contents(cut)
-        return sorted(f"{cut}: {name}" for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-
-    report = kill_runs(folder, run, compared, KILLS, SEED)
+    report = kill_runs(folder, run, differing_files, KILLS, SEED)
     print(json.dumps(report | {"shards": len(list((folder / "whole/data").iterdir()))}))
 
 
