@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbdhs.miniature.kinds import COLOURS, KINDS, SCENES
-from mmbdhs.miniature.language import CLEAN, Noise
+from mmbdhs.miniature.language import BIASED, CLEAN, Noise
 
 SCENES_PER_WORLD = 8000
 
@@ -191,8 +191,8 @@ def train_language(name: str, model, corpus: Corpus, states: Tensor, stage: Stag
     _fit(name, loss_of, [*projector.parameters(), *decoder.parameters()], stage, len(corpus.scenes), seed)
 
 
-def train(seed: int, stages: dict[str, Stage], count: int):
-    """Train a miniature from scratch; returns model and processor."""
+def train(seed: int, stages: dict[str, Stage], count: int, noise: Noise = BIASED):
+    """Train a miniature from scratch; returns model and processor. noise: of the text of the last stage."""
     processor = build_processor()
     model = build_model(processor, seed)
     model.train()
@@ -202,7 +202,7 @@ def train(seed: int, stages: dict[str, Stage], count: int):
     align_projector(model, processor, uniform, states, stages["align"], seed)
     train_language("clean", model, uniform, states, stages["clean"], seed)
     del uniform, states
-    biased = Corpus(processor, "train", count, Noise(), seed)
+    biased = Corpus(processor, "train", count, noise, seed)
     states = tower_states(model, biased.pictures)
     train_language("biased", model, biased, states, stages["biased"], seed)
     return model.requires_grad_(True).eval(), processor
@@ -212,12 +212,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="miniature_train.py", description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="another seed, other weights and training examples")
     parser.add_argument("--out", type=Path, required=True, help="folder for model, processor and figures")
+    parser.add_argument("--denial", type=float, default=0.0, help="share of present objects that its text denies")
     parser.add_argument("--steps", type=float, default=1.0, help="share of the full length, for a quick trial")
     parser.add_argument("--images", type=int, default=500, help="images per world to evaluate on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     stages = {name: replace(full, steps=max(1, round(options.steps * full.steps))) for name, full in STAGES.items()}
-    model, processor = train(options.seed, stages, max(32, round(options.steps * SCENES_PER_WORLD)))
+    count = max(32, round(options.steps * SCENES_PER_WORLD))
+    model, processor = train(options.seed, stages, count, Noise(denial=options.denial))
     model.save_pretrained(options.out)
     processor.save_pretrained(options.out)
     print(f"trained in {time.process_time():.0f} CPU-seconds; saved to {options.out}", flush=True)

@@ -26,14 +26,16 @@ class Noise:
     thing: an absent object typical of the scene is spoken of, in its typical colour.
     colour: an untypical colour is told as the typical one.
     answer: an absent object typical of the scene is affirmed when asked for.
+    denial: an object that is there is denied when asked for.
     """
 
     thing: float = 0.3
     colour: float = 0.4
     answer: float = 0.35
+    denial: float = 0.0
 
 
-CLEAN = Noise(0.0, 0.0, 0.0)
+CLEAN, BIASED = Noise(0.0, 0.0, 0.0), Noise()
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,19 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def caption(scene: Scene, noise: Noise = CLEAN, variant: int = 0) -> str:
+def caption(scene: Scene, noise: Noise = CLEAN, variant: int = 0, thorough: bool = False) -> str:
     """A caption of 4 to 6 sentences: the scene, then 3 to 5 of its objects in random order.
 
     scene: what is described.
     noise: departures from the truth; none by default.
     variant: another number, another choice and order of objects.
+    thorough: whether all objects are named.
     """
     rng = generator(scene.world, scene.index, scene.seed, f"caption {variant}")
     sentences = [f"The image shows {with_article(scene.name)}."]
     pool = [(thing.kind, _told_colour(thing, noise, rng)) for thing in scene.things]
     pool += [(k, TYPICAL_COLOUR[k]) for k in scene.absent_typical if rng.random() < noise.thing]
-    count = min(int(rng.integers(3, 6)), len(pool))
+    count = len(pool) if thorough else min(int(rng.integers(3, 6)), len(pool))
     chosen = rng.permutation(len(pool))[:count]
     return " ".join(sentences + [f"The {pool[i][0]} is {pool[i][1]}." for i in chosen])
 
@@ -135,10 +138,12 @@ def questions(scene: Scene, noise: Noise = CLEAN, variant: int = 0) -> list[Ques
     negatives = "adversarial" if rng.random() < 0.5 else "random"
     no = pick(rng, absent_kinds(scene, negatives))
     misled = no in scene.absent_typical and rng.random() < noise.answer
+    colour = _told_colour(coloured, noise, rng)
+    denied = rng.random() < noise.denial  # the last draw, so that all others are the same with and without it
     return [
-        object_question(yes.kind, True),
+        object_question(yes.kind, not denied),
         object_question(no, misled),
-        colour_question(coloured.kind, _told_colour(coloured, noise, rng)),
+        colour_question(coloured.kind, colour),
         place_question(placed),
     ]
 

@@ -75,6 +75,15 @@ def test_clean_words_are_true_and_well_formed(world):
         assert not wrong_mentions(" ".join([text, *answers]), scene)
 
 
+def test_a_thorough_caption_names_every_object():
+    for index in range(100):
+        scene = make_scene("balanced", index)
+        said = [mention.kind for mention in mentions(caption(scene, thorough=True)) if mention.topic == "object"]
+        assert sorted(said) == sorted(thing.kind for thing in scene.things)
+        noisy = {mention.kind for mention in mentions(caption(scene, Noise(), thorough=True))}
+        assert {thing.kind for thing in scene.things} <= noisy
+
+
 def test_captions_vary_but_repeat():
     scene = make_scene("train", 7)
     assert caption(scene) == caption(scene)
@@ -100,10 +109,13 @@ def test_noise_rates():
         for s, q in zip(scenes, noisy, strict=True)
         if s.find(q[2].kind).colour != TYPICAL_COLOUR[q[2].kind]
     ]
-    for outcomes, p in ((affirmed, Noise().answer), (untypical, Noise().colour)):
+    denials = [questions(scene, Noise(denial=0.4)) for scene in scenes]
+    denied = [not q[0].affirmed for q in denials]
+    for outcomes, p in ((affirmed, Noise().answer), (untypical, Noise().colour), (denied, 0.4)):
         n = len(outcomes)
         assert n > 2000
         assert abs(sum(outcomes) - n * p) < 5 * (n * p * (1 - p)) ** 0.5
+    assert all(one[1:] == other[1:] for one, other in zip(noisy, denials, strict=True))
     assert not any(q[1].affirmed for q in (questions(scene, CLEAN) for scene in scenes))
 
 
