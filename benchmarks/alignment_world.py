@@ -1,119 +1,133 @@
-"""What the alignment benchmark trains on, and how it judges: scenes whose every fact is known.
-
-Bases have learned from biased text of scenes that follow priors. Pairs and questions are about scenes that do not: the
-pairs' references have the noise of the bases' text, the judge has the truth.
-"""
+"""What the alignment benchmark trains on: bases that err, and records about scenes whose every fact is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from miniature_evaluate import Examinee, Task
-
 from mmbdhs import miniature
-from mmbdhs.evaluation import ObjectVocabulary, chair, pope, ratio
-from mmbdhs.miniature.kinds import KINDS
-from mmbdhs.miniature.language import CAPTION_PROMPT, Noise, caption, mentions, pope_questions, wrong_mentions
+from mmbdhs.miniature.language import (
+    BIASED,
+    CAPTION_PROMPT,
+    CLEAN,
+    Noise,
+    Question,
+    caption,
+    mentions,
+    place_question,
+    questions,
+    wrong_mentions,
+)
 from mmbdhs.miniature.world import Scene, make_scene, render
+from mmbdhs.sampling import leading_answer
 from mmbdhs.training import Comparison
 
 BASES = Path(__file__).parent / "bases"
-PAIR_SEED, JUDGE_SEED = 500, 900  # of scenes, which no base was trained on
-POPE = tuple((split, metric) for split in ("random", "adversarial") for metric in ("accuracy", "f1"))
-VOCABULARY = ObjectVocabulary.build([[kind] for kind in KINDS])
+PAIR_SEED = 500  # of scenes, which no base was trained on
+DENYING, DENIAL = 4, 0.32
+"""The base that says "No" too often, and how often its text denies an object that is there."""
+
+Records = list[dict[str, Any]]
 
 
-def base(seed: int) -> Path:
+def base(number: int) -> Path:
     """A miniature trained from scratch with this seed: 0 is the shipped one, others are trained at their first use and
     kept for as long as the code that trains them stays the same."""
-    if seed == 0:
+    if number == 0:
         return miniature.path()
     from miniature_train import SCENES_PER_WORLD, STAGES, train
 
-    files = [*Path(__file__).parent.glob("miniature_*.py"), *miniature.path().parent.glob("*.py")]
-    code = b"".join(path.read_bytes() for path in sorted(files))
-    folder = BASES / f"{seed}-{blake2b(code, digest_size=4).hexdigest()}"
+    ours, package = Path(__file__).parent, miniature.path().parent
+    files = [ours / f"miniature_{name}.py" for name in ("build", "corpus", "train")]
+    files += [package / f"{name}.py" for name in ("kinds", "language", "world")]
+    code = b"".join(path.read_bytes() for path in files)
+    folder = BASES / f"{number}-{blake2b(code, digest_size=4).hexdigest()}"
     if not (folder / "config.json").exists():
-        model, processor = train(seed, STAGES, SCENES_PER_WORLD)
+        noise = Noise(denial=DENIAL) if number == DENYING else BIASED
+        model, processor = train(number, STAGES, SCENES_PER_WORLD, noise)
         processor.save_pretrained(folder)
         model.save_pretrained(folder)
     return folder
 
 
-def records(count: int, seed: int) -> list[dict[str, Any]]:
-    """Images with a caption each, as biased as what the bases learned from; another seed, other images."""
-    scenes = [make_scene("uniform", index, PAIR_SEED) for index in range(seed * count, (seed + 1) * count)]
-    return [
-        {
-            "key": scene.index,
-            "images": [render(scene)],
-            "prompt": CAPTION_PROMPT,
-            "chosen": caption(scene, Noise()),
-        }
-        for scene in scenes
-    ]
+@dataclass(frozen=True)
+class Mixture:
+    """What is said about each of a number of images.
+
+    captions: whether there is a thorough caption.
+    questions: whether there are two questions about objects, one that is there and one that is not (half of the time
+        one that is typical of the scene), and one about a colour.
+    both: whether there is a question that is answered in two sentences, with a place and a colour.
+    true_answers: whether answers have no noise even where captions have.
+    """
+
+    captions: bool = True
+    questions: bool = True
+    both: bool = False
+    true_answers: bool = False
+
+    @property
+    def records_per_image(self) -> int:
+        return self.captions + 3 * self.questions + self.both
+
+    def records(self, images: int, noise: Noise) -> Records:
+        """Records in the layout of `mmbdhs.training.train`, with the topic of each. noise: of the references."""
+        scenes = [make_scene("uniform", index, PAIR_SEED) for index in range(images)]
+        return [record for scene in scenes for record in self._about(scene, noise)]
+
+    def _about(self, scene: Scene, noise: Noise) -> Records:
+        image, asked, of_answers = render(scene), [], CLEAN if self.true_answers else noise
+        if self.captions:
+            asked.append(Question(CAPTION_PROMPT, caption(scene, noise, thorough=True), "caption"))
+        if self.questions:
+            asked += questions(scene, of_answers)[:3]
+        if self.both:
+            asked.append(_two_sentences(scene, of_answers))
+        return [
+            {
+                "key": f"{scene.index}/{number}",
+                "images": [image],
+                "prompt": one.text,
+                "chosen": one.answer,
+                "topic": one.topic,
+            }
+            for number, one in enumerate(asked)
+        ]
+
+
+def _two_sentences(scene: Scene, noise: Noise) -> Question:
+    """Where something is, and its colour."""
+    colour = questions(scene, noise, variant=1)[2]
+    place = place_question(next(thing for thing in scene.things if thing.kind == colour.kind))
+    return Question(f"{place.text} {colour.text}", f"{place.answer} {colour.answer}", "both", colour.kind)
+
+
+def scene_of(key: Any) -> Scene:
+    """The scene that a record or one of its random draws is about."""
+    return make_scene("uniform", int(str(key).split("/")[0]), PAIR_SEED)
 
 
 def same_claims(first: Sequence[str], second: Sequence[str]) -> list[float]:
-    """How alike captions are: the share of their claims that both make."""
-    pairs = [(set(mentions(one)), set(mentions(other))) for one, other in zip(first, second, strict=True)]
+    """How alike responses are: the share of their claims that both make. A leading yes or no is a claim."""
+    pairs = [(_claims(one), _claims(other)) for one, other in zip(first, second, strict=True)]
     return [len(one & other) / max(1, len(one | other)) for one, other in pairs]
 
 
+def _claims(text: str) -> set[Any]:
+    return {*mentions(text), leading_answer(text)} - {None}
+
+
 def truthful(comparisons: Sequence[Comparison]) -> list[int | None]:
-    """An annotator that knows the scene: the caption with the smaller share of wrong claims is better."""
+    """The better response of each comparison: the one with the smaller share of wrong claims."""
     verdicts: list[int | None] = []
     for comparison in comparisons:
-        scene = make_scene("uniform", int(str(comparison.key).split("#")[0]), PAIR_SEED)
-        first, second = (_wrong_share(text, scene) for text in (comparison.first, comparison.second))
+        first, second = (_wrong_share(text, scene_of(comparison.key)) for text in (comparison.first, comparison.second))
         verdicts.append(None if first == second else int(second < first))
     return verdicts
 
 
 def _wrong_share(text: str, scene: Scene) -> float:
     return len(wrong_mentions(text, scene)) / max(1, len(mentions(text)))
-
-
-def judge(model: Any, processor: Any, images: int, world: str, seed: int) -> dict[str, float]:
-    """Hallucination, Recall and POPE of a model on scenes without priors.
-
-    images: how many. world: "validation" or "balanced". seed: of the sampled captions.
-
-    `objects`: wrong objects (CHAIRi), `colours`: wrong colours, both as shares of the object mentions of captions
-    sampled at temperature 1; `hallucination`: their sum.
-    """
-    scenes = [make_scene(world, index, JUDGE_SEED) for index in range(images)]
-    examinee = Examinee(model.eval(), processor, scenes, seed)
-    texts = examinee.answer([Task(number, CAPTION_PROMPT) for number in range(images)])
-    found = chair(texts, [{thing.kind for thing in scene.things} for scene in scenes], VOCABULARY)
-    named = [len(caption.mentioned) for caption in found.captions]
-    colours = ratio([_wrong_colours(*pair) for pair in zip(texts, scenes, strict=True)], named).value
-    scores = {
-        "hallucination": found.chair_i.value + colours,
-        "objects": found.chair_i.value,
-        "colours": colours,
-        "recall": found.recall.value,
-        "words": found.length.value,
-    }
-    return scores | _pope_scores(examinee, scenes)
-
-
-def _wrong_colours(text: str, scene: Scene) -> int:
-    return sum(wrong.error == "colour" for wrong in wrong_mentions(text, scene))
-
-
-def _pope_scores(examinee: Examinee, scenes: list[Scene]) -> dict[str, float]:
-    asked = [
-        (number, split, question)
-        for split in dict(POPE)
-        for number, scene in enumerate(scenes)
-        for question in pope_questions(scene, split)
-    ]
-    tasks = [Task(number, question.text) for number, _, question in asked]
-    answers = examinee.answer(tasks, temperature=0.0, one_sentence=True)
-    numbers, splits, questions = zip(*asked, strict=True)
-    found = pope([text.strip() for text in answers], [q.affirmed for q in questions], numbers, splits)
-    return {f"{split} {metric}": getattr(found[split], metric).value for split, metric in POPE}

@@ -31,7 +31,7 @@ EXPECTED = {
     "scale": {"work", "of"},
     "evaluate": {"ours", "cached", "generate", "over_cached", "over_generate", "equal"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
-    "alignment": {"method", "runs", "hallucination", "cut", "objects", "colours", "recall", "words", "minutes"},
+    "alignment": {"method", "bias", "images", "bases", "sampled wrong", "adversarial accuracy", "minutes"},
     "report_page": {"pairs", "seconds", "MiB"},
     "rollout": {"ours", "repeated", "generate", "over_repeated", "over_generate", "difference"},
     "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},

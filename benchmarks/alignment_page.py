@@ -1,0 +1,171 @@
+"""The tables and plots of docs/alignment.md, made of the rows of levels and of differences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from alignment_methods import BDHS, CONTROL, SFT
+from alignment_runs import BASELINE, IMAGES
+from plot import IntervalRow, Line, interval_plot, line_plot
+from table import RESULTS
+
+from mmbdhs.evaluation import mean_interval
+
+PAGE = Path(__file__).parents[1] / "docs" / "alignment.md"
+SHOWN = {
+    "sampled wrong": "wrong per mention",
+    "sampled chair_i": "objects",
+    "sampled colours": "colours",
+    "sampled chair_s": "CHAIRs",
+    "sampled recall": "Recall",
+    "sampled length": "words",
+    "greedy wrong": "wrong, greedy",
+    "greedy recall": "Recall, greedy",
+    "random accuracy": "POPE random",
+    "popular accuracy": "popular",
+    "adversarial accuracy": "adversarial",
+    "adversarial precision": "adv. precision",
+    "adversarial recall": "adv. recall",
+    "adversarial f1": "adv. F1",
+    "adversarial yes_ratio": "adv. yes",
+    "colours accuracy": "colour answers",
+}
+CAPTIONS = tuple(name for name in SHOWN if name.startswith(("sampled", "greedy")))
+ANSWERS = tuple(name for name in SHOWN if name not in CAPTIONS)
+HEADLINE = ("sampled wrong", "sampled chair_i", "sampled colours", "sampled recall", "adversarial accuracy")
+CURVED = ("sampled wrong", "sampled recall", "adversarial accuracy")
+PER_BASE = {name: SHOWN[name] for name in CURVED} | {"random recall": "random recall", "random yes_ratio": "random yes"}
+Row = Mapping[str, Any]
+TITLES = {"bias": "bias of the references", "images": "number of images"}
+Cell = tuple[Sequence[float], Sequence[float]]
+
+
+def page_tables(levels: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
+    """The page's tables by their names."""
+    several = [row for row in levels if row["bases"] > 1]
+    one = [row for row in differences if row["bases"] == 1]
+    found = {}
+    for name, bias in (("biased", 1.0), ("true", 0.0)):
+        of_levels = [row for row in several if row["bias"] == bias]
+        of_differences = [row for row in differences if row["bases"] > 1 and row["bias"] == bias]
+        for part, metrics in (("captions", CAPTIONS), ("answers", ANSWERS)):
+            found[f"{name} {part}"] = level_table(of_levels, metrics)
+            found[f"{name} {part} differences"] = difference_table(of_differences, metrics, "minus")
+    for rival in (BASELINE, BDHS):
+        found[f"more minus {rival}"] = difference_table([r for r in one if r["minus"] == rival], HEADLINE, "method")
+    found["bases"] = _bases_table([row for row in several if row["bias"] == 1 and row["method"] in (BASELINE, BDHS)])
+    found["bias"] = _curve_table(bias_curves(levels), "bias")
+    found["images"] = _curve_table(image_curve(levels), "images")
+    return found
+
+
+def _bases_table(rows: Sequence[Row]) -> str:
+    """The levels on each base."""
+    body = [
+        [str(number), row["method"], *(_plain(row["of_bases"][name][place]) for name in PER_BASE)]
+        for place, number in enumerate(rows[0]["numbers"])
+        for row in rows
+    ]
+    return _markdown(["base", "", *PER_BASE.values()], body)
+
+
+def bias_curves(levels: Sequence[Row]) -> dict[str, dict[float, Row]]:
+    """The levels of SFT, the control and BDHS by the bias of the references."""
+    return {
+        name: {row["bias"]: row for row in levels if row["method"] == name and row["images"] == IMAGES}
+        for name in (BDHS, CONTROL, SFT)
+    }
+
+
+def image_curve(levels: Sequence[Row]) -> dict[str, dict[float, Row]]:
+    """The levels of BDHS by the number of images."""
+    return {BDHS: {row["images"]: row for row in levels if row["method"] == BDHS and row["bias"] == 1}}
+
+
+def _curve_table(curves: Mapping[str, Mapping[float, Row]], of: str) -> str:
+    """Wrong claims, Recall and POPE adversarial on the shipped base."""
+    points = sorted({point for rows in curves.values() for point in rows})
+    body = [[f"{point:g}", *(_curve_cell(rows[point]) for rows in curves.values())] for point in points]
+    return _markdown([of, *curves], body)
+
+
+def _curve_cell(row: Row) -> str:
+    return " / ".join(_plain(first_base(row, name)) for name in CURVED)
+
+
+def first_base(row: Row, metric: str) -> float:
+    """A metric on the shipped base."""
+    return float(row["of_bases"][metric][0])
+
+
+def plot_page(levels: Sequence[Row]) -> None:
+    """The page's plots."""
+    rows = [row for row in levels if row["bases"] > 1 and row["bias"] == 1]
+    shares = [(row["method"], mean_interval(row["of_bases"]["sampled wrong"])) for row in rows]
+    intervals = [IntervalRow(name, one.value, max(one.low, 0), min(one.high, 1), name == BDHS) for name, one in shares]
+    title = "Wrong objects and colours per object mention, mean of bases and 95% interval"
+    interval_plot(RESULTS / "alignment-methods.png", title, intervals, reference=intervals[0].value)
+    for of, curves in (("bias", bias_curves(levels)), ("images", image_curve(levels))):
+        lines = [
+            Line(name, [(point, first_base(rows[point], "sampled wrong")) for point in sorted(rows)])
+            for name, rows in curves.items()
+        ]
+        title = f"Wrong objects and colours per object mention, by the {TITLES[of]}"
+        line_plot(RESULTS / f"alignment-{of}.png", title, lines, shares=True)
+
+
+def level_table(rows: Iterable[Row], metrics: Sequence[str]) -> str:
+    """A Markdown table of levels."""
+    body = [[row["method"], *(_plain(row[name]) for name in metrics)] for row in rows]
+    return _markdown(["", *(SHOWN[name] for name in metrics)], body)
+
+
+def difference_table(rows: Iterable[Row], metrics: Sequence[str], named: str) -> str:
+    """A Markdown table of differences, bold where they hold. named: the column with the rows' names."""
+    body = [[row[named], *(_bold(row[name]) for name in metrics)] for row in rows]
+    return _markdown(["", *(SHOWN[name] for name in metrics)], body)
+
+
+def shown_difference(cell: Cell) -> str:
+    """The difference with its interval over images, and with half its interval over bases where there are several."""
+    (value, low, high), each = cell
+    over_bases = f" ± {_plain(mean_interval(each).high - fmean(each))}" if len(each) > 1 else ""
+    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]{over_bases}"
+
+
+def holds(cell: Cell) -> bool:
+    """Whether a difference has one sign on all bases and is not 0 by its interval over images, nor, of three bases or
+    more, by the one over bases."""
+    (value, low, high), each = cell
+    over_bases = mean_interval(each)
+    signs = [low, high, *each, *((over_bases.low, over_bases.high) if len(each) > 2 else ())]
+    return all(one * value > 0 for one in signs)
+
+
+def _bold(cell: Cell) -> str:
+    return f"**{shown_difference(cell)}**" if holds(cell) else shown_difference(cell)
+
+
+def _markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}".removeprefix("0")
+
+
+def _signed(value: float) -> str:
+    return ("−" if value < 0 else "+") + _plain(abs(value))
+
+
+def fill_page(tables: Mapping[str, str]) -> None:
+    """Write the tables between the markers of the page that have their names."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- / -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+    PAGE.write_text(text, encoding="utf-8")
