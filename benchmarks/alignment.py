@@ -56,15 +56,20 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder, _processes() as pool:
         kept = RunFile(Path(folder) / "runs.jsonl" if options.quick else BASES / f"runs-{_recipe()}.jsonl")
         _make(runs, kept, pool)
-        found = add_levels([run for run in runs if run.base == 0], kept.rows, options)
         if options.quick:
-            require_help(found)
+            require_help(add_levels(runs, kept.rows, options))
             return
-        against = add_differences(kept.rows, options)
-        kept.write(RESULTS / "alignment_runs.jsonl", runs)
-        fill_page(page_tables(found, against))
-        plot_page(found)
+        report(runs, kept, options)
         plot_iterations(pool, options)
+
+
+def report(runs: Sequence[Run], kept: RunFile, options: Options) -> None:
+    """Tables, plots and rows of runs that have ended."""
+    rows = {run: kept.rows[run] for run in runs}
+    found = add_levels([run for run in runs if run.base == 0], rows, options)
+    fill_page(page_tables(found, add_differences(rows, options)))
+    plot_page(found)
+    kept.write(RESULTS / "alignment_runs.jsonl", runs)
 
 
 def _processes() -> ProcessPoolExecutor:
@@ -105,14 +110,15 @@ def add_levels(runs: Iterable[Run], rows: Mapping[Run, dict[str, Any]], options:
 
 
 def add_differences(rows: Mapping[Run, dict[str, Any]], options: Options) -> list[dict[str, Any]]:
-    """BDHS against each rival, with biased and with true references, and every other method against BDHS."""
+    """BDHS against each rival, with biased and with true references, and every other method against BDHS and the
+    baseline."""
     ours, true = Run(BDHS, 0), Run(BDHS, 0, TRUE)
     pairs = [(ours, Run(method, 0)) for method in (BASELINE, *MAIN) if method != BDHS]
     pairs += [(true, Run(BASELINE, 0)), *((true, Run(method, 0, TRUE)) for method in (SFT, CONTROL, RULE))]
     pairs += [(Run(method, 0, judged=200), rival) for method in MORE for rival in (ours, Run(BASELINE, 0))]
     columns = COLUMNS | {"minus": "<34s"} | dict.fromkeys(SHOWN.values(), ">28s")
     with Table("alignment_differences", columns, options) as table:
-        for one, other in pairs:
+        for one, other in (pair for pair in pairs if rows.keys() >= set(pair)):
             found = difference(rows, one, other)
             table.add(**found, **{name: shown_difference(found[metric]) for metric, name in SHOWN.items()})
     return table.rows

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from alignment_methods import PAPER
-from alignment_world import Mixture, base
+from alignment_world import PAIR_SEED, base
 from plot import Line, line_plot
 from table import RESULTS, Options, Table
 
 from mmbdhs import bdhs_sample, miniature
 from mmbdhs.miniature.demo import minilm
-from mmbdhs.miniature.language import BIASED
+from mmbdhs.miniature.language import BIASED, CAPTION_PROMPT, caption
+from mmbdhs.miniature.world import make_scene, render
 
 IMAGES = 100
 
@@ -33,7 +34,7 @@ def plot_iterations(pool: ProcessPoolExecutor, options: Options) -> None:
 
 def _shares(settings: dict[str, Any]) -> list[float]:
     """The shares of samples accepted by iterations 1 … 4, judged by MiniLM; the fifth is unguided."""
-    examples = Mixture(questions=False).records(IMAGES, BIASED)
-    columns = [[record[name] for record in examples] for name in ("images", "prompt", "chosen")]
+    scenes = [make_scene("uniform", index, PAIR_SEED) for index in range(IMAGES)]
+    columns = [render(scene) for scene in scenes], [CAPTION_PROMPT] * IMAGES, [caption(one, BIASED) for one in scenes]
     samples = bdhs_sample(*miniature.load(base(0)), *columns, replace(PAPER, **settings), minilm())
     return [sum(sample.iterations <= most for sample in samples) / IMAGES for most in range(1, PAPER.max_iterations)]

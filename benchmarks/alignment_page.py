@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignment_methods import BDHS, CONTROL, SFT
+from alignment_methods import BDHS, CONTROL, MAIN, MORE, SFT
 from alignment_runs import BASELINE, IMAGES
 from plot import IntervalRow, Line, interval_plot, line_plot
 from table import RESULTS
@@ -45,22 +45,23 @@ Cell = tuple[Sequence[float], Sequence[float]]
 
 
 def page_tables(levels: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
-    """The page's tables by their names."""
-    several = [row for row in levels if row["bases"] > 1]
-    one = [row for row in differences if row["bases"] == 1]
+    """The page's tables by their names, those of two rows or more."""
+    main = [row for row in levels if row["method"] in (BASELINE, *MAIN) and row["images"] == IMAGES]
+    more = [row for row in differences if row["method"] in MORE]
     found = {}
     for name, bias in (("biased", 1.0), ("true", 0.0)):
-        of_levels = [row for row in several if row["bias"] == bias]
-        of_differences = [row for row in differences if row["bases"] > 1 and row["bias"] == bias]
+        of_levels = [row for row in main if row["bias"] == bias]
+        of_differences = [row for row in differences if row["method"] == BDHS and row["bias"] == bias]
         for part, metrics in (("captions", CAPTIONS), ("answers", ANSWERS)):
             found[f"{name} {part}"] = level_table(of_levels, metrics)
             found[f"{name} {part} differences"] = difference_table(of_differences, metrics, "minus")
     for rival in (BASELINE, BDHS):
-        found[f"more minus {rival}"] = difference_table([r for r in one if r["minus"] == rival], HEADLINE, "method")
-    found["bases"] = _bases_table([row for row in several if row["bias"] == 1 and row["method"] in (BASELINE, BDHS)])
+        rows = [row for row in more if row["minus"] == rival]
+        found[f"more minus {rival}"] = difference_table(rows, HEADLINE, "method")
+    found["bases"] = _bases_table([row for row in main if row["bias"] == 1 and row["method"] in (BASELINE, BDHS)])
     found["bias"] = _curve_table(bias_curves(levels), "bias")
     found["images"] = _curve_table(image_curve(levels), "images")
-    return found
+    return {name: table for name, table in found.items() if table.count("\n") > 3}
 
 
 def _bases_table(rows: Sequence[Row]) -> str:
@@ -88,7 +89,7 @@ def image_curve(levels: Sequence[Row]) -> dict[str, dict[float, Row]]:
 
 def _curve_table(curves: Mapping[str, Mapping[float, Row]], of: str) -> str:
     """Wrong claims, Recall and POPE adversarial on the shipped base."""
-    points = sorted({point for rows in curves.values() for point in rows})
+    points = sorted(set.intersection(*(set(rows) for rows in curves.values())))
     body = [[f"{point:g}", *(_curve_cell(rows[point]) for rows in curves.values())] for point in points]
     return _markdown([of, *curves], body)
 
@@ -104,7 +105,7 @@ def first_base(row: Row, metric: str) -> float:
 
 def plot_page(levels: Sequence[Row]) -> None:
     """The page's plots."""
-    rows = [row for row in levels if row["bases"] > 1 and row["bias"] == 1]
+    rows = [row for row in levels if row["method"] in (BASELINE, *MAIN) and (row["bias"], row["images"]) == (1, IMAGES)]
     shares = [(row["method"], mean_interval(row["of_bases"]["sampled wrong"])) for row in rows]
     intervals = [IntervalRow(name, one.value, max(one.low, 0), min(one.high, 1), name == BDHS) for name, one in shares]
     title = "Wrong objects and colours per object mention, mean of bases and 95% interval"
@@ -115,7 +116,8 @@ def plot_page(levels: Sequence[Row]) -> None:
             for name, rows in curves.items()
         ]
         title = f"Wrong objects and colours per object mention, by the {TITLES[of]}"
-        line_plot(RESULTS / f"alignment-{of}.png", title, lines, shares=True)
+        if all(len(line.points) > 1 for line in lines):
+            line_plot(RESULTS / f"alignment-{of}.png", title, lines, shares=True)
 
 
 def level_table(rows: Iterable[Row], metrics: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from mmbdhs.training import Comparison
 
 BASES = Path(__file__).parent / "bases"
 PAIR_SEED = 500  # of scenes, which no base was trained on
-DENYING, DENIAL = 4, 0.32
+DENYING, DENIAL = 4, 0.42
 """The base that says "No" too often, and how often its text denies an object that is there."""
 
 Records = list[dict[str, Any]]
@@ -43,10 +43,10 @@ def base(number: int) -> Path:
     ours, package = Path(__file__).parent, miniature.path().parent
     files = [ours / f"miniature_{name}.py" for name in ("build", "corpus", "train")]
     files += [package / f"{name}.py" for name in ("kinds", "language", "world")]
-    code = b"".join(path.read_bytes() for path in files)
-    folder = BASES / f"{number}-{blake2b(code, digest_size=4).hexdigest()}"
+    noise = Noise(denial=DENIAL) if number == DENYING else BIASED
+    made_by = b"".join([*(path.read_bytes() for path in files), repr(noise).encode()])
+    folder = BASES / f"{number}-{blake2b(made_by, digest_size=4).hexdigest()}"
     if not (folder / "config.json").exists():
-        noise = Noise(denial=DENIAL) if number == DENYING else BIASED
         model, processor = train(number, STAGES, SCENES_PER_WORLD, noise)
         processor.save_pretrained(folder)
         model.save_pretrained(folder)
