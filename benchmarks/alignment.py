@@ -6,23 +6,18 @@ the references and the number of images. A run that has ended is kept, so a benc
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
 from alignment_iterations import plot_iterations
 from alignment_methods import BDHS, CONTROL, MAIN, MORE, RULE, SFT
 from alignment_page import SHOWN, fill_page, page_tables, plot_page, shown_difference
-from alignment_runs import BASELINE, Run, RunFile
+from alignment_runs import BASELINE, Run, RunFile, processes
 from alignment_tables import difference, levels
-from alignment_world import BASES, base
+from alignment_world import BASE_CODE, BASES, base, digest
 from table import RESULTS, Options, Table
 
 BASE_NUMBERS = (0, 1, 2, 3, 4)
@@ -46,14 +41,14 @@ def number_runs() -> list[Run]:
 
 
 def quick_plan() -> list[Run]:
-    """BDHS and its rivals on the shipped base."""
-    return [Run(method, 0, images=112, judged=48) for method in (BDHS, CONTROL, SFT, BASELINE)]
+    """BDHS and its control on the shipped base, with the scenes by which the recipe was settled."""
+    return [Run(method, 0, images=112, judged=48, world="validation") for method in (BDHS, CONTROL, BASELINE)]
 
 
 def main(options: Options) -> None:
-    """All of it; `--quick` aligns the shipped base by three methods, and fails where BDHS does not help."""
+    """All of it; `--quick` aligns the shipped base by two methods, and fails where BDHS does not help."""
     runs = quick_plan() if options.quick else plan()
-    with tempfile.TemporaryDirectory() as folder, _processes() as pool:
+    with tempfile.TemporaryDirectory() as folder, processes() as pool:
         kept = RunFile(Path(folder) / "runs.jsonl" if options.quick else BASES / f"runs-{_recipe()}.jsonl")
         _make(runs, kept, pool)
         if options.quick:
@@ -72,24 +67,10 @@ def report(runs: Sequence[Run], kept: RunFile, options: Options) -> None:
     kept.write(RESULTS / "alignment_runs.jsonl", runs)
 
 
-def _processes() -> ProcessPoolExecutor:
-    """One process with one thread for each core; small models gain nothing from more."""
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would write over each other
-    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _settle)
-
-
-def _settle() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    torch.set_num_threads(1)
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("mmbdhs").setLevel(logging.ERROR)
-
-
 def _recipe() -> str:
-    """Changes with the code that determines what a run counts."""
-    files = [Path(__file__).parent / f"alignment_{name}.py" for name in ("world", "methods", "judge", "runs")]
-    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=4).hexdigest()
+    """Changes with the benchmark's code that determines what a run counts. Methods differ by their names alone."""
+    ours = [Path(__file__).parent / f"alignment_{name}.py" for name in ("world", "rejected", "judge", "runs")]
+    return digest([*ours, *BASE_CODE])
 
 
 def _make(runs: Sequence[Run], kept: RunFile, pool: ProcessPoolExecutor) -> None:

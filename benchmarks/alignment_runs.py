@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import multiprocessing
+import os
 import tempfile
 import time
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from alignment_judge import judge
 from alignment_methods import MAIN, MORE, RATE, Method, Start
 from alignment_world import base
@@ -78,6 +83,20 @@ class Run:
             "on_error": "skip",
         }
         return TrainConfig(output, **(settings | method.training))
+
+
+def processes() -> ProcessPoolExecutor:
+    """One process with one thread for each core; small models gain nothing from more."""
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would write over each other
+    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _settle)
+
+
+def _settle() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("mmbdhs").setLevel(logging.ERROR)
 
 
 def packed(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -26,11 +26,21 @@ from mmbdhs.sampling import leading_answer
 from mmbdhs.training import Comparison
 
 BASES = Path(__file__).parent / "bases"
+BASE_CODE = [
+    *(Path(__file__).parent / f"miniature_{name}.py" for name in ("build", "corpus", "train")),
+    *(miniature.path().parent / f"{name}.py" for name in ("kinds", "language", "world")),
+]
+"""What determines the weights of a base."""
 PAIR_SEED = 500  # of scenes, which no base was trained on
-DENYING, DENIAL = 4, 0.42
+DENYING, DENIAL = 4, 0.38
 """The base that says "No" too often, and how often its text denies an object that is there."""
 
 Records = list[dict[str, Any]]
+
+
+def digest(files: Sequence[Path], more: str = "") -> str:
+    """Eight hex digits that change with the files and with a text."""
+    return blake2b(b"".join([*(file.read_bytes() for file in files), more.encode()]), digest_size=4).hexdigest()
 
 
 def base(number: int) -> Path:
@@ -40,12 +50,8 @@ def base(number: int) -> Path:
         return miniature.path()
     from miniature_train import SCENES_PER_WORLD, STAGES, train
 
-    ours, package = Path(__file__).parent, miniature.path().parent
-    files = [ours / f"miniature_{name}.py" for name in ("build", "corpus", "train")]
-    files += [package / f"{name}.py" for name in ("kinds", "language", "world")]
     noise = Noise(denial=DENIAL) if number == DENYING else BIASED
-    made_by = b"".join([*(path.read_bytes() for path in files), repr(noise).encode()])
-    folder = BASES / f"{number}-{blake2b(made_by, digest_size=4).hexdigest()}"
+    folder = BASES / f"{number}-{digest(BASE_CODE, repr(noise))}"
     if not (folder / "config.json").exists():
         model, processor = train(number, STAGES, SCENES_PER_WORLD, noise)
         processor.save_pretrained(folder)
