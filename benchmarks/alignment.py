@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alignment_iterations import plot_iterations
-from alignment_methods import BDHS, CONTROL, MAIN, MORE, RULE, SFT
-from alignment_page import SHOWN, fill_page, page_tables, plot_page, shown_difference
+from alignment_methods import BDHS, CONTROL, MAIN, MORE, SFT
+from alignment_page import SHOWN, fill_pages, page_tables, plot_page, shown_difference
 from alignment_runs import BASELINE, Run, RunFile, processes
 from alignment_tables import difference, levels
 from alignment_world import BASE_CODE, BASES, base, digest
@@ -28,7 +28,7 @@ COLUMNS = {"method": "<34s", "bias": ">.1f", "images": ">d", "bases": ">d"}
 def plan() -> list[Run]:
     """All runs, those first without which the others say little."""
     biased = [Run(method, number) for number in BASE_NUMBERS for method in (BASELINE, *MAIN)]
-    true = [Run(method, number, TRUE) for number in BASE_NUMBERS[:2] for method in (SFT, CONTROL, RULE, BDHS)]
+    true = [Run(method, number, TRUE) for number in BASE_NUMBERS[:2] for method in MAIN]
     return [*biased, *true, *bias_runs(), *number_runs(), *(Run(method, 0, judged=200) for method in MORE)]
 
 
@@ -62,7 +62,7 @@ def report(runs: Sequence[Run], kept: RunFile, options: Options) -> None:
     """Tables, plots and rows of runs that have ended."""
     rows = {run: kept.rows[run] for run in runs}
     found = add_levels([run for run in runs if run.base == 0], rows, options)
-    fill_page(page_tables(found, add_differences(rows, options)))
+    fill_pages(page_tables(found, add_differences(rows, options)))
     plot_page(found)
     kept.write(RESULTS / "alignment_runs.jsonl", runs)
 
@@ -93,20 +93,21 @@ def add_levels(runs: Iterable[Run], rows: Mapping[Run, dict[str, Any]], options:
 def add_differences(rows: Mapping[Run, dict[str, Any]], options: Options) -> list[dict[str, Any]]:
     """BDHS against each rival, with biased and with true references, and every other method against BDHS and the
     baseline."""
-    ours, true = Run(BDHS, 0), Run(BDHS, 0, TRUE)
-    pairs = [(ours, Run(method, 0)) for method in (BASELINE, *MAIN) if method != BDHS]
-    pairs += [(true, Run(BASELINE, 0)), *((true, Run(method, 0, TRUE)) for method in (SFT, CONTROL, RULE))]
-    pairs += [(Run(method, 0, judged=200), rival) for method in MORE for rival in (ours, Run(BASELINE, 0))]
+    ours, true, baseline = Run(BDHS, 0), Run(BDHS, 0, TRUE), Run(BASELINE, 0)
+    rivals = [method for method in MAIN if method != BDHS]
+    pairs = [(ours, baseline), *((ours, Run(method, 0)) for method in rivals)]
+    pairs += [(true, baseline), *((true, Run(method, 0, TRUE)) for method in rivals)]
+    pairs += [(Run(method, 0, judged=200), rival) for method in MORE for rival in (ours, baseline)]
     columns = COLUMNS | {"minus": "<34s"} | dict.fromkeys(SHOWN.values(), ">28s")
     with Table("alignment_differences", columns, options) as table:
-        for one, other in (pair for pair in pairs if rows.keys() >= set(pair)):
+        for one, other in pairs:
             found = difference(rows, one, other)
             table.add(**found, **{name: shown_difference(found[metric]) for metric, name in SHOWN.items()})
     return table.rows
 
 
 def require_help(found: Sequence[Mapping[str, Any]]) -> None:
-    """Raise SystemExit unless BDHS has a tenth fewer wrong claims than the others."""
-    rate = {row["method"]: row["sampled wrong"] for row in found}
-    if not all(rate[BDHS] < 0.9 * wrong for method, wrong in rate.items() if method != BDHS):
-        raise SystemExit(f"alignment: BDHS must make a tenth fewer wrong claims than all others, got {rate}")
+    """Raise SystemExit unless greedy captions have a fifth fewer wrong claims after BDHS than after all others."""
+    rate = {row["method"]: row["greedy wrong"] for row in found}
+    if not all(rate[BDHS] < 0.8 * wrong for method, wrong in rate.items() if method != BDHS):
+        raise SystemExit(f"alignment: BDHS must make a fifth fewer wrong claims than all others, got {rate}")

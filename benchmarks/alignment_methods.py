@@ -80,11 +80,11 @@ def distorted(start: Start) -> PairSource:
 
 
 LORA = {"lora_r": 128, "lora_alpha": 256, "projector_learning_rate": RATE}
-SFT, CONTROL, RULE, BDHS = "SFT", "BDHS, rho 0", "other captions, flipped answers", "BDHS"
+SFT, CONTROL, BDHS = "SFT", "BDHS, rho 0", "BDHS"
 MAIN = {
     SFT: Method(source=lambda start: SupervisedSource(), objective=supervised()),
     CONTROL: Method(bdhs(mask_threshold=0.0)),
-    RULE: Method(others_and_flipped),
+    "other captions, flipped answers": Method(others_and_flipped),
     "flipped answers": Method(flipped_answers),
     "oracle corrupter": Method(corrupted),
     BDHS: Method(bdhs()),
@@ -103,7 +103,6 @@ MORE = {
     "BDHS, no SFT term": Method(bdhs(), objective=pairwise(dpo_loss, beta=0.3)),
     "BDHS, SFT term 0.5": Method(bdhs(), objective=pairwise(dpo_loss, beta=0.3, sft_weight=0.5)),
     "BDHS, LoRA": Method(bdhs(), training=LORA),
-    "BDHS, LoRA, rate 2e-3": Method(bdhs(), training={**LORA, "learning_rate": 2e-3}),
     "online BDHS": Method(source=online_bdhs(with_stored=False)),
     "distorted as in POVID": Method(source=distorted),
     "averaged, others and flipped": Method(others_and_flipped, online_bdhs(with_stored=True)),

@@ -15,7 +15,8 @@ from table import RESULTS
 
 from mmbdhs.evaluation import mean_interval
 
-PAGE = Path(__file__).parents[1] / "docs" / "alignment.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "alignment.md", ROOT / "README.md")
 SHOWN = {
     "sampled wrong": "wrong per mention",
     "sampled chair_i": "objects",
@@ -38,6 +39,7 @@ CAPTIONS = tuple(name for name in SHOWN if name.startswith(("sampled", "greedy")
 ANSWERS = tuple(name for name in SHOWN if name not in CAPTIONS)
 HEADLINE = ("sampled wrong", "sampled chair_i", "sampled colours", "sampled recall", "adversarial accuracy")
 CURVED = ("sampled wrong", "sampled recall", "adversarial accuracy")
+SUMMARY = {"sampled wrong": "wrong claims", "sampled recall": "Recall", "adversarial accuracy": "POPE adversarial"}
 PER_BASE = {name: SHOWN[name] for name in CURVED} | {"random recall": "random recall", "random yes_ratio": "random yes"}
 Row = Mapping[str, Any]
 TITLES = {"bias": "bias of the references", "images": "number of images"}
@@ -45,23 +47,46 @@ Cell = tuple[Sequence[float], Sequence[float]]
 
 
 def page_tables(levels: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
-    """The page's tables by their names, those of two rows or more."""
-    main = [row for row in levels if row["method"] in (BASELINE, *MAIN) and row["images"] == IMAGES]
-    more = [row for row in differences if row["method"] in MORE]
-    found = {}
-    for name, bias in (("biased", 1.0), ("true", 0.0)):
-        of_levels = [row for row in main if row["bias"] == bias]
-        of_differences = [row for row in differences if row["method"] == BDHS and row["bias"] == bias]
+    """The tables of the pages by their names."""
+    biased, true = main_rows(levels, 1.0), main_rows(levels, 0.0)
+    found = {"summary": _summary(biased, true)}
+    for name, rows in (("biased", biased), ("true", true)):
+        of_differences = [row for row in differences if row["method"] == BDHS and row["bias"] == rows[-1]["bias"]]
         for part, metrics in (("captions", CAPTIONS), ("answers", ANSWERS)):
-            found[f"{name} {part}"] = level_table(of_levels, metrics)
+            found[f"{name} {part}"] = level_table(rows, metrics)
             found[f"{name} {part} differences"] = difference_table(of_differences, metrics, "minus")
     for rival in (BASELINE, BDHS):
-        rows = [row for row in more if row["minus"] == rival]
+        rows = [row for row in differences if row["method"] in MORE and row["minus"] == rival]
         found[f"more minus {rival}"] = difference_table(rows, HEADLINE, "method")
-    found["bases"] = _bases_table([row for row in main if row["bias"] == 1 and row["method"] in (BASELINE, BDHS)])
+    found["bases"] = _bases_table([row for row in biased if row["method"] in (BASELINE, SFT, CONTROL, BDHS)])
     found["bias"] = _curve_table(bias_curves(levels), "bias")
     found["images"] = _curve_table(image_curve(levels), "images")
-    return {name: table for name, table in found.items() if table.count("\n") > 3}
+    return found
+
+
+def main_rows(levels: Sequence[Row], bias: float) -> list[Row]:
+    """The levels of the main methods for references with this bias, and of the baseline on the same bases."""
+    rows = [row for row in levels if row["method"] in MAIN and (row["bias"], row["images"]) == (bias, IMAGES)]
+    baseline = next(row for row in levels if row["method"] == BASELINE)
+    return [_on_bases(baseline, rows[0]["numbers"]), *rows]
+
+
+def _on_bases(row: Row, numbers: Sequence[int]) -> Row:
+    """The levels on these bases alone."""
+    places = [row["numbers"].index(number) for number in numbers]
+    of_bases = {name: [values[place] for place in places] for name, values in row["of_bases"].items()}
+    means = {name: fmean(values) for name, values in of_bases.items()}
+    return {**row, **means, "bases": len(numbers), "numbers": numbers, "of_bases": of_bases}
+
+
+def _summary(*sides: Sequence[Row]) -> str:
+    """The headline, for biased and for true references side by side."""
+    by_method = [{row["method"]: row for row in rows} for rows in sides]
+    body = [
+        [method, *(_plain(rows[method][metric]) if method in rows else "–" for metric in SUMMARY for rows in by_method)]
+        for method in by_method[0]
+    ]
+    return _markdown(["", *(f"{name}, {of}" for name in SUMMARY.values() for of in ("biased", "true"))], body)
 
 
 def _bases_table(rows: Sequence[Row]) -> str:
@@ -105,8 +130,7 @@ def first_base(row: Row, metric: str) -> float:
 
 def plot_page(levels: Sequence[Row]) -> None:
     """The page's plots."""
-    rows = [row for row in levels if row["method"] in (BASELINE, *MAIN) and (row["bias"], row["images"]) == (1, IMAGES)]
-    shares = [(row["method"], mean_interval(row["of_bases"]["sampled wrong"])) for row in rows]
+    shares = [(row["method"], mean_interval(row["of_bases"]["sampled wrong"])) for row in main_rows(levels, 1.0)]
     intervals = [IntervalRow(name, one.value, max(one.low, 0), min(one.high, 1), name == BDHS) for name, one in shares]
     title = "Wrong objects and colours per object mention, mean of bases and 95% interval"
     interval_plot(RESULTS / "alignment-methods.png", title, intervals, reference=intervals[0].value)
@@ -116,8 +140,7 @@ def plot_page(levels: Sequence[Row]) -> None:
             for name, rows in curves.items()
         ]
         title = f"Wrong objects and colours per object mention, by the {TITLES[of]}"
-        if all(len(line.points) > 1 for line in lines):
-            line_plot(RESULTS / f"alignment-{of}.png", title, lines, shares=True)
+        line_plot(RESULTS / f"alignment-{of}.png", title, lines, shares=True)
 
 
 def level_table(rows: Iterable[Row], metrics: Sequence[str]) -> str:
@@ -165,9 +188,10 @@ def _signed(value: float) -> str:
     return ("−" if value < 0 else "+") + _plain(abs(value))
 
 
-def fill_page(tables: Mapping[str, str]) -> None:
-    """Write the tables between the markers of the page that have their names."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- / -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+def fill_pages(tables: Mapping[str, str]) -> None:
+    """Write the tables between the markers of the pages that have their names."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- / -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")

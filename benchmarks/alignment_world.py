@@ -32,7 +32,7 @@ BASE_CODE = [
 ]
 """What determines the weights of a base."""
 PAIR_SEED = 500  # of scenes, which no base was trained on
-DENYING, DENIAL = 4, 0.38
+DENYING, DENIAL = 4, 0.39
 """The base that says "No" too often, and how often its text denies an object that is there."""
 
 Records = list[dict[str, Any]]
