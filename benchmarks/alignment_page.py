@@ -177,7 +177,7 @@ def _bold(cell: Cell) -> str:
 
 def _markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"|{'|'.join(line)}|\n" for line in lines)
 
 
 def _plain(value: float) -> str:

@@ -494,7 +494,7 @@ def test_names_that_do_not_fit_end_with_a_line(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("mmbdhs.training.command.load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--output_dir", "x", *words])
