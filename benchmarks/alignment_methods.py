@@ -80,12 +80,12 @@ def distorted(start: Start) -> PairSource:
 
 
 LORA = {"lora_r": 128, "lora_alpha": 256, "projector_learning_rate": RATE}
-SFT, CONTROL, BDHS = "SFT", "BDHS, rho 0", "BDHS"
+SFT, CONTROL, FLIPPED, BDHS = "SFT", "BDHS, rho 0", "flipped answers", "BDHS"
 MAIN = {
     SFT: Method(source=lambda start: SupervisedSource(), objective=supervised()),
     CONTROL: Method(bdhs(mask_threshold=0.0)),
     "other captions, flipped answers": Method(others_and_flipped),
-    "flipped answers": Method(flipped_answers),
+    FLIPPED: Method(flipped_answers),
     "oracle corrupter": Method(corrupted),
     BDHS: Method(bdhs()),
 }

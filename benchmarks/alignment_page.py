@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignment_methods import BDHS, CONTROL, MAIN, MORE, SFT
+from alignment_methods import BDHS, CONTROL, FLIPPED, MAIN, MORE, SFT
 from alignment_runs import BASELINE, IMAGES
 from plot import IntervalRow, Line, interval_plot, line_plot
 from table import RESULTS
@@ -81,10 +81,10 @@ def _on_bases(row: Row, numbers: Sequence[int]) -> Row:
 
 def _summary(*sides: Sequence[Row]) -> str:
     """The headline, for biased and for true references side by side."""
-    by_method = [{row["method"]: row for row in rows} for rows in sides]
     body = [
-        [method, *(_plain(rows[method][metric]) if method in rows else "–" for metric in SUMMARY for rows in by_method)]
-        for method in by_method[0]
+        [pair[0]["method"], *(_plain(row[metric]) for metric in SUMMARY for row in pair)]
+        for pair in zip(*sides, strict=True)
+        if pair[0]["method"] != FLIPPED  # without captions it is no rival
     ]
     return _markdown(["", *(f"{name}, {of}" for name in SUMMARY.values() for of in ("biased", "true"))], body)
 
