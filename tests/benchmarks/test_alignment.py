@@ -166,6 +166,21 @@ def test_what_holds_is_bold() -> None:
     assert page.holds((sure[0], [-0.2])) and page.shown_difference((sure[0], [-0.2])) == "−.200 [−.250, −.150]"
 
 
+def test_the_baseline_counts_on_the_bases_of_its_table_alone() -> None:
+    rows = {Run(BASELINE, 0): [4, 4], Run(BASELINE, 1): [6, 6]}
+    rows |= {Run(method, 0, bias): [2, 2] for method in MAIN for bias in (0.0, 1.0)}
+    rows |= {Run(method, 1): [4, 4] for method in MAIN}
+    kept = {run: _row(run, wrong) for run, wrong in rows.items()}
+    levels = [alignment_tables.levels(kept, run) for run in kept if run.base == 0]
+    biased, true = page.main_rows(levels, 1.0), page.main_rows(levels, 0.0)
+    assert [row["method"] for row in biased] == [row["method"] for row in true] == [BASELINE, *MAIN]
+    shown = [side[place]["sampled wrong"] for side in (biased, true) for place in (0, -1)]
+    assert shown == pytest.approx([0.5, 0.3, 0.4, 0.2])
+    summary = page._summary(biased, true).splitlines()
+    assert summary[2] == f"|{BASELINE}{'|.500|.400' * 3}|" and summary[-1] == f"|{BDHS}{'|.300|.200' * 3}|"
+    assert len(summary) == 2 + 6
+
+
 def test_the_plan_has_every_method_once_and_the_main_ones_first() -> None:
     runs = alignment.plan()
     assert len(set(runs)) == len(runs) and {run.method for run in runs} == {BASELINE, *MAIN, *MORE}
