@@ -155,6 +155,11 @@ def difference_table(rows: Iterable[Row], metrics: Sequence[str], named: str) ->
     return _markdown(["", *(SHOWN[name] for name in metrics)], body)
 
 
+def text_table(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    """A Markdown table of columns of texts, the first of which names the rows."""
+    return _markdown(["", *columns[1:]], [[row[name] for name in columns] for row in rows])
+
+
 def shown_difference(cell: Cell) -> str:
     """The difference with its interval over images, and with half its interval over bases where there are several."""
     (value, low, high), each = cell

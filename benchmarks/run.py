@@ -14,7 +14,7 @@ from table import Options
 BENCHMARKS = (
     *("attention", "prefill", "mask", "splice", "decode", "decode_step"),
     *("sampling", "dataset", "scale", "evaluate", "logps", "preference_step", "rollout"),
-    *("alignment", "report_page"),
+    *("alignment", "rewards", "report_page"),
 )
 
 

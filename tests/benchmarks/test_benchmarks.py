@@ -33,6 +33,7 @@ EXPECTED = {
     "evaluate": {"ours", "cached", "generate", "over_cached", "over_generate", "equal"},
     "logps": {"full", "chunks", "ours", "full_over_ours", "full_mib", "ours_mib"},
     "alignment": {"method", "bias", "images", "bases", "sampled wrong", "adversarial accuracy", "minutes"},
+    "rewards": {"method", "sampled wrong", "sampled recall", "adversarial accuracy", "minutes", "seeds"},
     "report_page": {"pairs", "seconds", "MiB"},
     "rollout": {"ours", "repeated", "generate", "over_repeated", "over_generate", "difference"},
     "preference_step": {"ours", "stored", "plain", "over_plain", "memory", "difference"},
@@ -63,6 +64,9 @@ def test_benchmark_runs(name: str, quick_rows: dict[str, list[dict[str, Any]]]) 
     if name == "preference_step":
         for row in (rows.pop(), rows.pop()):
             assert row["shape"].startswith("train, ") and row.keys() >= {"ours", "waiting", "over_waiting", "threads"}
+    if name == "rewards":
+        of_model = rows.pop(0)
+        assert of_model["benchmark"] == "reward_models" and of_model.keys() >= {"trained on", "rankings", "of_seeds"}
     for row in rows:
         assert row.keys() >= EXPECTED[name] | {"device", "versions", "threads", "date"}
 

@@ -1,0 +1,154 @@
+"""The runs of the benchmark of rewards: reward models by the pairs they learn from, and policies by their rewards.
+
+A run that has ended is kept in a folder, so a benchmark that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignment_judge import judge
+from alignment_rejected import Start
+from alignment_runs import packed, unpacked
+from alignment_world import BASE_CODE, Mixture, Records, base, digest
+from reward_data import SAMPLING, oracle, pairs_of_each_kind, with_images
+
+from mmbdhs import miniature
+from mmbdhs.data import write_whole
+from mmbdhs.evaluation import Outcome
+from mmbdhs.miniature.language import BIASED, CLEAN
+from mmbdhs.training import (
+    Reward,
+    RewardModel,
+    RolloutSource,
+    StoredSource,
+    TrainConfig,
+    ppo,
+    reward_accuracy,
+    reward_modelling,
+    rloo,
+    train,
+)
+
+BASELINE = "baseline"
+RLOO, PPO = rloo(beta=0.05), ppo(beta=0.05)
+METHODS: dict[str, tuple[str, Any]] = {
+    "RLOO, oracle": ("oracle", RLOO),
+    "PPO, oracle": ("oracle", PPO),
+    "RLOO, model of rankings": ("rankings", RLOO),
+    "RLOO, model of corruptions": ("corruptions", RLOO),
+    "RLOO, model of corruptions†": ("corruptions†", RLOO),
+}
+CAPTIONS = Mixture(questions=False)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs at one scale.
+
+    folder: keeps what has ended.
+    images: to sample pairs from, without the held-out ones.
+    held_out: images of the held-out pairs.
+    prompts: images that policies learn from.
+    reward_steps, policy_steps: of training, with 32 pairs or 16 prompts each.
+    judged: scenes that policies are judged with.
+    """
+
+    folder: Path
+    images: int = 800
+    held_out: int = 200
+    prompts: int = 400
+    reward_steps: int = 100
+    policy_steps: int = 100
+    judged: int = 300
+
+    def pairs(self, seed: int) -> tuple[dict[str, Records], dict[str, Records]]:
+        """Pairs of each kind to learn from, and held-out ones, sampled with this seed."""
+        rows = kept(self.folder / f"pairs-{seed}.json", lambda: self._pairs(seed))
+        first, second = ({kind: with_images(part) for kind, part in parts.items()} for parts in rows)
+        return first, second
+
+    def _pairs(self, seed: int) -> list[dict[str, Records]]:
+        start = Start(*miniature.load(base(0)), seed)
+        records = CAPTIONS.records(self.images + self.held_out, CLEAN)
+        return [pairs_of_each_kind(start, some) for some in (records[: self.images], records[self.images :])]
+
+    def accuracies(self, kind: str, seed: int) -> dict[str, float]:
+        """How often the reward model of one kind of pairs prefers the chosen of held-out pairs of each kind."""
+        return dict(kept(self._model(kind, seed) / "accuracies.json", lambda: self._accuracies(kind, seed)))
+
+    def _accuracies(self, kind: str, seed: int) -> dict[str, float]:
+        pairs, held_out = self.pairs(seed)
+        model, processor = miniature.load(base(0))
+        with tempfile.TemporaryDirectory() as output:
+            config = _config(output, self.reward_steps, 32, seed)
+            result = train(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
+            shutil.copytree(result.folder, self._model(kind, seed), dirs_exist_ok=True)
+        (found,) = reward_accuracy({kind: RewardModel(model, processor)}, held_out).shares.values()
+        return {name: one.value for name, one in found.items()}
+
+    def _model(self, kind: str, seed: int) -> Path:
+        return self.folder / f"{kind}-{seed}"
+
+    def outcomes(self, method: str, seed: int) -> tuple[list[Outcome], float]:
+        """What the answers of a policy count, and the CPU minutes of its training."""
+        row = kept(self.folder / f"{method}-{seed}.json", lambda: self._outcomes(method, seed))
+        return unpacked(row), row["minutes"]
+
+    def _outcomes(self, method: str, seed: int) -> dict[str, Any]:
+        model, processor = miniature.load(base(0))
+        begin = time.process_time()
+        if method != BASELINE:
+            self._learn(model, processor, method, seed)
+        minutes = (time.process_time() - begin) / 60
+        run = {"method": method, "base": 0, "seed": seed}
+        return {"run": run, "minutes": minutes, **packed(judge(model, processor, "balanced", self.judged, seed))}
+
+    def _learn(self, model: Any, processor: Any, method: str, seed: int) -> None:
+        """Reinforcement learning of captions. The references of the records only give the statistics of the rewards."""
+        kind, objective = METHODS[method]
+        source = RolloutSource(self._reward(kind, seed), 4, replace(SAMPLING, seed=seed))
+        records = CAPTIONS.records(self.prompts, BIASED)
+        with tempfile.TemporaryDirectory() as output:
+            train(model, processor, records, source, objective, _config(output, self.policy_steps, 16, seed))
+
+    def _reward(self, kind: str, seed: int) -> Reward:
+        if kind == "oracle":
+            return oracle
+        self.accuracies(kind, seed)  # trains the model unless it is there
+        return RewardModel.from_pretrained(self._model(kind, seed))
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once and kept as JSON."""
+    if not file.exists():
+        write_whole(file, [json.dumps(make()).encode()])
+    return json.loads(file.read_text())
+
+
+def _config(output: str, steps: int, batch: int, seed: int) -> TrainConfig:
+    return TrainConfig(
+        output,
+        max_steps=steps,
+        lora_r=0,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="linear",
+        warmup_steps=0.05,
+        logging_steps=1000,
+        seed=seed,
+    )
+
+
+def recipe() -> str:
+    """Changes with the code that determines what runs find."""
+    names = ("reward_runs", "reward_data", "alignment_judge", "alignment_rejected", "alignment_world")
+    return digest([*(Path(__file__).parent / f"{name}.py" for name in names), *BASE_CODE])

@@ -1,0 +1,114 @@
+"""Reward models, and reinforcement learning from rewards: tables 7 and 8 of the paper in small, on the shipped base.
+
+A reward model learns from pairs of one kind and is tried on held-out pairs of each kind. RLOO and PPO learn from a
+reward that knows the scene, and RLOO from reward models.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from alignment_page import difference_table, fill_pages, level_table, shown_difference, text_table
+from alignment_runs import processes
+from alignment_tables import rates
+from alignment_world import BASES
+from reward_data import KINDS_OF_PAIRS
+from reward_runs import BASELINE, METHODS, Study, recipe
+from table import Options, Table
+
+from mmbdhs.evaluation import Outcome, compare
+
+SEEDS = (0, 1, 2)
+QUICK_METHODS = ("PPO, oracle", "RLOO, model of rankings")
+METRICS = ("sampled wrong", "sampled recall", "sampled length", "greedy wrong", "adversarial accuracy")
+SHOWN = {"sampled wrong": "wrong", "sampled recall": "Recall", "adversarial accuracy": "adversarial"}
+
+
+def main(options: Options) -> None:
+    """All of it; `--quick` only shows that it runs."""
+    with tempfile.TemporaryDirectory() as folder, processes() as pool:
+        if options.quick:
+            study, seeds = Study(Path(folder), 16, 8, 16, 1, 1, 4), SEEDS[:1]
+            kinds, methods = KINDS_OF_PAIRS[-1:], (BASELINE, *QUICK_METHODS)
+        else:
+            study, seeds = Study(BASES / f"rewards-{recipe()}"), SEEDS
+            kinds, methods = KINDS_OF_PAIRS, (BASELINE, *METHODS)
+        list(pool.map(study.pairs, seeds))
+        models = _submitted(pool, study.accuracies, kinds, seeds)
+        policies = _submitted(pool, study.outcomes, methods, seeds)
+        tables = add_accuracies(models, options) | add_policies(policies, options)
+    if not options.quick:
+        fill_pages(tables)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, run: Callable[[str, int], Any], names: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[str, list[Any]]]:
+    """The runs of each name, one for each seed, as soon as they have ended. All start at once."""
+    futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in names}
+    return ((name, [future.result() for future in some]) for name, some in futures.items())
+
+
+def add_accuracies(found: Iterator[tuple[str, list[dict[str, float]]]], options: Options) -> dict[str, str]:
+    """A row for each kind of pairs that reward models learned from: their accuracies in percent, as means over seeds
+    with the standard deviation. Returns the table of the page."""
+    columns = {"trained on": "<14s"} | dict.fromkeys(KINDS_OF_PAIRS, "<12s")
+    with Table("reward_models", columns, options) as table:
+        for name, runs in found:
+            of_seeds = {kind: [round(100 * run[kind], 1) for run in runs] for kind in KINDS_OF_PAIRS}
+            shown = {kind: _with_spread(values) for kind, values in of_seeds.items()}
+            table.add(**{"trained on": name}, **shown, of_seeds=of_seeds)
+    return {"reward models": text_table(table.rows, list(columns))}
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of several values."""
+    return f"{fmean(values):.0f}" + (f" ± {stdev(values):.0f}" if len(values) > 1 else "")
+
+
+def add_policies(found: Iterator[tuple[str, list[tuple[list[Outcome], float]]]], options: Options) -> dict[str, str]:
+    """A row for each method: levels over all seeds, and what they differ from the baseline by. Returns the tables of
+    the page."""
+    columns = {"method": "<28s"} | dict.fromkeys(METRICS, ">.3f") | {"minutes": ">.1f"}
+    columns |= dict.fromkeys(SHOWN.values(), "<28s")
+    differences: list[dict[str, Any]] = []
+    baseline: list[list[Outcome]] = []
+    with Table("rewards", columns, options) as table:
+        for method, runs in found:
+            outcomes = [one for one, _ in runs]
+            baseline = baseline or outcomes
+            cells = _differences(baseline, outcomes)
+            level = rates(_joined(outcomes))
+            shown = {name: shown_difference(cells[metric]) for metric, name in SHOWN.items()}
+            minutes = fmean(minutes for _, minutes in runs)
+            table.add(method=method, **level, **shown, minutes=minutes, seeds=len(runs))
+            differences.append({"method": method, **cells})
+    return {
+        "rewards": level_table(table.rows, METRICS),
+        "rewards differences": difference_table(differences[1:], METRICS, "method"),
+    }
+
+
+def _differences(before: Sequence[list[Outcome]], after: Sequence[list[Outcome]]) -> dict[str, Any]:
+    """For each metric the difference over all seeds with its 95% interval (bootstrap over images, which are the same
+    for all runs), and the difference of each seed."""
+    each = [(rates(one), rates(other)) for one, other in zip(before, after, strict=True)]
+    return {
+        one.metric: (
+            [one.difference.value, one.difference.low, one.difference.high],
+            [new[one.metric] - old[one.metric] for old, new in each],
+        )
+        for one in compare(_joined(before), _joined(after))
+        if one.metric in METRICS
+    }
+
+
+def _joined(outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """The outcomes of all seeds, whose images are the same."""
+    return [replace(one, id=f"{seed}/{one.id}") for seed, some in enumerate(outcomes) for one in some]
