@@ -6,6 +6,7 @@ responses in other words than the policy's, with the same claims.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 from alignment_rejected import Start, corrupted
 from alignment_world import Records, scene_of
+from PIL import Image
 
 from mmbdhs.miniature.language import mentions, with_article, wrong_mentions
 from mmbdhs.miniature.world import Scene, render
@@ -99,4 +101,9 @@ def _pair(record: Mapping[str, Any], chosen: str, rejected: str) -> dict[str, An
 
 def with_images(pairs: Records) -> Records:
     """The pairs with the pictures that they are about."""
-    return [{**pair, "images": [render(scene_of(pair["key"]))]} for pair in pairs]
+    return [{**pair, "images": [_picture(pair["key"])]} for pair in pairs]
+
+
+@functools.cache
+def _picture(key: str) -> Image.Image:
+    return render(scene_of(key))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignment_judge import judge
 from alignment_rejected import Start
@@ -30,23 +30,27 @@ from mmbdhs.training import (
     RolloutSource,
     StoredSource,
     TrainConfig,
-    ppo,
     reward_accuracy,
     reward_modelling,
-    rloo,
     train,
 )
 
-BASELINE = "baseline"
-RLOO, PPO = rloo(beta=0.05), ppo(beta=0.05)
-METHODS: dict[str, tuple[str, Any]] = {
-    "RLOO, oracle": ("oracle", RLOO),
-    "PPO, oracle": ("oracle", PPO),
-    "RLOO, model of rankings": ("rankings", RLOO),
-    "RLOO, model of corruptions": ("corruptions", RLOO),
-    "RLOO, model of corruptions†": ("corruptions†", RLOO),
-}
+ORACLE = "oracle"
 CAPTIONS = Mixture(questions=False)
+
+
+class Method(NamedTuple):
+    """How a policy learns, or does not where there is no objective.
+
+    reward: the oracle, or the kind of pairs that a reward model has learned from.
+    rate: the highest learning rate.
+    steps: of 16 prompts each.
+    """
+
+    reward: str
+    objective: Any
+    rate: float = 1e-3
+    steps: int = 80
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,18 @@ class Study:
     images: to sample pairs from, without the held-out ones.
     held_out: images of the held-out pairs.
     prompts: images that policies learn from.
-    reward_steps, policy_steps: of training, with 32 pairs or 16 prompts each.
     judged: scenes that policies are judged with.
+    reward_steps: of training a reward model, with 16 pairs each.
+    shorter: divides the steps of policies.
     """
 
     folder: Path
     images: int = 800
-    held_out: int = 200
+    held_out: int = 120
     prompts: int = 400
-    reward_steps: int = 100
-    policy_steps: int = 100
-    judged: int = 300
+    judged: int = 250
+    reward_steps: int = 120
+    shorter: int = 1
 
     def pairs(self, seed: int) -> tuple[dict[str, Records], dict[str, Records]]:
         """Pairs of each kind to learn from, and held-out ones, sampled with this seed."""
@@ -88,7 +93,7 @@ class Study:
         pairs, held_out = self.pairs(seed)
         model, processor = miniature.load(base(0))
         with tempfile.TemporaryDirectory() as output:
-            config = _config(output, self.reward_steps, 32, seed)
+            config = _config(output, self.reward_steps, 1e-3, seed)
             result = train(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
             shutil.copytree(result.folder, self._model(kind, seed), dirs_exist_ok=True)
         (found,) = reward_accuracy({kind: RewardModel(model, processor)}, held_out).shares.values()
@@ -97,30 +102,30 @@ class Study:
     def _model(self, kind: str, seed: int) -> Path:
         return self.folder / f"{kind}-{seed}"
 
-    def outcomes(self, method: str, seed: int) -> tuple[list[Outcome], float]:
-        """What the answers of a policy count, and the CPU minutes of its training."""
-        row = kept(self.folder / f"{method}-{seed}.json", lambda: self._outcomes(method, seed))
+    def outcomes(self, name: str, method: Method, seed: int) -> tuple[list[Outcome], float]:
+        """What the answers of a policy count, and the CPU minutes of its training. A run is kept by its name."""
+        row = kept(self.folder / f"{name}-{seed}.json", lambda: self._outcomes(name, method, seed))
         return unpacked(row), row["minutes"]
 
-    def _outcomes(self, method: str, seed: int) -> dict[str, Any]:
+    def _outcomes(self, name: str, method: Method, seed: int) -> dict[str, Any]:
         model, processor = miniature.load(base(0))
         begin = time.process_time()
-        if method != BASELINE:
+        if method.objective is not None:
             self._learn(model, processor, method, seed)
         minutes = (time.process_time() - begin) / 60
-        run = {"method": method, "base": 0, "seed": seed}
+        run = {"method": name, "base": 0, "seed": seed}
         return {"run": run, "minutes": minutes, **packed(judge(model, processor, "balanced", self.judged, seed))}
 
-    def _learn(self, model: Any, processor: Any, method: str, seed: int) -> None:
+    def _learn(self, model: Any, processor: Any, method: Method, seed: int) -> None:
         """Reinforcement learning of captions. The references of the records only give the statistics of the rewards."""
-        kind, objective = METHODS[method]
-        source = RolloutSource(self._reward(kind, seed), 4, replace(SAMPLING, seed=seed))
+        source = RolloutSource(self._reward(method.reward, seed), 4, replace(SAMPLING, seed=seed))
         records = CAPTIONS.records(self.prompts, BIASED)
         with tempfile.TemporaryDirectory() as output:
-            train(model, processor, records, source, objective, _config(output, self.policy_steps, 16, seed))
+            config = _config(output, method.steps // self.shorter, method.rate, seed)
+            train(model, processor, records, source, method.objective, config)
 
     def _reward(self, kind: str, seed: int) -> Reward:
-        if kind == "oracle":
+        if kind == ORACLE:
             return oracle
         self.accuracies(kind, seed)  # trains the model unless it is there
         return RewardModel.from_pretrained(self._model(kind, seed))
@@ -133,14 +138,14 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
     return json.loads(file.read_text())
 
 
-def _config(output: str, steps: int, batch: int, seed: int) -> TrainConfig:
+def _config(output: str, steps: int, rate: float, seed: int) -> TrainConfig:
     return TrainConfig(
         output,
         max_steps=steps,
         lora_r=0,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=16,
         gradient_accumulation_steps=1,
-        learning_rate=1e-3,
+        learning_rate=rate,
         lr_scheduler_type="linear",
         warmup_steps=0.05,
         logging_steps=1000,
@@ -149,6 +154,6 @@ def _config(output: str, steps: int, batch: int, seed: int) -> TrainConfig:
 
 
 def recipe() -> str:
-    """Changes with the code that determines what runs find."""
+    """Changes with the code that determines what runs find. Methods differ by their names alone."""
     names = ("reward_runs", "reward_data", "alignment_judge", "alignment_rejected", "alignment_world")
     return digest([*(Path(__file__).parent / f"{name}.py" for name in names), *BASE_CODE])

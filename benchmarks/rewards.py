@@ -7,7 +7,7 @@ reward that knows the scene, and RLOO from reward models.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,25 @@ from alignment_runs import processes
 from alignment_tables import rates
 from alignment_world import BASES
 from reward_data import KINDS_OF_PAIRS
-from reward_runs import BASELINE, METHODS, Study, recipe
+from reward_runs import ORACLE, Method, Study, recipe
 from table import Options, Table
 
 from mmbdhs.evaluation import Outcome, compare
+from mmbdhs.training import ppo, rloo
 
 SEEDS = (0, 1, 2)
-QUICK_METHODS = ("PPO, oracle", "RLOO, model of rankings")
+SETTINGS = {"beta": 0.05, "max_kl": 1e4}  # a policy that collapses is a result here
+RLOO, PPO = rloo(**SETTINGS), ppo(num_ppo_epochs=2, lam=1.0, **SETTINGS)
+BASELINE = "baseline"
+METHODS = {
+    BASELINE: Method(ORACLE, None),
+    "RLOO, oracle": Method(ORACLE, RLOO),
+    "PPO, oracle": Method(ORACLE, PPO, 3e-4, 40),
+    "RLOO, model of rankings": Method("rankings", RLOO),
+    "RLOO, model of corruptions": Method("corruptions", RLOO),
+    "RLOO, model of corruptions†": Method("corruptions†", RLOO),
+}
+QUICK_METHODS = (BASELINE, "PPO, oracle", "RLOO, model of rankings")
 METRICS = ("sampled wrong", "sampled recall", "sampled length", "greedy wrong", "adversarial accuracy")
 SHOWN = {"sampled wrong": "wrong", "sampled recall": "Recall", "adversarial accuracy": "adversarial"}
 
@@ -34,25 +46,25 @@ def main(options: Options) -> None:
     """All of it; `--quick` only shows that it runs."""
     with tempfile.TemporaryDirectory() as folder, processes() as pool:
         if options.quick:
-            study, seeds = Study(Path(folder), 16, 8, 16, 1, 1, 4), SEEDS[:1]
-            kinds, methods = KINDS_OF_PAIRS[-1:], (BASELINE, *QUICK_METHODS)
+            study, seeds = Study(Path(folder), 16, 8, 16, 4, 1, 40), SEEDS[:1]
+            kinds, methods = KINDS_OF_PAIRS[-1:], QUICK_METHODS
         else:
             study, seeds = Study(BASES / f"rewards-{recipe()}"), SEEDS
-            kinds, methods = KINDS_OF_PAIRS, (BASELINE, *METHODS)
+            kinds, methods = KINDS_OF_PAIRS, tuple(METHODS)
         list(pool.map(study.pairs, seeds))
-        models = _submitted(pool, study.accuracies, kinds, seeds)
-        policies = _submitted(pool, study.outcomes, methods, seeds)
+        models = _submitted(pool, study.accuracies, {kind: (kind,) for kind in kinds}, seeds)
+        policies = _submitted(pool, study.outcomes, {name: (name, METHODS[name]) for name in methods}, seeds)
         tables = add_accuracies(models, options) | add_policies(policies, options)
     if not options.quick:
         fill_pages(tables)
 
 
 def _submitted(
-    pool: ProcessPoolExecutor, run: Callable[[str, int], Any], names: Sequence[str], seeds: Sequence[int]
+    pool: ProcessPoolExecutor, run: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], seeds: Sequence[int]
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The runs of each name, one for each seed, as soon as they have ended. All start at once."""
-    futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in names}
-    return ((name, [future.result() for future in some]) for name, some in futures.items())
+    """The runs of each name, one for each seed, as soon as they have ended. All of a seed start before the next."""
+    futures = {(name, seed): pool.submit(run, *arguments[name], seed) for seed in seeds for name in arguments}
+    return ((name, [futures[name, seed].result() for seed in seeds]) for name in arguments)
 
 
 def add_accuracies(found: Iterator[tuple[str, list[dict[str, float]]]], options: Options) -> dict[str, str]:

@@ -14,7 +14,8 @@ from alignment_rejected import Start
 from alignment_tables import METRICS
 from alignment_world import Mixture, scene_of
 from reward_data import KINDS_OF_PAIRS, in_other_words, put_right, truthfulness
-from reward_runs import BASELINE, METHODS, kept
+from reward_runs import ORACLE, kept
+from rewards import BASELINE, METHODS
 from table import Options
 
 from mmbdhs.evaluation import Outcome
@@ -132,8 +133,8 @@ def test_a_run_that_has_ended_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_every_reward_of_a_policy_exists() -> None:
-    assert {reward for reward, _ in METHODS.values()} <= {"oracle", *KINDS_OF_PAIRS}
-    assert set(rewards.QUICK_METHODS) <= METHODS.keys()
+    assert {method.reward for method in METHODS.values()} <= {ORACLE, *KINDS_OF_PAIRS}
+    assert set(rewards.QUICK_METHODS) <= METHODS.keys() and next(iter(METHODS)) == BASELINE
 
 
 def _outcomes(share: float) -> list[Outcome]:
