@@ -94,8 +94,8 @@ class Study:
         model, processor = miniature.load(base(0))
         with tempfile.TemporaryDirectory() as output:
             config = _config(output, self.reward_steps, 1e-3, seed)
-            result = train(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
-            shutil.copytree(result.folder, self._model(kind, seed), dirs_exist_ok=True)
+            trained = _train(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
+            shutil.copytree(trained, self._model(kind, seed), dirs_exist_ok=True)
         (found,) = reward_accuracy({kind: RewardModel(model, processor)}, held_out).shares.values()
         return {name: one.value for name, one in found.items()}
 
@@ -122,13 +122,21 @@ class Study:
         records = CAPTIONS.records(self.prompts, BIASED)
         with tempfile.TemporaryDirectory() as output:
             config = _config(output, method.steps // self.shorter, method.rate, seed)
-            train(model, processor, records, source, method.objective, config)
+            _train(model, processor, records, source, method.objective, config)
 
     def _reward(self, kind: str, seed: int) -> Reward:
         if kind == ORACLE:
             return oracle
         self.accuracies(kind, seed)  # trains the model unless it is there
         return RewardModel.from_pretrained(self._model(kind, seed))
+
+
+def _train(*arguments: Any) -> Path:
+    """The folder of the trained model. Raises SystemExit where a signal ended the run early, so that it is not kept."""
+    result = train(*arguments)
+    if result.interrupted:
+        raise SystemExit(f"rewards: ended by {result.interrupted.name}")
+    return result.folder
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:

@@ -31,13 +31,14 @@ RLOO, PPO = rloo(**SETTINGS), ppo(num_ppo_epochs=2, lam=1.0, **SETTINGS)
 BASELINE = "baseline"
 METHODS = {
     BASELINE: Method(ORACLE, None),
-    "RLOO, oracle": Method(ORACLE, RLOO),
-    "PPO, oracle": Method(ORACLE, PPO, 3e-4, 40),
-    "RLOO, model of rankings": Method("rankings", RLOO),
-    "RLOO, model of corruptions": Method("corruptions", RLOO),
-    "RLOO, model of corruptions†": Method("corruptions†", RLOO),
+    "RLOO, oracle": Method(ORACLE, RLOO, steps=60),
+    "PPO, oracle": Method(ORACLE, PPO, rate=3e-4, steps=40),
+    "RLOO, model of rankings": Method("rankings", RLOO, steps=60),
+    "RLOO, model of corruptions": Method("corruptions", RLOO, steps=60),
+    "RLOO, model of corruptions†": Method("corruptions†", RLOO, steps=60),
 }
 QUICK_METHODS = (BASELINE, "PPO, oracle", "RLOO, model of rankings")
+Job = tuple[Any, ...]  # a function of a seed, and its first arguments
 METRICS = ("sampled wrong", "sampled recall", "sampled length", "greedy wrong", "adversarial accuracy")
 SHOWN = {"sampled wrong": "wrong", "sampled recall": "Recall", "adversarial accuracy": "adversarial"}
 
@@ -46,25 +47,28 @@ def main(options: Options) -> None:
     """All of it; `--quick` only shows that it runs."""
     with tempfile.TemporaryDirectory() as folder, processes() as pool:
         if options.quick:
-            study, seeds = Study(Path(folder), 16, 8, 16, 4, 1, 40), SEEDS[:1]
+            study, seeds = Study(Path(folder), 16, 8, 16, judged=4, reward_steps=1, shorter=40), SEEDS[:1]
             kinds, methods = KINDS_OF_PAIRS[-1:], QUICK_METHODS
         else:
-            study, seeds = Study(BASES / f"rewards-{recipe()}"), SEEDS
+            study, seeds = Study(BASES / f"rewards-{recipe()}", judged=200), SEEDS
             kinds, methods = KINDS_OF_PAIRS, tuple(METHODS)
-        list(pool.map(study.pairs, seeds))
-        models = _submitted(pool, study.accuracies, {kind: (kind,) for kind in kinds}, seeds)
-        policies = _submitted(pool, study.outcomes, {name: (name, METHODS[name]) for name in methods}, seeds)
-        tables = add_accuracies(models, options) | add_policies(policies, options)
+        jobs: dict[str, Job] = {kind: (study.accuracies, kind) for kind in kinds}
+        jobs |= {name: (study.outcomes, name, METHODS[name]) for name in methods}
+        pool.map(study.pairs, seeds)  # begin first, and are there when models need them
+        found = _submitted(pool, jobs, seeds)
+        tables = add_accuracies(found(kinds), options) | add_policies(found(methods), options)
     if not options.quick:
         fill_pages(tables)
 
 
 def _submitted(
-    pool: ProcessPoolExecutor, run: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], seeds: Sequence[int]
-) -> Iterator[tuple[str, list[Any]]]:
-    """The runs of each name, one for each seed, as soon as they have ended. All of a seed start before the next."""
-    futures = {(name, seed): pool.submit(run, *arguments[name], seed) for seed in seeds for name in arguments}
-    return ((name, [futures[name, seed].result() for seed in seeds]) for name in arguments)
+    pool: ProcessPoolExecutor, jobs: Mapping[str, Job], seeds: Sequence[int]
+) -> Callable[[Sequence[str]], Iterator[tuple[str, list[Any]]]]:
+    """Start the jobs of every seed, one seed after the other. Returns a function that waits for those of some names."""
+    futures = {(name, seed): pool.submit(*jobs[name], seed) for seed in seeds for name in jobs}
+    for job, future in futures.items():
+        future.add_done_callback(lambda _, job=job: print("ended:", *job, flush=True))
+    return lambda names: ((name, [futures[name, seed].result() for seed in seeds]) for name in names)
 
 
 def add_accuracies(found: Iterator[tuple[str, list[dict[str, float]]]], options: Options) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reward_data as data
+import reward_runs
 import rewards
 import torch
 from alignment_rejected import Start
@@ -21,7 +23,7 @@ from table import Options
 from mmbdhs.evaluation import Outcome
 from mmbdhs.miniature.language import CLEAN, mentions, wrong_mentions
 from mmbdhs.miniature.world import Scene, Thing
-from mmbdhs.training import Rollout
+from mmbdhs.training import Rollout, TrainResult
 
 SCENE = Scene("lake", (Thing("boat", "red", 0), Thing("fish", "blue", 4), Thing("tree", "green", 8)))
 OPENING = "The image shows a lake."
@@ -130,6 +132,15 @@ def test_a_run_that_has_ended_is_not_made_again(tmp_path: Path) -> None:
     for _ in range(2):
         assert kept(tmp_path / "new" / "run.json", lambda: made.append(1) or {"value": 0.1}) == {"value": 0.1}
     assert made == [1]
+
+
+def test_a_model_whose_training_was_interrupted_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = TrainResult(None, 1, tmp_path, signal.SIGTERM)
+    monkeypatch.setattr(reward_runs, "train", lambda *_: interrupted)
+    (tmp_path / "pairs-0.json").write_text('[{"rankings": []}, {}]')
+    with pytest.raises(SystemExit, match="ended by SIGTERM"):
+        reward_runs.Study(tmp_path).accuracies("rankings", 0)
+    assert not (tmp_path / "rankings-0").exists()
 
 
 def test_every_reward_of_a_policy_exists() -> None:
