@@ -6,10 +6,12 @@ reward that knows the scene, and RLOO from reward models.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -28,7 +30,7 @@ from mmbdhs.training import ppo, rloo
 SEEDS = (0, 1, 2)
 SETTINGS = {"beta": 0.05, "max_kl": 1e4}  # a policy that collapses is a result here
 RLOO, PPO = rloo(**SETTINGS), ppo(num_ppo_epochs=2, lam=1.0, **SETTINGS)
-BASELINE = "baseline"
+BASELINE, TRAINED_ON = "baseline", "trained on"
 METHODS = {
     BASELINE: Method(ORACLE, None),
     "RLOO, oracle": Method(ORACLE, RLOO, steps=60),
@@ -56,9 +58,9 @@ def main(options: Options) -> None:
         jobs |= {name: (study.outcomes, name, METHODS[name]) for name in methods}
         pool.map(study.pairs, seeds)  # begin first, and are there when models need them
         found = _submitted(pool, jobs, seeds)
-        tables = add_accuracies(found(kinds), options) | add_policies(found(methods), options)
+        rows = add_accuracies(found(kinds), options), add_policies(found(methods), options)
     if not options.quick:
-        fill_pages(tables)
+        fill_pages(page_tables(*rows))
 
 
 def _submitted(
@@ -71,16 +73,15 @@ def _submitted(
     return lambda names: ((name, [futures[name, seed].result() for seed in seeds]) for name in names)
 
 
-def add_accuracies(found: Iterator[tuple[str, list[dict[str, float]]]], options: Options) -> dict[str, str]:
+def add_accuracies(found: Iterator[tuple[str, list[dict[str, float]]]], options: Options) -> list[dict[str, Any]]:
     """A row for each kind of pairs that reward models learned from: their accuracies in percent, as means over seeds
-    with the standard deviation. Returns the table of the page."""
-    columns = {"trained on": "<14s"} | dict.fromkeys(KINDS_OF_PAIRS, "<12s")
-    with Table("reward_models", columns, options) as table:
+    with the standard deviation."""
+    with Table("reward_models", {TRAINED_ON: "<14s"} | dict.fromkeys(KINDS_OF_PAIRS, "<12s"), options) as table:
         for name, runs in found:
             of_seeds = {kind: [round(100 * run[kind], 1) for run in runs] for kind in KINDS_OF_PAIRS}
             shown = {kind: _with_spread(values) for kind, values in of_seeds.items()}
-            table.add(**{"trained on": name}, **shown, of_seeds=of_seeds)
-    return {"reward models": text_table(table.rows, list(columns))}
+            table.add(**{TRAINED_ON: name}, **shown, of_seeds=of_seeds)
+    return table.rows
 
 
 def _with_spread(values: Sequence[float]) -> str:
@@ -88,41 +89,61 @@ def _with_spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.0f}" + (f" ± {stdev(values):.0f}" if len(values) > 1 else "")
 
 
-def add_policies(found: Iterator[tuple[str, list[tuple[list[Outcome], float]]]], options: Options) -> dict[str, str]:
-    """A row for each method: levels over all seeds, and what they differ from the baseline by. Returns the tables of
-    the page."""
+def add_policies(
+    found: Iterator[tuple[str, list[tuple[list[Outcome], float]]]], options: Options
+) -> list[dict[str, Any]]:
+    """A row for each method, the baseline first: levels over all seeds, and what they differ from the baseline by."""
     columns = {"method": "<28s"} | dict.fromkeys(METRICS, ">.3f") | {"minutes": ">.1f"}
     columns |= dict.fromkeys(SHOWN.values(), "<28s")
-    differences: list[dict[str, Any]] = []
     baseline: list[list[Outcome]] = []
     with Table("rewards", columns, options) as table:
         for method, runs in found:
             outcomes = [one for one, _ in runs]
             baseline = baseline or outcomes
             cells = _differences(baseline, outcomes)
-            level = rates(_joined(outcomes))
-            shown = {name: shown_difference(cells[metric]) for metric, name in SHOWN.items()}
+            shown = {name: cells[metric] and shown_difference(cells[metric]) for metric, name in SHOWN.items()}
             minutes = fmean(minutes for _, minutes in runs)
-            table.add(method=method, **level, **shown, minutes=minutes, seeds=len(runs))
-            differences.append({"method": method, **cells})
+            level = {
+                metric: cells[metric] and value
+                for metric, value in rates(_joined(outcomes)).items()
+                if metric in METRICS
+            }
+            table.add(method=method, seeds=len(runs), **level, **shown, minutes=minutes, differences=cells)
+    return table.rows
+
+
+def page_tables(models: Sequence[Mapping[str, Any]], policies: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The tables of the page by their names, made of the rows of reward models and of policies."""
+    levels = [{**row, **{name: nan if row[name] is None else row[name] for name in METRICS}} for row in policies]
+    differences = [
+        {"method": row["method"], **{name: cell or ([nan] * 3, [0.0]) for name, cell in row["differences"].items()}}
+        for row in policies
+        if row["method"] != BASELINE
+    ]
     return {
-        "rewards": level_table(table.rows, METRICS),
-        "rewards differences": difference_table(differences[1:], METRICS, "method"),
+        "reward models": text_table(models, [TRAINED_ON, *KINDS_OF_PAIRS]),
+        "rewards": _with_dashes(level_table(levels, METRICS)),
+        "rewards differences": _with_dashes(difference_table(differences, METRICS, "method")),
     }
+
+
+def _with_dashes(table: str) -> str:
+    """The table with a dash for each number that does not exist."""
+    return re.sub(r"\+nan \[.*?\]|\bnan\b", "–", table)
 
 
 def _differences(before: Sequence[list[Outcome]], after: Sequence[list[Outcome]]) -> dict[str, Any]:
     """For each metric the difference over all seeds with its 95% interval (bootstrap over images, which are the same
-    for all runs), and the difference of each seed."""
+    for all runs), and the difference of each seed; None where captions name no object, so that no claim can be wrong.
+    """
     each = [(rates(one), rates(other)) for one, other in zip(before, after, strict=True)]
-    return {
-        one.metric: (
-            [one.difference.value, one.difference.low, one.difference.high],
-            [new[one.metric] - old[one.metric] for old, new in each],
-        )
-        for one in compare(_joined(before), _joined(after))
-        if one.metric in METRICS
-    }
+    found: dict[str, Any] = {}
+    for one in compare(_joined(before), _joined(after)):
+        if one.metric in METRICS:
+            interval = [round(x, 4) for x in (one.difference.value, one.difference.low, one.difference.high)]
+            of_seeds = [round(new[one.metric] - old[one.metric], 4) for old, new in each]
+            found[one.metric] = None if isnan(interval[0]) else (interval, of_seeds)
+    return found
 
 
 def _joined(outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:

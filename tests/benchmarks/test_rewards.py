@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_policies_are_compared_with_the_baseline_of_their_seed() -> None:
         BASELINE: [(_outcomes(0.6), 0.0), (_outcomes(0.4), 0.0)],
         "RLOO": [(_outcomes(0.3), 1), (_outcomes(0.2), 2)],
     }
-    found = rewards.add_policies(iter(runs.items()), Options(True, torch.device("cpu")))
+    found = rewards.page_tables([], rewards.add_policies(iter(runs.items()), Options(True, torch.device("cpu"))))
     assert found["rewards"].splitlines()[2:] == [
         f"| {BASELINE} | .500 | .500 | .500 | .500 | .500 |",
         "| RLOO | .250 | .250 | .250 | .250 | .250 |",
@@ -167,7 +168,18 @@ def test_policies_are_compared_with_the_baseline_of_their_seed() -> None:
     assert row.split(" | ")[1].startswith("**−.250 [−.250, −.250] ± ")  # by −.3 and −.2, the same on each image
 
 
+def test_captions_without_objects_have_no_rate_of_wrong_claims() -> None:
+    silent = [replace(one, counts=one.counts | {"sampled wrong": (0, 0)}) for one in _outcomes(0.2)]
+    runs = {BASELINE: [(_outcomes(0.6), 0.0)], "RLOO": [(silent, 1)]}
+    rows = rewards.add_policies(iter(runs.items()), Options(True, torch.device("cpu")))
+    found = rewards.page_tables([], rows)
+    assert rows[1]["sampled wrong"] is None and rows[1]["differences"]["sampled wrong"] is None
+    assert found["rewards"].splitlines()[3] == "| RLOO | – | .200 | .200 | .200 | .200 |"
+    assert found["rewards differences"].splitlines()[2].startswith("| RLOO | – | **−.400 [")
+
+
 def test_accuracies_are_means_in_percent() -> None:
     runs = [dict.fromkeys(KINDS_OF_PAIRS, share) for share in (0.7, 0.8, 0.9)]
-    found = rewards.add_accuracies(iter([("rankings", runs)]), Options(True, torch.device("cpu")))
+    rows = rewards.add_accuracies(iter([("rankings", runs)]), Options(True, torch.device("cpu")))
+    found = rewards.page_tables(rows, [])
     assert found["reward models"].splitlines()[2] == "| rankings" + " | 80 ± 10" * len(KINDS_OF_PAIRS) + " |"
