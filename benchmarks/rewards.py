@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -69,7 +69,7 @@ def _submitted(
     """Start the jobs of every seed, one seed after the other. Returns a function that waits for those of some names."""
     futures = {(name, seed): pool.submit(*jobs[name], seed) for seed in seeds for name in jobs}
     for job, future in futures.items():
-        future.add_done_callback(lambda _, job=job: print("ended:", *job, flush=True))
+        future.add_done_callback(lambda _, job=job: print("ended: {} {}\n".format(*job), end="", flush=True))
     return lambda names: ((name, [futures[name, seed].result() for seed in seeds]) for name in names)
 
 
@@ -134,7 +134,8 @@ def _with_dashes(table: str) -> str:
 
 def _differences(before: Sequence[list[Outcome]], after: Sequence[list[Outcome]]) -> dict[str, Any]:
     """For each metric the difference over all seeds with its 95% interval (bootstrap over images, which are the same
-    for all runs), and the difference of each seed; None where captions name no object, so that no claim can be wrong.
+    for all runs), and the difference of each seed; None where the captions of a seed name no object, of which none can
+    be wrong.
     """
     each = [(rates(one), rates(other)) for one, other in zip(before, after, strict=True)]
     found: dict[str, Any] = {}
@@ -142,7 +143,8 @@ def _differences(before: Sequence[list[Outcome]], after: Sequence[list[Outcome]]
         if one.metric in METRICS:
             interval = [round(x, 4) for x in (one.difference.value, one.difference.low, one.difference.high)]
             of_seeds = [round(new[one.metric] - old[one.metric], 4) for old, new in each]
-            found[one.metric] = None if isnan(interval[0]) else (interval, of_seeds)
+            exists = all(sum(outcome.counts[one.metric][1] for outcome in some) for some in after)
+            found[one.metric] = (interval, of_seeds) if exists else None
     return found
 
 
