@@ -66,7 +66,7 @@ class Run:
             examples = [example | {"rejected": text} for example, text in zip(examples, rejected, strict=True)]
         with tempfile.TemporaryDirectory() as output:
             config = self._config(output, method)
-            train(start.model, start.processor, examples, method.source(start), method.objective, config)
+            trained(start.model, start.processor, examples, method.source(start), method.objective, config)
 
     def _config(self, output: str, method: Method) -> TrainConfig:
         """The same for all methods, settled on the validation world, but for what a method is about."""
@@ -83,6 +83,14 @@ class Run:
             "on_error": "skip",
         }
         return TrainConfig(output, **(settings | method.training))
+
+
+def trained(*arguments: Any) -> Path:
+    """The folder of the trained model. Raises SystemExit where a signal ended the run early, so that it is not kept."""
+    result = train(*arguments)
+    if result.interrupted:
+        raise SystemExit(f"the training was ended by {result.interrupted.name}")
+    return result.folder
 
 
 def processes() -> ProcessPoolExecutor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from alignment_judge import judge
 from alignment_rejected import Start
-from alignment_runs import packed, unpacked
+from alignment_runs import packed, trained, unpacked
 from alignment_world import BASE_CODE, Mixture, Records, base, digest
 from reward_data import SAMPLING, oracle, pairs_of_each_kind, with_images
 
@@ -32,7 +32,6 @@ from mmbdhs.training import (
     TrainConfig,
     reward_accuracy,
     reward_modelling,
-    train,
 )
 
 ORACLE = "oracle"
@@ -94,8 +93,8 @@ class Study:
         model, processor = miniature.load(base(0))
         with tempfile.TemporaryDirectory() as output:
             config = _config(output, self.reward_steps, 1e-3, seed)
-            trained = _train(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
-            shutil.copytree(trained, self._model(kind, seed), dirs_exist_ok=True)
+            folder = trained(model, processor, pairs[kind], StoredSource(), reward_modelling(), config)
+            shutil.copytree(folder, self._model(kind, seed), dirs_exist_ok=True)
         (found,) = reward_accuracy({kind: RewardModel(model, processor)}, held_out).shares.values()
         return {name: one.value for name, one in found.items()}
 
@@ -122,21 +121,13 @@ class Study:
         records = CAPTIONS.records(self.prompts, BIASED)
         with tempfile.TemporaryDirectory() as output:
             config = _config(output, method.steps // self.shorter, method.rate, seed)
-            _train(model, processor, records, source, method.objective, config)
+            trained(model, processor, records, source, method.objective, config)
 
     def _reward(self, kind: str, seed: int) -> Reward:
         if kind == ORACLE:
             return oracle
         self.accuracies(kind, seed)  # trains the model unless it is there
         return RewardModel.from_pretrained(self._model(kind, seed))
-
-
-def _train(*arguments: Any) -> Path:
-    """The folder of the trained model. Raises SystemExit where a signal ended the run early, so that it is not kept."""
-    result = train(*arguments)
-    if result.interrupted:
-        raise SystemExit(f"rewards: ended by {result.interrupted.name}")
-    return result.folder
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:

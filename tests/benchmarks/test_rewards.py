@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import alignment_runs
 import pytest
 import reward_data as data
 import reward_runs
@@ -137,7 +138,7 @@ def test_a_run_that_has_ended_is_not_made_again(tmp_path: Path) -> None:
 
 def test_a_model_whose_training_was_interrupted_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = TrainResult(None, 1, tmp_path, signal.SIGTERM)
-    monkeypatch.setattr(reward_runs, "train", lambda *_: interrupted)
+    monkeypatch.setattr(alignment_runs, "train", lambda *_: interrupted)
     (tmp_path / "pairs-0.json").write_text('[{"rankings": []}, {}]')
     with pytest.raises(SystemExit, match="ended by SIGTERM"):
         reward_runs.Study(tmp_path).accuracies("rankings", 0)
