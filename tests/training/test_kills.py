@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-KILLS, SEED = {"dpo": 20, "rloo": 5, "ppo": 5}, 0
+KILLS, SEED = {"dpo": 20, "rloo": 10, "ppo": 10}, 0
 
 
 @pytest.mark.slow
