@@ -17,7 +17,7 @@ from alignment_methods import BDHS, CONTROL, MAIN, MORE, SFT
 from alignment_page import SHOWN, fill_pages, page_tables, plot_page, shown_difference
 from alignment_runs import BASELINE, Run, RunFile, processes
 from alignment_tables import difference, levels
-from alignment_world import BASE_CODE, BASES, base, digest
+from alignment_world import BASES, base, recipe
 from table import RESULTS, Options, Table
 
 BASE_NUMBERS = (0, 1, 2, 3, 4)
@@ -69,8 +69,7 @@ def report(runs: Sequence[Run], kept: RunFile, options: Options) -> None:
 
 def _recipe() -> str:
     """Changes with the benchmark's code that determines what a run counts. Methods differ by their names alone."""
-    ours = [Path(__file__).parent / f"alignment_{name}.py" for name in ("world", "rejected", "judge", "runs")]
-    return digest([*ours, *BASE_CODE])
+    return recipe("alignment_world", "alignment_rejected", "alignment_judge", "alignment_runs")
 
 
 def _make(runs: Sequence[Run], kept: RunFile, pool: ProcessPoolExecutor) -> None:

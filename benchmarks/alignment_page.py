@@ -10,6 +10,7 @@ from typing import Any
 
 from alignment_methods import BDHS, CONTROL, FLIPPED, MAIN, MORE, SFT
 from alignment_runs import BASELINE, IMAGES
+from alignment_tables import Cell
 from plot import IntervalRow, Line, interval_plot, line_plot
 from table import RESULTS
 
@@ -38,12 +39,13 @@ SHOWN = {
 CAPTIONS = tuple(name for name in SHOWN if name.startswith(("sampled", "greedy")))
 ANSWERS = tuple(name for name in SHOWN if name not in CAPTIONS)
 HEADLINE = ("sampled wrong", "sampled chair_i", "sampled colours", "sampled recall", "adversarial accuracy")
-CURVED = ("sampled wrong", "sampled recall", "adversarial accuracy")
 SUMMARY = {"sampled wrong": "wrong claims", "sampled recall": "Recall", "adversarial accuracy": "POPE adversarial"}
-PER_BASE = {name: SHOWN[name] for name in CURVED} | {"random recall": "random recall", "random yes_ratio": "random yes"}
+PER_BASE = {name: SHOWN[name] for name in SUMMARY} | {
+    "random recall": "random recall",
+    "random yes_ratio": "random yes",
+}
 Row = Mapping[str, Any]
 TITLES = {"bias": "bias of the references", "images": "number of images"}
-Cell = tuple[Sequence[float], Sequence[float]]
 
 
 def page_tables(levels: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
@@ -86,7 +88,7 @@ def _summary(*sides: Sequence[Row]) -> str:
         for pair in zip(*sides, strict=True)
         if pair[0]["method"] != FLIPPED  # without captions it is no rival
     ]
-    return _markdown(["", *(f"{name}, {of}" for name in SUMMARY.values() for of in ("biased", "true"))], body)
+    return markdown(["", *(f"{name}, {of}" for name in SUMMARY.values() for of in ("biased", "true"))], body)
 
 
 def _bases_table(rows: Sequence[Row]) -> str:
@@ -96,7 +98,7 @@ def _bases_table(rows: Sequence[Row]) -> str:
         for place, number in enumerate(rows[0]["numbers"])
         for row in rows
     ]
-    return _markdown(["base", "", *PER_BASE.values()], body)
+    return markdown(["base", "", *PER_BASE.values()], body)
 
 
 def bias_curves(levels: Sequence[Row]) -> dict[str, dict[float, Row]]:
@@ -116,11 +118,11 @@ def _curve_table(curves: Mapping[str, Mapping[float, Row]], of: str) -> str:
     """Wrong claims, Recall and POPE adversarial on the shipped base."""
     points = sorted(set.intersection(*(set(rows) for rows in curves.values())))
     body = [[f"{point:g}", *(_curve_cell(rows[point]) for rows in curves.values())] for point in points]
-    return _markdown([of, *curves], body)
+    return markdown([of, *curves], body)
 
 
 def _curve_cell(row: Row) -> str:
-    return " / ".join(_plain(first_base(row, name)) for name in CURVED)
+    return " / ".join(_plain(first_base(row, name)) for name in SUMMARY)
 
 
 def first_base(row: Row, metric: str) -> float:
@@ -144,20 +146,16 @@ def plot_page(levels: Sequence[Row]) -> None:
 
 
 def level_table(rows: Iterable[Row], metrics: Sequence[str]) -> str:
-    """A Markdown table of levels."""
+    """A Markdown table of levels, with a dash for None."""
     body = [[row["method"], *(_plain(row[name]) for name in metrics)] for row in rows]
-    return _markdown(["", *(SHOWN[name] for name in metrics)], body)
+    return markdown(["", *(SHOWN[name] for name in metrics)], body)
 
 
 def difference_table(rows: Iterable[Row], metrics: Sequence[str], named: str) -> str:
-    """A Markdown table of differences, bold where they hold. named: the column with the rows' names."""
+    """A Markdown table of differences, bold where they hold, with a dash for None. named: the column with the names of
+    the rows."""
     body = [[row[named], *(_bold(row[name]) for name in metrics)] for row in rows]
-    return _markdown(["", *(SHOWN[name] for name in metrics)], body)
-
-
-def text_table(rows: Iterable[Row], columns: Sequence[str]) -> str:
-    """A Markdown table of columns of texts, the first of which names the rows."""
-    return _markdown(["", *columns[1:]], [[row[name] for name in columns] for row in rows])
+    return markdown(["", *(SHOWN[name] for name in metrics)], body)
 
 
 def shown_difference(cell: Cell) -> str:
@@ -176,16 +174,21 @@ def holds(cell: Cell) -> bool:
     return all(one * value > 0 for one in signs)
 
 
-def _bold(cell: Cell) -> str:
+def _bold(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
     return f"**{shown_difference(cell)}**" if holds(cell) else shown_difference(cell)
 
 
-def _markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *body]
     return "".join(f"|{'|'.join(line)}|\n" for line in lines)
 
 
-def _plain(value: float) -> str:
+def _plain(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.1f}" if value >= 10 else f"{value:.3f}".removeprefix("0")
 
 

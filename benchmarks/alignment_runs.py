@@ -23,6 +23,7 @@ from alignment_methods import MAIN, MORE, RATE, Method, Start
 from alignment_world import base
 
 from mmbdhs import miniature
+from mmbdhs.data import write_jsonl
 from mmbdhs.evaluation import Outcome
 from mmbdhs.miniature.language import BIASED, Noise
 from mmbdhs.training import TrainConfig, train
@@ -72,17 +73,24 @@ class Run:
         """The same for all methods, settled on the validation world, but for what a method is about."""
         settings = {
             "num_train_epochs": 2,
-            "lora_r": 0,
             "per_device_train_batch_size": IMAGES_PER_STEP * method.mixture.records_per_image,
-            "gradient_accumulation_steps": 1,
             "learning_rate": RATE,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 0.05,
-            "logging_steps": 1000,
             "seed": self.base,
             "on_error": "skip",
         }
-        return TrainConfig(output, **(settings | method.training))
+        return train_config(output, **(settings | method.training))
+
+
+def train_config(output: str, **settings: Any) -> TrainConfig:
+    """The settings of a training of the miniature, the whole decoder unless others are given."""
+    common = {
+        "lora_r": 0,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.05,
+        "logging_steps": 1000,
+    }
+    return TrainConfig(output, **(common | settings))
 
 
 def trained(*arguments: Any) -> Path:
@@ -145,4 +153,4 @@ class RunFile:
 
     def write(self, path: Path, runs: Sequence[Run]) -> None:
         """Write the rows of these runs to another file."""
-        path.write_text("".join(json.dumps(self.rows[run]) + "\n" for run in runs))
+        write_jsonl(path, (self.rows[run] for run in runs))

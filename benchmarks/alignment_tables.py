@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +20,7 @@ METRICS = (
     *(f"{split} {metric}" for split in SPLITS for metric in POPE),
 )
 Rows = Mapping[Run, dict[str, Any]]
+Cell = tuple[Sequence[float], Sequence[float]]
 
 
 def of_bases(rows: Rows, like: Run) -> list[dict[str, Any]]:
@@ -52,19 +52,29 @@ def difference(rows: Rows, like: Run, rival: Run) -> dict[str, Any]:
     ours, theirs = of_bases(rows, like), of_bases(rows, rival)
     bases = {row["run"]["base"] for row in ours} & {row["run"]["base"] for row in theirs}
     images = min(like.judged, rival.judged)
-    sides = [[row for row in side if row["run"]["base"] in bases] for side in (theirs, ours)]
-    first, second = ([_reported(unpacked(row, images)) for row in side] for side in sides)
-    on_bases = [(rates(one), rates(other)) for one, other in zip(first, second, strict=True)]
-    found: dict[str, Any] = {**_about(like), "minus": rival.method, "bases": len(bases)}
-    for one in compare(*(list(chain.from_iterable(side)) for side in (first, second))):
-        interval = [one.difference.value, one.difference.low, one.difference.high]
-        each = [after[one.metric] - before[one.metric] for before, after in on_bases]
-        found[one.metric] = [round(x, 4) for x in interval], [round(x, 4) for x in each]
+    before, after = ([unpacked(row, images) for row in side if row["run"]["base"] in bases] for side in (theirs, ours))
+    return {**_about(like), "minus": rival.method, "bases": len(bases), **differences(before, after)}
+
+
+def differences(before: Sequence[Sequence[Outcome]], after: Sequence[Sequence[Outcome]]) -> dict[str, Cell]:
+    """How far runs are above as many others: for each metric the difference over all runs and the ends of its 95%
+    interval (bootstrap over images, which are the same for all runs), and the difference of each run."""
+    each = [(rates(one), rates(other)) for one, other in zip(before, after, strict=True)]
+    found = {}
+    for one in compare(joined(before), joined(after)):
+        interval = one.difference.value, one.difference.low, one.difference.high
+        of_runs = [new[one.metric] - old[one.metric] for old, new in each]
+        found[one.metric] = [round(x, 4) for x in interval], [round(x, 4) for x in of_runs]
     return found
 
 
-def _reported(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return [replace(one, counts={name: one.counts[name] for name in METRICS}) for one in outcomes]
+def joined(runs: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """The outcomes of all runs, which are about the same images, with the metrics that are reported."""
+    return [
+        replace(one, id=f"{number}/{one.image}", counts={name: one.counts[name] for name in METRICS})
+        for number, outcomes in enumerate(runs)
+        for one in outcomes
+    ]
 
 
 def _about(run: Run) -> dict[str, Any]:

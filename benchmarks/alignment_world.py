@@ -43,6 +43,11 @@ def digest(files: Sequence[Path], more: str = "") -> str:
     return blake2b(b"".join([*(file.read_bytes() for file in files), more.encode()]), digest_size=4).hexdigest()
 
 
+def recipe(*modules: str) -> str:
+    """The digest of these modules of the benchmarks and of what determines the bases."""
+    return digest([*(Path(__file__).parent / f"{name}.py" for name in modules), *BASE_CODE])
+
+
 def base(number: int) -> Path:
     """A miniature trained from scratch with this seed: 0 is the shipped one, others are trained at their first use and
     kept for as long as the code that trains them stays the same."""

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from alignment_judge import judge
 from alignment_rejected import Start
-from alignment_runs import packed, trained, unpacked
-from alignment_world import BASE_CODE, Mixture, Records, base, digest
+from alignment_runs import packed, train_config, trained, unpacked
+from alignment_world import Mixture, Records, base, recipe
 from reward_data import SAMPLING, oracle, pairs_of_each_kind, with_images
 
 from mmbdhs import miniature
@@ -49,7 +49,7 @@ class Method(NamedTuple):
     reward: str
     objective: Any
     rate: float = 1e-3
-    steps: int = 80
+    steps: int = 60
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,20 @@ class Study:
     images: int = 800
     held_out: int = 120
     prompts: int = 400
-    judged: int = 250
+    judged: int = 200
     reward_steps: int = 120
     shorter: int = 1
 
     def pairs(self, seed: int) -> tuple[dict[str, Records], dict[str, Records]]:
         """Pairs of each kind to learn from, and held-out ones, sampled with this seed."""
-        rows = kept(self.folder / f"pairs-{seed}.json", lambda: self._pairs(seed))
+        rows = self.pair_rows(seed)
         first, second = ({kind: with_images(part) for kind, part in parts.items()} for parts in rows)
         return first, second
+
+    def pair_rows(self, seed: int) -> list[dict[str, Records]]:
+        """The same pairs without their images."""
+        found: list[dict[str, Records]] = kept(self.folder / f"pairs-{seed}.json", lambda: self._pairs(seed))
+        return found
 
     def _pairs(self, seed: int) -> list[dict[str, Records]]:
         start = Start(*miniature.load(base(0)), seed)
@@ -138,21 +143,10 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
 
 
 def _config(output: str, steps: int, rate: float, seed: int) -> TrainConfig:
-    return TrainConfig(
-        output,
-        max_steps=steps,
-        lora_r=0,
-        per_device_train_batch_size=16,
-        gradient_accumulation_steps=1,
-        learning_rate=rate,
-        lr_scheduler_type="linear",
-        warmup_steps=0.05,
-        logging_steps=1000,
-        seed=seed,
-    )
+    return train_config(output, max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, seed=seed)
 
 
-def recipe() -> str:
+def reward_recipe() -> str:
     """Changes with the code that determines what runs find. Methods differ by their names alone."""
-    names = ("reward_runs", "reward_data", "alignment_judge", "alignment_rejected", "alignment_world")
-    return digest([*(Path(__file__).parent / f"{name}.py" for name in names), *BASE_CODE])
+    ours, alignment = ("runs", "data"), ("runs", "judge", "rejected", "world")
+    return recipe(*(f"reward_{name}" for name in ours), *(f"alignment_{name}" for name in alignment))

@@ -6,38 +6,35 @@ reward that knows the scene, and RLOO from reward models.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from alignment_page import difference_table, fill_pages, level_table, shown_difference, text_table
-from alignment_runs import processes
-from alignment_tables import rates
+from alignment_page import difference_table, fill_pages, level_table, markdown, shown_difference
+from alignment_runs import BASELINE, processes
+from alignment_tables import differences, joined, rates
 from alignment_world import BASES
 from reward_data import KINDS_OF_PAIRS
-from reward_runs import ORACLE, Method, Study, recipe
+from reward_runs import ORACLE, Method, Study, reward_recipe
 from table import Options, Table
 
-from mmbdhs.evaluation import Outcome, compare
+from mmbdhs.evaluation import Outcome
 from mmbdhs.training import ppo, rloo
 
 SEEDS = (0, 1, 2)
 SETTINGS = {"beta": 0.05, "max_kl": 1e4}  # a policy that collapses is a result here
 RLOO, PPO = rloo(**SETTINGS), ppo(num_ppo_epochs=2, lam=1.0, **SETTINGS)
-BASELINE, TRAINED_ON = "baseline", "trained on"
+TRAINED_ON = "trained on"
 METHODS = {
     BASELINE: Method(ORACLE, None),
-    "RLOO, oracle": Method(ORACLE, RLOO, steps=60),
+    "RLOO, oracle": Method(ORACLE, RLOO),
     "PPO, oracle": Method(ORACLE, PPO, rate=3e-4, steps=40),
-    "RLOO, model of rankings": Method("rankings", RLOO, steps=60),
-    "RLOO, model of corruptions": Method("corruptions", RLOO, steps=60),
-    "RLOO, model of corruptions†": Method("corruptions†", RLOO, steps=60),
+    "RLOO, model of rankings": Method("rankings", RLOO),
+    "RLOO, model of corruptions": Method("corruptions", RLOO),
+    "RLOO, model of corruptions†": Method("corruptions†", RLOO),
 }
 QUICK_METHODS = (BASELINE, "PPO, oracle", "RLOO, model of rankings")
 Job = tuple[Any, ...]  # a function of a seed, and its first arguments
@@ -52,11 +49,11 @@ def main(options: Options) -> None:
             study, seeds = Study(Path(folder), 16, 8, 16, judged=4, reward_steps=1, shorter=40), SEEDS[:1]
             kinds, methods = KINDS_OF_PAIRS[-1:], QUICK_METHODS
         else:
-            study, seeds = Study(BASES / f"rewards-{recipe()}", judged=200), SEEDS
+            study, seeds = Study(BASES / f"rewards-{reward_recipe()}"), SEEDS
             kinds, methods = KINDS_OF_PAIRS, tuple(METHODS)
         jobs: dict[str, Job] = {kind: (study.accuracies, kind) for kind in kinds}
         jobs |= {name: (study.outcomes, name, METHODS[name]) for name in methods}
-        pool.map(study.pairs, seeds)  # begin first, and are there when models need them
+        pool.map(study.pair_rows, seeds)  # begin first, and are there when models need them
         found = _submitted(pool, jobs, seeds)
         rows = add_accuracies(found(kinds), options), add_policies(found(methods), options)
     if not options.quick:
@@ -100,54 +97,28 @@ def add_policies(
         for method, runs in found:
             outcomes = [one for one, _ in runs]
             baseline = baseline or outcomes
-            cells = _differences(baseline, outcomes)
+            known = {metric for metric in METRICS if _exists(metric, outcomes)}
+            cells, level = (
+                {metric: values[metric] if metric in known else None for metric in METRICS}
+                for values in (differences(baseline, outcomes), rates(joined(outcomes)))
+            )
             shown = {name: cells[metric] and shown_difference(cells[metric]) for metric, name in SHOWN.items()}
             minutes = fmean(minutes for _, minutes in runs)
-            level = {
-                metric: cells[metric] and value
-                for metric, value in rates(_joined(outcomes)).items()
-                if metric in METRICS
-            }
             table.add(method=method, seeds=len(runs), **level, **shown, minutes=minutes, differences=cells)
     return table.rows
 
 
 def page_tables(models: Sequence[Mapping[str, Any]], policies: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The tables of the page by their names, made of the rows of reward models and of policies."""
-    levels = [{**row, **{name: nan if row[name] is None else row[name] for name in METRICS}} for row in policies]
-    differences = [
-        {"method": row["method"], **{name: cell or ([nan] * 3, [0.0]) for name, cell in row["differences"].items()}}
-        for row in policies
-        if row["method"] != BASELINE
-    ]
+    shares = [[row[name] for name in (TRAINED_ON, *KINDS_OF_PAIRS)] for row in models]
+    changes = [{"method": row["method"], **row["differences"]} for row in policies if row["method"] != BASELINE]
     return {
-        "reward models": text_table(models, [TRAINED_ON, *KINDS_OF_PAIRS]),
-        "rewards": _with_dashes(level_table(levels, METRICS)),
-        "rewards differences": _with_dashes(difference_table(differences, METRICS, "method")),
+        "reward models": markdown(["", *KINDS_OF_PAIRS], shares),
+        "rewards": level_table(policies, METRICS),
+        "rewards differences": difference_table(changes, METRICS, "method"),
     }
 
 
-def _with_dashes(table: str) -> str:
-    """The table with a dash for each number that does not exist."""
-    return re.sub(r"\+nan \[.*?\]|\bnan\b", "–", table)
-
-
-def _differences(before: Sequence[list[Outcome]], after: Sequence[list[Outcome]]) -> dict[str, Any]:
-    """For each metric the difference over all seeds with its 95% interval (bootstrap over images, which are the same
-    for all runs), and the difference of each seed; None where the captions of a seed name no object, of which none can
-    be wrong.
-    """
-    each = [(rates(one), rates(other)) for one, other in zip(before, after, strict=True)]
-    found: dict[str, Any] = {}
-    for one in compare(_joined(before), _joined(after)):
-        if one.metric in METRICS:
-            interval = [round(x, 4) for x in (one.difference.value, one.difference.low, one.difference.high)]
-            of_seeds = [round(new[one.metric] - old[one.metric], 4) for old, new in each]
-            exists = all(sum(outcome.counts[one.metric][1] for outcome in some) for some in after)
-            found[one.metric] = (interval, of_seeds) if exists else None
-    return found
-
-
-def _joined(outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """The outcomes of all seeds, whose images are the same."""
-    return [replace(one, id=f"{seed}/{one.id}") for seed, some in enumerate(outcomes) for one in some]
+def _exists(metric: str, outcomes: Sequence[Sequence[Outcome]]) -> bool:
+    """Whether a metric has a value for every seed: where the captions of one name no object, none can be wrong."""
+    return all(sum(one.counts[metric][1] for one in of_seed) for of_seed in outcomes)

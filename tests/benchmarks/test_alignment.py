@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import alignment
 import alignment_page as page
 import alignment_rejected as rejected
-import alignment_runs
 import alignment_tables
 import alignment_world as world
 import pytest
@@ -124,7 +123,7 @@ def _row(run: Run, wrong: list[int]) -> dict[str, Any]:
     """A run whose metrics are all this many of 10 on each image."""
     counts = [dict.fromkeys(alignment_tables.METRICS, (one, 10)) for one in wrong]
     outcomes = [Outcome(f"{number}", f"{number}", (), one) for number, one in enumerate(counts)]
-    return {"run": alignment_runs.asdict(run), "cpu_minutes": [1.0, 0.5], **packed(outcomes)}
+    return {"run": asdict(run), "cpu_minutes": [1.0, 0.5], **packed(outcomes)}
 
 
 def test_runs_are_kept_even_where_the_last_line_was_torn(tmp_path: Path) -> None:
